@@ -1,0 +1,198 @@
+"""What crosses the border to a compression child: a folder with `task.json` going in, `result.json` coming out.
+
+    TASKDIR/task.json        a `Task`
+    TASKDIR/in/...           what the task reads, by name
+    TASKDIR/progress.json    the newest `TaskProgress`, replaced atomically
+    TASKDIR/out/...          what the task made, by name
+    TASKDIR/result.json      a `TaskResult`, written last and atomically: without it the task has not ended
+
+`python -m fleetfit.compress.run TASKDIR` runs one task. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Tensor(_Strict):
+    """One input or output: NumPy's dtype name, and the shape with the batch first (-1: may vary)."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+
+
+class IntakeModel(_Strict):
+    """Check an uploaded model. Reads `model`; makes nothing."""
+
+    kind: Literal["intake_model"] = "intake_model"
+    format: Literal["pt2", "onnx"]
+
+
+class IntakeData(_Strict):
+    """Check and split uploaded arrays. Reads `data` (.npz) and, where given, `test`.
+
+    Makes `train.npz`, `validation.npz`, `test.npz`.
+    """
+
+    kind: Literal["intake_data"] = "intake_data"
+    inputs: list[Tensor] | None = None
+    """The model's inputs, to compare with; None where no model was named."""
+    outputs: list[Tensor] | None = None
+    seed: int = 0
+    metric: str = ""
+    own_test: bool = False
+
+
+class Compress(_Strict):
+    """Run one recipe. Reads `model` and, where the recipe or a metric needs them, `train.npz` and `validation.npz`.
+
+    Makes one file per build (`build.onnx`), `variant.pt2` for trainable models.
+    """
+
+    kind: Literal["compress"] = "compress"
+    format: Literal["pt2", "onnx"]
+    recipe: str
+    """Canonical recipe, YAML."""
+    task: Literal["classification", "regression", ""] = ""
+    metric: str = ""
+    seed: int = 0
+    threads: int = 1
+    control_steps: dict[str, Any] | None = None
+    """For the control: the training that the original gets too (a distill step's parameters)."""
+
+
+class Task(_Strict):
+    """One task for a compression child."""
+
+    task_id: str
+    work: Annotated[IntakeModel | IntakeData | Compress, Field(discriminator="kind")]
+
+
+class TaskProgress(_Strict):
+    """How far a task has come: an activity in plain words, a fraction between 0 and 1, expected seconds left."""
+
+    activity: str
+    fraction: float
+    remaining_s: float | None = None
+
+
+class Window(_Strict):
+    """When the host's lock was held, in nanoseconds of the monotonic clock."""
+
+    begin_monotonic_ns: int
+    end_monotonic_ns: int
+
+
+class Score(_Strict):
+    """A metric's value with its 95 % interval, over `n` samples of `split`, computed with PyTorch on the server."""
+
+    name: str
+    value: float
+    ci95: tuple[float, float]
+    n: int
+    split: str
+
+
+class Step(_Strict):
+    """One line of a lineage: what one pass did. The first line (`pass_name` `original`) is the model as it came."""
+
+    pass_name: str
+    parameters_of_pass: dict[str, Any]
+    parameters: int
+    macs: int
+    """Multiply-accumulates for one sample."""
+    weight_bytes: int
+    metric: Score | None
+    seconds: float
+    training_steps: int = 0
+    notes: list[str] = []
+
+
+class Build(_Strict):
+    """A file in `out/` that a runtime loads."""
+
+    file: str
+    runtime: str
+    format: str
+    size_bytes: int
+    sha256: str
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    integer_operators: int = 0
+    """Operators that became integer ones; 0 for float builds."""
+    total_operators: int = 0
+    largest_difference: float | None = None
+    """Largest absolute difference between this build's outputs in its runtime and PyTorch's, on real inputs."""
+
+
+class ModelFacts(_Strict):
+    """What intake found in a model."""
+
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    parameters: int
+    macs: int
+    recognised_share: float
+    trainable: bool
+    notes: list[str] = []
+
+
+class SplitFile(_Strict):
+    """One split in `out/`."""
+
+    name: Literal["train", "validation", "test"]
+    file: str
+    count: int
+
+
+class DataFacts(_Strict):
+    """What intake found in a dataset."""
+
+    inputs: list[Tensor]
+    targets: Tensor | None
+    task: Literal["classification", "regression", ""]
+    classes: int = 0
+    metric: str
+    splits: list[SplitFile]
+    notes: list[str] = []
+
+
+class CompressFacts(_Strict):
+    """What a recipe made."""
+
+    lineage: list[Step]
+    builds: list[Build]
+    parameters: int
+    macs: int
+    environment: dict[str, str]
+    """Versions, instruction set, threads: the numeric environment."""
+    notes: list[str] = []
+
+
+class TaskError(_Strict):
+    """Why a task failed: an error's code (fleetfit.core.errors), its public sentence, and the private part."""
+
+    code: str
+    message: str
+    field: str = ""
+    private: str = ""
+
+
+class TaskResult(_Strict):
+    """How a task ended: exactly one of `model`, `data`, `compress` and `error` is set."""
+
+    task_id: str
+    model: ModelFacts | None = None
+    data: DataFacts | None = None
+    compress: CompressFacts | None = None
+    error: TaskError | None = None
+    held: list[Window] = []
+    confinement: list[str] = []
+    """What really confined the child, for example `landlock`, `seccomp`, `rlimits`."""

@@ -1,0 +1,144 @@
+"""Child processes with limits: how anything that may crash, hang or eat memory is run.
+
+A child is started by `run_child`, which watches the clock and names the way it ended. The child itself calls
+`limit_self` first of all: resource limits and a death signal are set there, because setting them between fork and exec
+is not safe in a process that runs gRPC's threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+_LIMITS_VARIABLE = "FLEETFIT_CHILD_LIMITS"
+_PR_SET_PDEATHSIG = 1
+# A child that met its memory limit says so with this exit code; the kernel's own killing is seen as SIGKILL.
+EXIT_OUT_OF_MEMORY = 86
+_STDERR_KEPT_BYTES = 16_384
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a child may use. None is no limit.
+
+    `memory_bytes` limits the data segment (heap and private mappings), not the address space: a process with gRPC or an
+    inference runtime maps far more than it uses.
+    """
+
+    memory_bytes: int | None = None
+    cpu_s: int | None = None
+    file_bytes: int | None = None
+    wall_s: float | None = None
+
+
+@dataclass(frozen=True)
+class ChildOutcome:
+    """How a child ended: `ok`, `failed` (it said so), `crashed`, `out_of_memory`, `timed_out` or `cancelled`."""
+
+    kind: str
+    exit_code: int
+    stderr_tail: str = field(repr=False, default="")
+
+
+def limit_self() -> None:
+    """Apply the limits that the parent asked for. To be called by a child before it imports anything heavy."""
+    parent = os.getppid()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    expected = os.environ.get("FLEETFIT_CHILD_PARENT")
+    if expected is not None and int(expected) not in (parent, os.getppid()):
+        os._exit(1)  # The parent died before the death signal was set.
+    text = os.environ.get(_LIMITS_VARIABLE)
+    if not text:
+        return
+    wanted = Limits(**json.loads(text))
+    for which, value in (
+        (resource.RLIMIT_DATA, wanted.memory_bytes),
+        (resource.RLIMIT_CPU, wanted.cpu_s),
+        (resource.RLIMIT_FSIZE, wanted.file_bytes),
+    ):
+        if value is not None:
+            _, hard = resource.getrlimit(which)
+            limit = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(which, (limit, hard))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def child_environment(limits: Limits, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment to start a limited child with."""
+    environment = dict(os.environ)
+    environment.update(extra or {})
+    environment[_LIMITS_VARIABLE] = json.dumps(asdict(limits))
+    environment["FLEETFIT_CHILD_PARENT"] = str(os.getpid())
+    return environment
+
+
+def classify(return_code: int) -> str:
+    """The kind of outcome that a return code (negative: a signal) stands for."""
+    if return_code == 0:
+        return "ok"
+    if return_code == EXIT_OUT_OF_MEMORY or return_code == -signal.SIGKILL:
+        return "out_of_memory"
+    if return_code == -signal.SIGXCPU:
+        return "timed_out"
+    return "failed" if return_code > 0 else "crashed"
+
+
+async def run_child(
+    arguments: Sequence[str],
+    limits: Limits,
+    *,
+    cwd: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    stdout: Path | None = None,
+) -> ChildOutcome:
+    """Run `python ARGUMENTS...` and wait for its end. Never raises for what the child does.
+
+    The child is a session of its own; when the wall-clock limit passes, or when this call is cancelled, the whole
+    session is killed. Cancelling re-raises after the child is gone.
+    """
+    out = stdout.open("wb") if stdout is not None else None
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *arguments,
+            cwd=cwd,
+            env=child_environment(limits, environment),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=out if out is not None else asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+    finally:
+        if out is not None:
+            out.close()
+    tail = bytearray()
+
+    async def read_stderr() -> None:
+        assert process.stderr is not None  # noqa: S101 - asked for above; tells the type checker
+        while chunk := await process.stderr.read(4096):
+            tail.extend(chunk)
+            del tail[:-_STDERR_KEPT_BYTES]
+
+    reader = asyncio.create_task(read_stderr())
+    kind = ""
+    try:
+        await asyncio.wait_for(process.wait(), limits.wall_s)
+    except asyncio.TimeoutError:
+        kind = "timed_out"
+    finally:
+        # Also after a normal end: grandchildren of the session must not outlive it.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        code = await process.wait()
+        await reader
+    return ChildOutcome(kind or classify(code), code, tail.decode(errors="replace"))
