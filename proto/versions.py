@@ -1,0 +1,13 @@
+"""Protocol versions. Version 1 only grows, so these change only when an old peer can no longer be served."""
+
+from __future__ import annotations
+
+from typing import Final
+
+PROTOCOL_VERSION: Final = 1
+# The oldest protocol an agent may speak to this server, and the oldest server protocol an agent accepts.
+MINIMUM_PROTOCOL_VERSION: Final = 1
+
+# Named abilities: what either side may rely on in the other beyond the version number.
+AGENT_CAPABILITIES: Final = ("measure.solo", "measure.pair", "measure.metric")
+SERVER_CAPABILITIES: Final = ("artifacts.resume", "session.wake")
