@@ -1,0 +1,73 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. They need Python 3.11 or newer and nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PROTO_VENV := .venv-proto
+INPUTS := pyproject.toml constraints.txt .ci/install_torch.py
+
+.PHONY: demo test check proto proto-tools ci-deps clean format links
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo     the whole job on this machine, with real data"
+	@echo "make test     all tests        make check    ruff, mypy, import-linter"
+	@echo "make proto    regenerate the protocol's code"
+	@echo "make ci-deps  system packages that some tests use (apt, as root)"
+	@echo "make clean    remove what the other commands made"
+
+demo: $(VENV)/.demo
+	$(BIN)/fleetfit demo $(DEMO)
+
+test: $(VENV)/.dev $(PROTO_VENV)/.done
+	$(BIN)/python -m pytest $(TESTS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+proto: $(VENV)/.dev $(PROTO_VENV)/.done
+	PATH="$(PROTO_VENV)/bin:$$PATH" $(PROTO_VENV)/bin/python -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. --mypy_out=quiet:. --mypy_grpc_out=quiet:. fleetfit/proto/v1/*.proto
+
+ci-deps:
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium libseccomp2 dataset-fashion-mnist >/dev/null
+
+clean:
+	rm -rf $(VENV) $(PROTO_VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .cache demo-out
+
+# The components lie at the root and are links below fleetfit/; some ways of unpacking lose links.
+links:
+	@test -L fleetfit/core || { echo "fleetfit/core is not a link: this copy was unpacked without symbolic links. Clone it with git (on Windows: git config core.symlinks true) and try again."; exit 1; }
+
+$(VENV)/bin/python: | links
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed here; $(PYTHON) is older. Name another: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.torch: $(INPUTS) | $(VENV)/bin/python
+	$(BIN)/python .ci/install_torch.py constraints.txt
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.torch
+	@echo "Installing fleetfit into $(VENV) ..."
+	$(PIP) --editable ".[server]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch
+	@echo "Installing fleetfit and its development tools into $(VENV) ..."
+	$(PIP) --editable ".[dev]"
+	@touch $(VENV)/.demo $@
+
+$(PROTO_VENV)/.done: pyproject.toml
+	@echo "Installing the protocol compiler into $(PROTO_VENV) ..."
+	$(PYTHON) -m venv $(PROTO_VENV)
+	$(PROTO_VENV)/bin/python -m pip --disable-pip-version-check install --quiet grpcio-tools==1.76.0 mypy-protobuf==5.1.0
+	@touch $@
+
+proto-tools: $(PROTO_VENV)/.done

@@ -1,0 +1,72 @@
+"""Checks that hold for every test: nothing leaks, and on CI nothing is skipped that CI can run."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+# One thread per numeric library: two-core machines run these tests, and results must not depend on the thread count.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+_MAY_BE_SKIPPED = {"gpu", "jetson"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the user's own configuration and the host's real lock out of the tests."""
+    folder = tmp_path_factory.mktemp("fleetfit")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("FLEETFIT_CONFIG_DIR", str(folder / "config"))
+    patch.setenv("FLEETFIT_HOST_LOCK", str(folder / "host.lock"))
+    for name in ("FLEETFIT_SERVER", "FLEETFIT_TOKEN"):
+        patch.delenv(name, raising=False)
+    yield
+    patch.undo()
+
+
+def _open_files(process: psutil.Process) -> set[tuple[str, int]]:
+    return {(file.path, file.fd) for file in process.open_files() if "pytest" in file.path or "/tmp/" in file.path}
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    """Fail a test that leaves a child process, a non-daemon thread or an open temporary file behind."""
+    process = psutil.Process()
+    children = set(process.children(recursive=True))
+    threads = set(threading.enumerate())
+    files = _open_files(process)
+    yield
+    left = [c for c in set(process.children(recursive=True)) - children if c.is_running()]
+    gone, alive = psutil.wait_procs(left, timeout=3)
+    for child in alive:
+        child.kill()
+    assert not alive, f"child processes left running: {alive}"
+    new_threads = [t for t in threading.enumerate() if t not in threads and not t.daemon]
+    for thread in new_threads:
+        thread.join(timeout=2)
+    stuck = [t for t in new_threads if t.is_alive()]
+    assert not stuck, f"threads left running: {stuck}"
+    opened = _open_files(process) - files
+    assert not opened, f"files left open: {opened}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
+    """On CI a skipped test is a failed one, except where the hardware is missing."""
+    report = yield
+    if report.skipped and os.environ.get("FLEETFIT_CI") and not hasattr(report, "wasxfail"):
+        if not _MAY_BE_SKIPPED & {mark.name for mark in item.iter_markers()}:
+            report.outcome = "failed"
+            report.longrepr = f"skipped where CI installs all parts: {report.longrepr}"
+    return report
+
+
+@pytest.fixture
+def repository() -> Path:
+    """The root of the checkout."""
+    return Path(__file__).resolve().parent.parent
