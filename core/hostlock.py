@@ -21,7 +21,7 @@ _POLL_S = 0.05
 
 
 def lock_path() -> Path:
-    """The lock file of this host: `FLEETFIT_HOST_LOCK`, else in /run/lock where writable, else in the temporary folder."""
+    """The lock file of this host: `FLEETFIT_HOST_LOCK`, else in /run/lock if writable, else in the temporary folder."""
     override = os.environ.get("FLEETFIT_HOST_LOCK")
     if override:
         return Path(override)

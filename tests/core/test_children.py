@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fleetfit.core.children import EXIT_OUT_OF_MEMORY, Limits, classify, run_child
+
+START = "from fleetfit.core.children import limit_self; limit_self()\n"
+
+
+def run(code: str, limits: Limits, **more: object) -> object:
+    return asyncio.run(run_child(["-c", START + code], limits, **more))  # type: ignore[arg-type]
+
+
+def test_a_child_that_ends_well() -> None:
+    assert run("print('x')", Limits(wall_s=30)).kind == "ok"  # type: ignore[attr-defined]
+
+
+def test_a_child_that_fails_tells_why() -> None:
+    outcome = run("raise SystemExit('no such thing')", Limits(wall_s=30))
+    assert outcome.kind == "failed"  # type: ignore[attr-defined]
+    assert "no such thing" in outcome.stderr_tail  # type: ignore[attr-defined]
+
+
+def test_a_child_that_crashes() -> None:
+    assert run("import os; os.abort()", Limits(wall_s=30)).kind == "crashed"  # type: ignore[attr-defined]
+
+
+def test_a_hanging_child_and_its_children_are_killed(tmp_path: Path) -> None:
+    marker = tmp_path / "pid"
+    code = (
+        "import subprocess, sys, time\n"
+        "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        f"open({str(marker)!r}, 'w').write(str(p.pid))\n"
+        "time.sleep(600)"
+    )
+    began = time.monotonic()
+    outcome = run(code, Limits(wall_s=3))
+    assert outcome.kind == "timed_out"  # type: ignore[attr-defined]
+    assert time.monotonic() - began < 30
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(int(marker.read_text())) and time.monotonic() < deadline:
+        if psutil.Process(int(marker.read_text())).status() == psutil.STATUS_ZOMBIE:
+            break
+        time.sleep(0.05)
+    else:
+        assert not psutil.pid_exists(int(marker.read_text()))
+
+
+def test_memory_is_limited() -> None:
+    code = f"""
+try:
+    x = bytearray(400_000_000)
+except MemoryError:
+    raise SystemExit({EXIT_OUT_OF_MEMORY})
+"""
+    assert run(code, Limits(memory_bytes=200_000_000, wall_s=30)).kind == "out_of_memory"  # type: ignore[attr-defined]
+    assert run(code, Limits(memory_bytes=900_000_000, wall_s=30)).kind == "ok"  # type: ignore[attr-defined]
+
+
+def test_file_size_is_limited(tmp_path: Path) -> None:
+    code = f"open({str(tmp_path / 'big')!r}, 'wb').write(bytes(10_000_000))"
+    assert run(code, Limits(file_bytes=1_000_000, wall_s=30)).kind != "ok"  # type: ignore[attr-defined]
+    assert (tmp_path / "big").stat().st_size <= 1_000_000
+
+
+def test_processor_time_is_limited() -> None:
+    outcome = run("while True: pass", Limits(cpu_s=1, wall_s=60))
+    assert outcome.kind == "timed_out"  # type: ignore[attr-defined]
+
+
+def test_cancelling_kills_the_child(tmp_path: Path) -> None:
+    marker = tmp_path / "pid"
+    code = f"import os, time; open({str(marker)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+
+    async def cancel() -> None:
+        task = asyncio.create_task(run_child(["-c", START + code], Limits()))
+        while not (marker.exists() and marker.read_text()):
+            await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancel())
+    assert not psutil.pid_exists(int(marker.read_text()))
+
+
+def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
+    marker = tmp_path / "pid"
+    child = START + f"import os, time; open({str(marker)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    parent = (
+        "import asyncio\nfrom fleetfit.core.children import Limits, run_child\n"
+        f"asyncio.run(run_child(['-c', {child!r}], Limits()))"
+    )
+    pid = os.posix_spawn(sys.executable, [sys.executable, "-c", parent], dict(os.environ))
+    while not (marker.exists() and marker.read_text()):
+        time.sleep(0.05)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    gone = time.monotonic() + 10
+    while psutil.pid_exists(int(marker.read_text())) and time.monotonic() < gone:
+        time.sleep(0.05)
+    assert not psutil.pid_exists(int(marker.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (0, "ok"),
+        (1, "failed"),
+        (EXIT_OUT_OF_MEMORY, "out_of_memory"),
+        (-9, "out_of_memory"),
+        (-11, "crashed"),
+        (-24, "timed_out"),
+    ],
+)
+def test_return_codes_have_names(code: int, kind: str) -> None:
+    assert classify(code) == kind
