@@ -1,0 +1,56 @@
+"""The two intake tasks of `fleetfit.compress.tasks`, as `fleetfit.compress.run` calls them.
+
+Files come from `TASKDIR/in/<name>`, what is made goes to `TASKDIR/out/<name>`. Whatever is wrong with what the user gave
+is raised as `InvalidModel` or `InvalidData`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from fleetfit.compress.tasks import DataFacts, IntakeData, IntakeModel, ModelFacts, Task, TaskProgress
+from fleetfit.core.errors import InternalError
+
+Progress = Callable[[TaskProgress], None]
+
+
+def intake_model(task: Task, taskdir: Path, progress: Progress) -> ModelFacts:
+    """Check `in/model` and say what is in it.
+
+    Raises:
+        InvalidModel: The file is damaged, dangerous, or does not compute what it should.
+    """
+    work = task.work
+    if not isinstance(work, IntakeModel):
+        raise InternalError(
+            f"A task of kind {work.kind} was given to the model intake; this is a bug, please report it."
+        )
+    path = taskdir / "in" / "model"
+    progress(TaskProgress(activity="checking the model file", fraction=0.0))
+    if work.format == "onnx":
+        from fleetfit.compress.intake.onnx import check_onnx
+
+        return check_onnx(path)
+    from fleetfit.compress.intake.pt2 import load_pt2
+
+    model = load_pt2(path, progress=lambda activity, part: progress(TaskProgress(activity=activity, fraction=part)))
+    return model.facts()
+
+
+def intake_data(task: Task, taskdir: Path, progress: Progress) -> DataFacts:
+    """Check `in/data` (and `in/test` where `own_test`), and write the splits to `out/`.
+
+    Raises:
+        InvalidData: The arrays are damaged, or do not fit the model.
+    """
+    work = task.work
+    if not isinstance(work, IntakeData):
+        raise InternalError(
+            f"A task of kind {work.kind} was given to the data intake; this is a bug, please report it."
+        )
+    from fleetfit.compress.intake.data import check_and_split
+
+    progress(TaskProgress(activity="checking the arrays", fraction=0.0))
+    source = taskdir / "in"
+    return check_and_split(source / "data", source / "test" if work.own_test else None, work, taskdir / "out")
