@@ -1,0 +1,101 @@
+"""The resident agent: `python -m fleetfit.agent --state DIR`, what `fleetfit agent` becomes once enrolled.
+
+Imports the standard library, psutil, grpc and the protocol, nothing else (a test reads `sys.modules`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import json
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from fleetfit.agent.identity import require_identity
+from fleetfit.agent.session import Agent
+from fleetfit.core.children import Limits, run_child
+from fleetfit.core.errors import Conflict, FleetfitError, UnsupportedHere
+from fleetfit.proto.v1 import snapshot_pb2
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return json.dumps({"time": record.created, "level": record.levelname.lower(), "message": record.getMessage()})
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve until stopped; the exit code is 0 for an ordinary end, 1 where it cannot go on."""
+    parser = argparse.ArgumentParser(prog="python -m fleetfit.agent")
+    parser.add_argument("--state", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--cache-mb", type=int, default=2048)
+    parser.add_argument("--emulated", action="store_true")
+    parser.add_argument("--once", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_JsonLines() if options.json else logging.Formatter("%(asctime)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    try:
+        with _alone(options.state):
+            asyncio.run(_serve(options))
+    except FleetfitError as error:
+        logging.getLogger("fleetfit.agent").error("%s", error.message)
+        return 1
+    except asyncio.CancelledError:
+        pass
+    return 0
+
+
+async def _serve(options: argparse.Namespace) -> None:
+    identity = require_identity(options.state)
+
+    async def probe() -> snapshot_pb2.DeviceSnapshot:
+        return await probe_device(options.state, threads=options.threads, emulated=options.emulated)
+
+    agent = Agent(identity, options.state, probe, cache_bytes=options.cache_mb << 20, once=options.once)
+    serving = asyncio.create_task(agent.run())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, serving.cancel)
+    await serving
+
+
+async def probe_device(state: Path, *, threads: int, emulated: bool) -> snapshot_pb2.DeviceSnapshot:
+    """What this device is, found out in a child: reading it imports inference runtimes."""
+    out = state / "snapshot.pb"
+    arguments = ["-m", "fleetfit.agent.probe"]
+    if threads:
+        arguments += ["--threads", str(threads)]
+    if emulated:
+        arguments.append("--emulated")
+    outcome = await run_child(arguments, Limits(wall_s=120), stdout=out)
+    if outcome.kind != "ok":
+        last = (outcome.stderr_tail.strip().splitlines() or ["it said nothing"])[-1]
+        raise UnsupportedHere(f"this device cannot be probed ({outcome.kind}: {last}); run `fleetfit agent doctor`")
+    snapshot = snapshot_pb2.DeviceSnapshot()
+    snapshot.ParseFromString(out.read_bytes())
+    return snapshot
+
+
+@contextlib.contextmanager
+def _alone(state: Path) -> Iterator[None]:
+    """One agent per state folder. Raises Conflict where another one runs."""
+    require_identity(state)
+    with (state / "agent.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise Conflict(
+                f"another agent already works in {state}; stop it, or give this one its own folder with --state"
+            ) from error
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main())

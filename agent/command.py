@@ -1,0 +1,88 @@
+"""`fleetfit agent`: enrols this device if it is not enrolled yet, then becomes the resident agent."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import platformdirs
+import typer
+
+from fleetfit.agent.identity import load_identity
+from fleetfit.core.errors import InvalidInput
+
+app = typer.Typer(help="Work for a server on this device, or see what it lacks.", no_args_is_help=False)
+
+
+def default_state() -> Path:
+    """Where an agent keeps its identity, cache and spool unless told otherwise."""
+    return Path(os.environ.get("FLEETFIT_AGENT_STATE") or platformdirs.user_state_path("fleetfit") / "agent")
+
+
+State = Annotated[Path | None, typer.Option(help="Folder for identity, cache and results.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+@app.callback(invoke_without_command=True)
+def agent(
+    context: typer.Context,
+    server: Annotated[str, typer.Option(help="The server's address, HOST:PORT, as `devices enroll` prints it.")] = "",
+    token: Annotated[str, typer.Option(help="One-time token from `fleetfit devices enroll`.")] = "",
+    name: Annotated[str, typer.Option(help="A name for this device.")] = "",
+    state: State = None,
+    threads: Annotated[int, typer.Option(min=0, help="Threads that inference may use; 0 is all cores.")] = 0,
+    cache_mb: Annotated[int, typer.Option(min=16, help="Largest size of the folder of downloaded builds.")] = 2048,
+    emulated: Annotated[bool, typer.Option(help="Say that this device is emulated; its timings mean nothing.")] = False,
+    once: Annotated[bool, typer.Option(help="Do one task, report it, and end.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Enrol this device (first time only) and measure for the server until stopped."""
+    folder = state or default_state()
+    context.obj = folder
+    if context.invoked_subcommand is not None:
+        return
+    _enrol_if_needed(folder, server, token, name, as_json)
+    arguments = [sys.executable, "-m", "fleetfit.agent", "--state", str(folder), "--cache-mb", str(cache_mb)]
+    arguments += ["--threads", str(threads)]
+    arguments += [flag for flag, wanted in (("--emulated", emulated), ("--once", once), ("--json", as_json)) if wanted]
+    sys.stdout.flush()
+    # One heap arena: with glibc's default of eight per core the resident agent grows by megabytes for nothing.
+    environment = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "131072"} | dict(os.environ)
+    os.execve(sys.executable, arguments, environment)  # noqa: S606 - becomes our own module, no shell
+
+
+def _enrol_if_needed(folder: Path, server: str, token: str, name: str, as_json: bool) -> None:
+    identity = load_identity(folder)
+    if identity is None:
+        if not server or not token:
+            missing = "--server and --token" if not server and not token else "--token" if server else "--server"
+            raise InvalidInput(
+                f"this device is not enrolled yet and {missing} is missing; run `fleetfit devices enroll` where the "
+                "server is, and paste the line that it prints here"
+            )
+        from fleetfit.agent.enrol import enrol
+
+        identity = enrol(server, token, folder, name=name)
+        said = f"enrolled as {identity.name} at {identity.server}"
+    else:
+        said = f"already enrolled as {identity.name} at {identity.server}"
+        if token:
+            said += " (the token was not used)"
+    if as_json:
+        print(json.dumps({"device": identity.name, "device_id": identity.device_id, "message": said}), flush=True)
+    else:
+        print(said, flush=True)
+
+
+@app.command()
+def doctor(context: typer.Context, as_json: AsJson = False) -> None:
+    """Check what this device needs to measure, and say what to do about what is missing."""
+    from fleetfit.agent.doctor import examine, show
+
+    findings = examine(context.obj or default_state())
+    show(findings, as_json)
+    if any(finding.verdict == "missing" for finding in findings):
+        raise typer.Exit(1)

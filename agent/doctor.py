@@ -1,0 +1,141 @@
+"""`fleetfit agent doctor`: what this device has, what it lacks, and what to do about it."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cryptography import x509
+from rich.console import Console
+from rich.table import Table
+
+from fleetfit.agent.__main__ import probe_device
+from fleetfit.agent.identity import load_identity
+from fleetfit.core.errors import FleetfitError
+from fleetfit.proto.trust import fetch_ca, public_key_digest
+from fleetfit.proto.v1 import snapshot_pb2
+
+_WANTED_FREE_BYTES = 512 << 20
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: `ok`, `note` or `missing`, and what to do."""
+
+    what: str
+    verdict: str
+    found: str
+    advice: str = ""
+
+
+def examine(state: Path) -> list[Finding]:
+    """Look at everything that measuring needs. Never raises for what it finds."""
+    findings = _connection(state)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            snapshot = asyncio.run(probe_device(Path(folder), threads=0, emulated=False))
+        except FleetfitError as error:
+            return [
+                *findings,
+                Finding("device", "missing", error.message, "Install fleetfit again in this environment."),
+            ]
+    findings += _runtimes(snapshot)
+    findings.append(_disk(state))
+    findings.append(_quiet(snapshot))
+    if "thermal" not in snapshot.meters:
+        findings.append(Finding("temperature", "note", "no thermal sensor can be read", "Throttling cannot be seen."))
+    if snapshot.power_mode not in ("", "performance", "MAXN"):
+        advice = "Figures are taken under it and compared only within it; set another mode for steadier ones."
+        findings.append(Finding("power mode", "note", snapshot.power_mode, advice))
+    return findings
+
+
+def _connection(state: Path) -> list[Finding]:
+    try:
+        identity = load_identity(state)
+    except FleetfitError as error:
+        return [Finding("identity", "missing", error.message)]
+    if identity is None:
+        return [
+            Finding("identity", "missing", f"none in {state}", "Paste the line that `fleetfit devices enroll` prints.")
+        ]
+    certificate = x509.load_pem_x509_certificate(identity.certificate_pem)
+    left = certificate.not_valid_after_utc - datetime.datetime.now(datetime.timezone.utc)
+    findings = [
+        Finding("identity", "ok", f"{identity.name}, valid for {left.days} days")
+        if left.total_seconds() > 0
+        else Finding("identity", "missing", "the certificate has run out (or the clock is wrong)", "Enrol again.")
+    ]
+    now_begins = certificate.not_valid_before_utc - datetime.datetime.now(datetime.timezone.utc)
+    if now_begins.total_seconds() > 0:
+        findings.append(Finding("clock", "missing", "it is before the certificate's begin", "Set this device's clock."))
+    ca = x509.load_pem_x509_certificate(identity.ca_pem)
+    try:
+        fetch_ca(identity.agent_address, public_key_digest(_der(ca)), timeout_s=5)
+        findings.append(Finding("server", "ok", f"{identity.agent_address} answers, with the right CA"))
+    except FleetfitError as error:
+        findings.append(Finding("server", "missing", error.message, "Check the network, and that the server runs."))
+    return findings
+
+
+def _der(certificate: x509.Certificate) -> bytes:
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    return certificate.public_bytes(Encoding.DER)
+
+
+def _runtimes(snapshot: snapshot_pb2.DeviceSnapshot) -> list[Finding]:
+    findings = [
+        Finding("runtime", "ok", f"{runtime.name} {runtime.version} ({', '.join(runtime.providers)})")
+        if runtime.available
+        else Finding("runtime", "note", f"{runtime.name}: {runtime.reason}")
+        for runtime in snapshot.runtimes
+    ]
+    if not any(runtime.available for runtime in snapshot.runtimes):
+        advice = 'pip install "fleetfit[onnxruntime]"'
+        findings.append(Finding("runtime", "missing", "no inference runtime can be used", advice))
+    return findings
+
+
+def _disk(state: Path) -> Finding:
+    folder = state
+    while not folder.exists():
+        folder = folder.parent
+    if not os.access(folder, os.W_OK):
+        return Finding("disk", "missing", f"{folder} cannot be written", "Name another folder with --state.")
+    free = shutil.disk_usage(folder).free
+    text = f"{free / 1e9:.1f} GB free in {folder}"
+    return (
+        Finding("disk", "ok", text)
+        if free >= _WANTED_FREE_BYTES
+        else Finding("disk", "missing", text, "Make room, or name a larger disk with --state.")
+    )
+
+
+def _quiet(snapshot: snapshot_pb2.DeviceSnapshot) -> Finding:
+    load = os.getloadavg()[0]
+    cores = max(snapshot.processor.usable_cores, 1)
+    text = f"load {load:.2f} on {cores} cores"
+    if load < 0.3 * cores:
+        return Finding("quiet", "ok", text)
+    return Finding("quiet", "note", text, "Others use this device now; measurements taken so are marked.")
+
+
+def show(findings: list[Finding], as_json: bool) -> None:
+    """Print findings as a table of at most 80 columns, or as JSON."""
+    if as_json:
+        print(json.dumps({"findings": [asdict(finding) for finding in findings]}))
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "what", "found", "what to do"):
+        table.add_column(heading, overflow="fold")
+    marks = {"ok": "[green]ok[/green]", "note": "[yellow]note[/yellow]", "missing": "[red]missing[/red]"}
+    for finding in findings:
+        table.add_row(marks[finding.verdict], finding.what, finding.found, finding.advice)
+    Console().print(table)

@@ -1,0 +1,51 @@
+"""Results that the server has not acknowledged yet, kept on disk so that neither side's restart loses them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_NAME = re.compile(r"(?P<task>[A-Za-z0-9_-]+)\.(?P<fence>\d+)\.pb\.gz")
+
+
+@dataclass(frozen=True)
+class Spooled:
+    """One finished task's result."""
+
+    task_id: str
+    fence: int
+    path: Path
+
+
+class Spool:
+    """A folder of results; a name holds the task and the fencing token, so the file alone says what to report."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def put(self, task_id: str, fence: int, result: Path) -> Spooled:
+        """Move a result into the spool, durably."""
+        path = self._folder / f"{task_id}.{fence}.pb.gz"
+        with result.open("rb") as file:
+            os.fsync(file.fileno())
+        result.replace(path)
+        descriptor = os.open(self._folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        return Spooled(task_id, fence, path)
+
+    def __iter__(self) -> Iterator[Spooled]:
+        for path in sorted(self._folder.iterdir()):
+            match = _NAME.fullmatch(path.name)
+            if match:
+                yield Spooled(match["task"], int(match["fence"]), path)
+
+    def drop(self, spooled: Spooled) -> None:
+        """Forget a result: it was acknowledged, or is no longer wanted."""
+        spooled.path.unlink(missing_ok=True)

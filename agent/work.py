@@ -1,0 +1,112 @@
+"""One task from lease to result: fetch what it reads, measure in a child, keep the result."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import gzip
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc.aio
+
+import fleetfit
+from fleetfit.agent.cache import Cache
+from fleetfit.agent.spool import Spool, Spooled
+from fleetfit.core.children import Limits, run_child
+from fleetfit.core.errors import ExhaustedResource, FleetfitError, InvalidInput
+from fleetfit.proto.v1 import common_pb2, measurement_pb2, work_pb2
+
+Status = measurement_pb2.MeasurementStatus
+
+
+class Worker:
+    """Carries out leased tasks in `folder`, one at a time."""
+
+    def __init__(
+        self, folder: Path, cache: Cache, spool: Spool, download_channel: Callable[[], grpc.aio.Channel]
+    ) -> None:
+        self._folder = folder
+        self._cache = cache
+        self._spool = spool
+        self._download_channel = download_channel
+        # What an earlier life left half done is leased again by the server.
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+
+    async def carry_out(self, lease: work_pb2.TaskLease) -> Spooled:
+        """Do the task and spool its result; a failure is a result too. Raises FleetfitError only for the connection."""
+        taskdir = self._folder / f"{_plain(lease.task_id)}.{lease.fence}"
+        (taskdir / "in").mkdir(parents=True)
+        try:
+            try:
+                await self._gather(lease, taskdir)
+                (taskdir / "task.pb").write_bytes(lease.measure.SerializeToString())
+                outcome = await run_child(["-m", "fleetfit.agent.measuring", str(taskdir)], Limits(), cwd=taskdir)
+                result = taskdir / "result.pb.gz"
+                if not result.exists():
+                    last = outcome.stderr_tail.strip().splitlines()[-1:] or ["it said nothing"]
+                    message = f"the measuring process ended as {outcome.kind} without a result: {last[0]}"
+                    _write_failure(result, Status.MEASUREMENT_STATUS_CRASHED, message)
+            except ExhaustedResource as error:
+                result = self._failure(taskdir, Status.MEASUREMENT_STATUS_DISK_FULL, error.message)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                message = f"the device's disk is full; make room in {self._folder.parent}, then resume the job"
+                result = self._failure(taskdir, Status.MEASUREMENT_STATUS_DISK_FULL, message)
+            return self._spool.put(lease.task_id, lease.fence, result)
+        finally:
+            shutil.rmtree(taskdir, ignore_errors=True)
+
+    def progress(self, lease: work_pb2.TaskLease) -> common_pb2.Progress:
+        """How far the measuring child says it is."""
+        path = self._folder / f"{_plain(lease.task_id)}.{lease.fence}" / "progress.json"
+        progress = common_pb2.Progress(activity="fetching the build")
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            said = json.loads(path.read_text())
+            progress.activity = str(said["activity"])
+            progress.fraction = float(said["fraction"])
+            if said.get("remaining_ms") is not None:
+                progress.remaining_ms = int(said["remaining_ms"])
+        return progress
+
+    async def _gather(self, lease: work_pb2.TaskLease, taskdir: Path) -> None:
+        if not lease.artifacts:
+            return
+        keep = frozenset(named.artifact.sha256 for named in lease.artifacts)
+        async with self._download_channel() as channel:
+            for named in lease.artifacts:
+                cached = await self._cache.fetch(channel, named.artifact, keep)
+                target = taskdir / "in" / _plain(named.name)
+                try:
+                    os.link(cached, target)
+                except OSError:
+                    await asyncio.to_thread(shutil.copyfile, cached, target)
+
+    def _failure(self, taskdir: Path, status: Status.ValueType, message: str) -> Path:
+        # Room for a few hundred bytes is made by dropping what the task had gathered.
+        shutil.rmtree(taskdir / "in", ignore_errors=True)
+        _write_failure(taskdir / "result.pb.gz", status, message)
+        return taskdir / "result.pb.gz"
+
+
+def _write_failure(path: Path, status: Status.ValueType, message: str) -> None:
+    result = measurement_pb2.MeasurementResult(status=status, message=message, agent_version=fleetfit.__version__)
+    path.write_bytes(gzip.compress(result.SerializeToString(), mtime=0))
+
+
+def _plain(name: str) -> str:
+    """A name that the server chose, proven to stay inside a folder."""
+    if not name or name in (".", "..") or "/" in name or "\0" in name:
+        raise InvalidInput(f"the server sent the name {name!r}, which is not a plain file name; update the server")
+    return name
+
+
+def is_connection_fault(error: FleetfitError) -> bool:
+    """Whether waiting and trying again may help."""
+    return error.status in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
