@@ -1,0 +1,177 @@
+"""A real fleet for system tests: server, agents and command line as processes, over real sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+READY_S = 60.0
+
+
+@dataclass
+class Said:
+    """How a command ended and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The last line of standard output, which with `--json` is the command's object."""
+        return json.loads(self.out.strip().splitlines()[-1])
+
+    @property
+    def text(self) -> str:
+        return self.out + self.err
+
+
+def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = READY_S) -> Any:
+    """Poll until `condition` gives something true; a condition that raises is not true yet."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
+            value = condition()
+            if value:
+                return value
+        time.sleep(0.1)
+    raise AssertionError(f"waited {timeout_s:.0f} s in vain for {what}")
+
+
+@dataclass
+class Fleet:
+    """One server with its agents, each with folders of their own below `root`."""
+
+    root: Path
+    server_arguments: tuple[str, ...] = ()
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    address: str = "127.0.0.1:0"
+    agent_address: str = "127.0.0.1:0"
+    threads: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        own = {
+            "FLEETFIT_CONFIG_DIR": str(self.root / "config"),
+            "FLEETFIT_HOST_LOCK": str(self.root / "host.lock"),
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "80",
+            "NO_COLOR": "1",
+        }
+        kept = {k: v for k, v in os.environ.items() if k not in ("FLEETFIT_SERVER", "FLEETFIT_TOKEN")}
+        return kept | own
+
+    def start_server(self) -> None:
+        """Start the server, or start it again on the same state and the same ports."""
+        arguments = ["server", "--state", str(self.root / "state"), "--json"]
+        arguments += ["--listen", self.address, "--agent-listen", self.agent_address, *self.server_arguments]
+        addresses = self.root / "state" / "addresses.json"
+        addresses.unlink(missing_ok=True)
+        process = self._spawn("server", ["-m", "fleetfit", *arguments])
+
+        def ready() -> Any:
+            assert process.poll() is None, f"the server ended: {self.log('server')}"
+            return json.loads(addresses.read_text())
+
+        said = wait_for(ready, "the server's addresses")
+        self.address, self.agent_address = said["listen"], said["agent_listen"]
+
+    def start_agent(self, name: str, threads: int = 1) -> None:
+        """Start an agent; the first time it enrols."""
+        self.threads[name] = threads
+        state = self.root / "agents" / name
+        arguments = ["-m", "fleetfit", "agent", "--state", str(state), "--threads", str(threads), "--json"]
+        if not (state / "identity").exists():
+            token = self.run("devices", "enroll", "--name", name, "--json").json["token"]
+            arguments += ["--server", self.address, "--token", token]
+        self._spawn(name, arguments)
+        wait_for(lambda: "connected" in self.log(name), f"agent {name} to connect")
+
+    def run(self, *arguments: str, timeout_s: float = 110, code: int | None = 0, cwd: Path | None = None) -> Said:
+        """Run one `fleetfit` command to its end. `code` is the exit code to insist on; None takes any."""
+        done = subprocess.run(
+            [sys.executable, "-m", "fleetfit", *arguments],
+            env=self.environment | {"FLEETFIT_SERVER": ""},
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            cwd=cwd or self.root,
+        )
+        said = Said(done.returncode, done.stdout, done.stderr)
+        assert "Traceback" not in said.text, said.text
+        if code is not None:
+            assert said.code == code, f"{arguments} ended with {said.code}: {said.text}\n{self.log('server')[-3000:]}"
+        return said
+
+    def kill(self, name: str) -> None:
+        """kill -9, and wait until it is gone."""
+        process = self.processes.pop(name)
+        process.kill()
+        process.wait(30)
+
+    def stop(self, name: str) -> int:
+        """SIGTERM, and the exit code."""
+        process = self.processes.pop(name)
+        process.send_signal(signal.SIGTERM)
+        try:
+            return process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(10)
+            raise AssertionError(f"{name} did not end within 20 s of SIGTERM: {self.log(name)[-2000:]}") from None
+
+    def log(self, name: str) -> str:
+        """Everything that a process has said so far, over all its lives."""
+        path = self.root / f"{name}.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def close(self) -> None:
+        """End everything, the server last, and what is left of children."""
+        children = []
+        for process in self.processes.values():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                children += psutil.Process(process.pid).children(recursive=True)
+        for name in sorted(self.processes, key=lambda name: name == "server"):
+            with contextlib.suppress(AssertionError):
+                self.stop(name)
+        _, alive = psutil.wait_procs(children, timeout=5)
+        for child in alive:
+            child.kill()
+
+    def _spawn(self, name: str, arguments: list[str]) -> subprocess.Popen[bytes]:
+        with (self.root / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, *arguments], env=self.environment, stdout=log, stderr=log, cwd=self.root
+            )
+        self.processes[name] = process
+        return process
+
+
+@pytest.fixture
+def make_fleet(tmp_path: Path) -> Iterator[Callable[..., Fleet]]:
+    """Make fleets that are ended with the test."""
+    made: list[Fleet] = []
+
+    def make(*server_arguments: str, name: str = "fleet") -> Fleet:
+        root = tmp_path / name
+        root.mkdir()
+        fleet = Fleet(root, server_arguments)
+        made.append(fleet)
+        fleet.start_server()
+        return fleet
+
+    yield make
+    for fleet in made:
+        fleet.close()

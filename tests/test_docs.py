@@ -1,0 +1,35 @@
+"""The documents name only what is there."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/decisions.md"]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_to_files_lead_somewhere(repository: Path, name: str) -> None:
+    document = repository / name
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text()):
+        if "://" not in target:
+            assert (document.parent / target).exists(), f"{name} links to {target}, which is not there"
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_paths_in_documents_are_there(repository: Path, name: str) -> None:
+    roots = {p.name for p in repository.iterdir() if p.is_dir() and not p.name.startswith(".")}
+    for path in re.findall(r"`([a-z_]+/[A-Za-z0-9_./]+)`", (repository / name).read_text()):
+        if path.split("/")[0] in roots:
+            assert (repository / path).exists(), f"{name} speaks of {path}, which is not there"
+
+
+def test_every_command_of_the_readme_exists(repository: Path) -> None:
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    commands = set(project["entry-points"]["fleetfit.commands"])
+    used = set(re.findall(r"^\s+(?:[A-Z_]+=\S+ )*fleetfit ([a-z]+)", (repository / "README.md").read_text(), re.M))
+    assert used, "the README shows no command"
+    assert used <= commands
