@@ -136,10 +136,14 @@ def _bind_samples(torch: Any, model: nn.Module, given: Any) -> dict[str, Any]:
         extra = any(p.kind is p.VAR_POSITIONAL for p in parameters)
         names = [*named, *(f"input_{index}" for index in range(len(named), len(given)))] if extra else named
         if len(given) > len(names):
-            raise InvalidModel(f"forward of {type(model).__name__} takes {len(names)} inputs and {len(given)} samples came.")
+            raise InvalidModel(
+                f"forward of {type(model).__name__} takes {len(names)} inputs and {len(given)} samples came."
+            )
         samples = dict(zip(names, given, strict=False))
     else:
-        raise InvalidModel(f"The sample inputs are a {type(given).__name__}; give a tensor, a tuple of them, or a dict.")
+        raise InvalidModel(
+            f"The sample inputs are a {type(given).__name__}; give a tensor, a tuple of them, or a dict."
+        )
     required = [p.name for p in parameters if p.default is p.empty and p.name in named and p.name not in samples]
     if required or not samples:
         raise InvalidModel(
@@ -157,7 +161,9 @@ def _bind_samples(torch: Any, model: nn.Module, given: Any) -> dict[str, Any]:
             raise InvalidModel(f"The input {key!r} is a word of Python's; rename that parameter of forward.")
     if len({value.shape[0] for value in samples.values()}) > 1:
         counts = ", ".join(f"{key}: {value.shape[0]}" for key, value in samples.items())
-        raise InvalidModel(f"The sample inputs differ in their first axis, the batch ({counts}); give as many samples of each.")
+        raise InvalidModel(
+            f"The sample inputs differ in their first axis, the batch ({counts}); give as many samples of each."
+        )
     elsewhere = next((n for n, p in model.named_parameters() if p.device.type != "cpu"), None)
     if elsewhere is not None:
         raise InvalidModel(f"The weight {elsewhere} is not on the CPU; call model.cpu() before the export.")
@@ -197,7 +203,9 @@ def _export_once(torch: Any, model: nn.Module, samples: dict[str, Any], dynamic:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with torch.no_grad():
-            names = output_names(torch, model(*samples.values()) if variadic else model(**_only(samples, kinds, signature)))
+            names = output_names(
+                torch, model(*samples.values()) if variadic else model(**_only(samples, kinds, signature))
+            )
         if variadic or any(kinds[name] is inspect.Parameter.POSITIONAL_ONLY for name in samples):
             arguments: tuple[Any, ...] = tuple(samples.values())
             keywords: dict[str, Any] = {}
@@ -227,7 +235,9 @@ def output_names(torch: Any, result: Any) -> list[str]:
         return ["output"]
     if isinstance(result, Mapping):
         if not all(isinstance(key, str) for key in result):
-            raise InvalidModel("forward returns a dict whose keys are not text; use text keys, they become the outputs' names.")
+            raise InvalidModel(
+                "forward returns a dict whose keys are not text; use text keys, they become the outputs' names."
+            )
         nested = next((key for key, value in result.items() if not isinstance(value, torch.Tensor)), None)
         if nested is not None:
             raise InvalidModel(f"forward returns a {type(result[nested]).__name__} as {nested!r}; return only tensors.")
@@ -265,9 +275,13 @@ def load_factory(spec: str) -> tuple[nn.Module, Samples | None]:
             f"There is no module {missing.name!r} to import for {spec!r}; start the command where it can be imported."
         ) from missing
     except AttributeError as missing:
-        raise NotFound(f"The module {module_name!r} has no {attribute!r}; name a function in it that returns the model.") from missing
+        raise NotFound(
+            f"The module {module_name!r} has no {attribute!r}; name a function in it that returns the model."
+        ) from missing
     except Exception as failure:
-        raise InvalidModel(f"Importing {module_name!r} failed with {type(failure).__name__}: {_short(failure)}.") from failure
+        raise InvalidModel(
+            f"Importing {module_name!r} failed with {type(failure).__name__}: {_short(failure)}."
+        ) from failure
     if isinstance(factory, torch.nn.Module):
         return factory, None
     if not callable(factory):
@@ -282,7 +296,9 @@ def load_factory(spec: str) -> tuple[nn.Module, Samples | None]:
         return made, None
     if isinstance(made, (tuple, list)) and len(made) == 2 and isinstance(made[0], torch.nn.Module):
         return made[0], made[1]
-    raise InvalidModel(f"{spec!r} returned a {type(made).__name__}; let it return the model, or (model, sample_inputs).")
+    raise InvalidModel(
+        f"{spec!r} returned a {type(made).__name__}; let it return the model, or (model, sample_inputs)."
+    )
 
 
 def _short(failure: BaseException) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from fleetfit.compress.graph.counting import count_macs, parameters_of, recognised_share, weight_bytes_of
 from fleetfit.compress.tasks import ModelFacts, Tensor
@@ -99,7 +99,7 @@ class LayeredModel:
         if self.dynamic_batch:
             batch = torch.export.Dim("batch")
             shapes = tuple({0: batch} for _ in samples)
-        return torch.export.export(_Positional(clone, len(samples)), tuple(samples), dynamic_shapes=(shapes,) if shapes else None)
+        return torch.export.export(clone, tuple(samples), dynamic_shapes=shapes)
 
     def save_pt2(self, path: Path) -> None:
         """Write the model as an archive that `load_pt2` reads."""
@@ -112,16 +112,3 @@ class LayeredModel:
         }
         with path.open("wb") as file:
             torch.export.save(self.exported(), file, extra_files={"fleetfit.json": json.dumps(facts)})
-
-
-class _Positional(nn.Module):
-    """Gives `torch.export` a signature of its own: placeholders' names may be anything."""
-
-    def __init__(self, module: fx.GraphModule, count: int) -> None:
-        super().__init__()
-        self.graph_module = module
-        self.count = count
-
-    def forward(self, *arrays: torch.Tensor) -> object:
-        """Pass on."""
-        return self.graph_module(*arrays)
