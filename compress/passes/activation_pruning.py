@@ -1,0 +1,44 @@
+"""Activation pruning: neurons and channels that are hardly active are removed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from fleetfit.compress.passes.base import Needs, Pass, PassContext, PassReport
+
+if TYPE_CHECKING:
+    from fleetfit.compress.graph import LayeredModel
+
+
+class ActivationPruning(Pass):
+    """Remove neurons (channels) whose mean absolute activation over the training split is small.
+
+    Every weight that feeds a removed neuron or reads it goes with it. Give `threshold` (in units of the activation: what lies
+    below goes) or `ratio` (this share goes). `scope` `layer` takes the ratio in each layer, `global` ranks all neurons
+    together after dividing each layer's activations by their mean. `layers` limits it to one kind of layer.
+    """
+
+    needs: ClassVar = frozenset({Needs.LAYERS, Needs.DATA})
+
+    threshold: float | None = Field(default=None, gt=0)
+    ratio: float | None = Field(default=None, gt=0, lt=1)
+    scope: Literal["layer", "global"] = "layer"
+    layers: Literal["all", "linear", "convolution"] = "all"
+    round_to: int = Field(default=1, ge=1, le=64)
+    """Widths that remain are rounded up to a multiple of this."""
+    samples: int = Field(default=2048, ge=8)
+    """Training samples to look at, at most."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> ActivationPruning:
+        if (self.threshold is None) == (self.ratio is None):
+            raise ValueError("give either 'threshold' or 'ratio'")
+        return self
+
+    def apply(self, model: LayeredModel, context: PassContext) -> PassReport:
+        """Remove the neurons."""
+        from fleetfit.compress.structure.activations import prune_by_activation
+
+        return prune_by_activation(model, self, context)

@@ -1,0 +1,42 @@
+"""Knowledge distillation: the model as it came teaches what is left of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from fleetfit.compress.passes.base import Needs, Pass, PassContext, PassReport
+
+if TYPE_CHECKING:
+    from fleetfit.compress.graph import LayeredModel
+
+
+class Distill(Pass):
+    """Train the model on the original's outputs, and on the labels where there are any.
+
+    For classifications the loss is the KL divergence between outputs softened by `temperature` (times its square), plus
+    `label_weight` times the cross entropy; for everything else the squared difference of outputs, relative to their
+    variance. AdamW with a cosine schedule over `epochs`; the state that is best on the validation split is kept.
+    Source: Hinton, Vinyals, Dean, "Distilling the knowledge in a neural network" (2015).
+    """
+
+    needs: ClassVar = frozenset({Needs.LAYERS, Needs.DATA, Needs.TRAINING})
+
+    epochs: float = Field(default=3.0, gt=0, le=1000)
+    temperature: float = Field(default=4.0, gt=0)
+    label_weight: float = Field(default=0.5, ge=0)
+    learning_rate: float = Field(default=1e-3, gt=0, lt=1)
+    batch: int = Field(default=128, ge=2)
+    samples: int | None = Field(default=None, ge=8)
+    """Training samples to use; all where not given."""
+
+    def training_effort(self) -> float:
+        """Epochs, for want of the data set's size; fewer samples count less."""
+        return self.epochs if self.samples is None else self.epochs * min(1.0, self.samples / 1e6)
+
+    def apply(self, model: LayeredModel, context: PassContext) -> PassReport:
+        """Train."""
+        from fleetfit.compress.structure.distillation import distill
+
+        return distill(model, self, context)

@@ -1,0 +1,166 @@
+"""Recipes: ordered lists of passes, as YAML. Imports neither torch nor numpy, so that a server may read them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any, Final
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from fleetfit.compress.passes.base import Needs, Pass
+from fleetfit.compress.registry import passes
+from fleetfit.core.errors import InvalidRecipe, NotFound
+
+ORIGINAL: Final = "original"
+CONTROL: Final = "original-retrained"
+_MOST_STEPS = 32
+_LONGEST_TEXT = 64 * 1024
+
+
+class Recipe(BaseModel):
+    """A name and the passes in their order. No steps: the model as it is, built for a runtime."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+    name: str
+    steps: tuple[Pass, ...] = ()
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        if not name or len(name) > 64 or not all(c.isalnum() or c in "-_." for c in name):
+            raise ValueError("a recipe's name has 1 to 64 letters, digits, '-', '_' or '.'")
+        return name
+
+    @classmethod
+    def from_yaml(cls, text: str, *, source: str = "the recipe") -> Recipe:
+        """Read a recipe. Raises InvalidRecipe with one sentence: what is wrong, where, and what would be right."""
+        if len(text) > _LONGEST_TEXT:
+            raise InvalidRecipe(
+                f"{source} is longer than {_LONGEST_TEXT} characters, which no recipe is", field="recipe"
+            )
+        try:
+            content = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f" in line {mark.line + 1}" if mark is not None else ""
+            raise InvalidRecipe(f"{source} is not YAML{where}; see `compress/recipes/` for examples") from error
+        if not isinstance(content, dict):
+            raise InvalidRecipe(f"{source} is not a recipe: it needs the keys 'name' and 'steps'", field="recipe")
+        unknown = set(map(str, content)) - {"name", "steps"}
+        if unknown:
+            raise InvalidRecipe(f"{source} has the unknown key '{sorted(unknown)[0]}'; a recipe has 'name' and 'steps'")
+        raw = content.get("steps")
+        if not isinstance(raw, list) or not raw or len(raw) > _MOST_STEPS:
+            raise InvalidRecipe(f"{source} needs 'steps', a list of 1 to {_MOST_STEPS} passes", field="steps")
+        steps = tuple(_step(item, number, source) for number, item in enumerate(raw, 1))
+        _check_order(steps, source)
+        try:
+            return cls(name=str(content.get("name", "")), steps=steps)
+        except ValidationError as error:
+            raise InvalidRecipe(f"{source}: {_sentence(error)}", field="name") from error
+
+    @classmethod
+    def original(cls) -> Recipe:
+        """The model as it is."""
+        return cls(name=ORIGINAL)
+
+    @classmethod
+    def control(cls, training: Mapping[str, Any]) -> Recipe:
+        """The original with the same extra training that compressed variants get (a `distill` step's parameters)."""
+        return cls(name=CONTROL, steps=(passes()["distill"].model_validate(dict(training)),))
+
+    def to_yaml(self) -> str:
+        """The canonical text: the same recipe always gives the same."""
+        steps = [{step.pass_name(): step.parameters()} for step in self.steps]
+        return yaml.safe_dump({"name": self.name, "steps": steps}, sort_keys=True)
+
+    def key_material(self) -> list[dict[str, Any]]:
+        """What makes variants differ: the passes, their versions and parameters, not the recipe's name."""
+        return [
+            {"pass": step.pass_name(), "version": step.version, "parameters": step.parameters()} for step in self.steps
+        ]
+
+    def training(self) -> dict[str, Any] | None:
+        """Parameters of the heaviest training step, or None where nothing trains."""
+        trained = [step for step in self.steps if Needs.TRAINING in step.needs]
+        return max(trained, key=lambda step: step.training_effort()).parameters() if trained else None
+
+    def needs_data(self) -> bool:
+        """Whether any pass reads the training split."""
+        return any(Needs.DATA in step.needs or Needs.TRAINING in step.needs for step in self.steps)
+
+    def needs_trainable(self) -> bool:
+        """Whether any pass changes layers, which an uploaded ONNX file does not have."""
+        return any(Needs.LAYERS in step.needs for step in self.steps)
+
+
+def _step(item: object, number: int, source: str) -> Pass:
+    if isinstance(item, str):
+        item = {item: {}}
+    if not isinstance(item, dict) or len(item) != 1:
+        raise InvalidRecipe(f"step {number} of {source} must read '- PASS: {{PARAMETERS}}'", field="steps")
+    name, parameters = next(iter(item.items()))
+    known = passes()
+    kind = known.get(str(name))
+    if kind is None:
+        near = difflib.get_close_matches(str(name), known, 1)
+        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(sorted(known))}"
+        raise InvalidRecipe(f"step {number} of {source} names the unknown pass '{name}'; {hint}", field="steps")
+    if parameters is not None and not isinstance(parameters, dict):
+        raise InvalidRecipe(f"the parameters of step {number} ({name}) of {source} must be a mapping", field="steps")
+    try:
+        return kind.model_validate(parameters or {})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, kind.model_fields, 1)
+            hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(kind.model_fields)}"
+            raise InvalidRecipe(f"step {number} of {source}: {name} has no parameter '{key}'; {hint}") from error
+        raise InvalidRecipe(f"step {number} of {source}: {name}: {_sentence(error)}", field="steps") from error
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if first["type"] in ("value_error", "missing") else f", not {first['input']!r}"
+    return f"'{key}': {message}{given}" if key else message
+
+
+def _check_order(steps: tuple[Pass, ...], source: str) -> None:
+    for number, step in enumerate(steps[:-1], 1):
+        if step.must_be_last:
+            raise InvalidRecipe(
+                f"step {number} of {source}, {step.pass_name()}, must be the last: later passes cannot change its "
+                "result; move it to the end",
+                field="steps",
+            )
+
+
+@cache
+def default_recipes() -> dict[str, Recipe]:
+    """The named recipes that come with fleetfit: the default set, by name."""
+    folder = files("fleetfit.compress") / "recipes"
+    found = {}
+    for file in sorted(folder.iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".yaml"):
+            recipe = Recipe.from_yaml(file.read_text(encoding="utf-8"), source=file.name)
+            found[recipe.name] = recipe
+    return found
+
+
+def named_recipe(name: str) -> Recipe:
+    """The recipe of that name. Raises NotFound, naming those there are."""
+    if name == ORIGINAL:
+        return Recipe.original()
+    known = default_recipes()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}"
+        raise NotFound(f"there is no recipe '{name}', and no file of that name; {hint}", field="recipe")
+    return known[name]
