@@ -59,13 +59,11 @@ class Compress(_Strict):
     kind: Literal["compress"] = "compress"
     format: Literal["pt2", "onnx"]
     recipe: str
-    """Canonical recipe, YAML."""
+    """Canonical recipe, YAML; empty for the model as it is."""
     task: Literal["classification", "regression", ""] = ""
     metric: str = ""
     seed: int = 0
     threads: int = 1
-    control_steps: dict[str, Any] | None = None
-    """For the control: the training that the original gets too (a distill step's parameters)."""
 
 
 class Task(_Strict):
