@@ -128,6 +128,7 @@ class _Relayering:
     def _call(self, node: fx.Node) -> None:
         target = node.target
         if not isinstance(target, torch._ops.OpOverload):
+            assert callable(target)  # noqa: S101 - what a call_function node holds; tells the type checker
             self.environment[node] = self.graph.call_function(target, self._new(node.args), self._new(node.kwargs))
             return
         operator = target._schema.name

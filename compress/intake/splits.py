@@ -44,7 +44,7 @@ def split_at_random(count: int, seed: int, *, test: bool, labels: npt.NDArray[np
 def _every(count: int, share: float) -> npt.NDArray[np.bool_]:
     """A mask that takes `share` of consecutive positions as evenly as integers allow."""
     steps = np.floor(np.arange(count + 1) * share + 0.5)
-    return np.diff(steps) > 0
+    return np.asarray(np.diff(steps) > 0)
 
 
 def split_by_group(groups: npt.NDArray[np.generic], seed: int, *, test: bool) -> Splits:

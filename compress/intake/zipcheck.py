@@ -14,6 +14,8 @@ from fleetfit.core.errors import FleetfitError, InvalidInput
 _GIB = 1 << 30
 _STORED_OR_DEFLATED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ENCRYPTED = 0x1
+# The record that ends a zip without a comment.
+_END_BYTES = 22
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,14 @@ def open_checked(
     the block (truncated data, wrong checksums) becomes `error` too.
     """
     try:
-        with path.open("rb") as start:
-            magic = start.read(4)
-        if magic[:2] != b"PK":
-            raise error(f"{what} is not a zip archive; {cure}.")
+        with path.open("rb") as file:
+            magic = file.read(4)
+            if magic[:2] != b"PK":
+                raise error(f"{what} is not a zip archive; {cure}.")
+            # A cut-off archive that holds archives would otherwise be read as the last of those.
+            file.seek(max(path.stat().st_size - _END_BYTES, 0))
+            if file.read(4) != b"PK\x05\x06":
+                raise error(f"{what} is damaged or was cut off while it was copied; {cure}.")
         with zipfile.ZipFile(path) as archive:
             check_directory(
                 archive, path.stat().st_size, what=what, cure=cure, error=error, limits=limits or ZipLimits()
@@ -74,10 +80,12 @@ def check_directory(
         raise error(f"{what} has {len(infos)} entries where {limits.entries} are allowed; {cure}.")
     seen: set[str] = set()
     total = 0
+    if infos and min(info.header_offset for info in infos) != 0:
+        raise error(f"{what} has something before its archive; {cure}.")
     for info in infos:
         name = info.filename
         plain = name.isprintable() and name.isascii() and "\\" not in name and len(name) <= limits.name_length
-        if not plain or name.startswith("/") or ".." in name.split("/") or name.endswith("/"):
+        if not plain or {"", ".", ".."} & set(name.split("/")):
             raise error(f"{what} has an entry with the unsafe name {name[:60]!r}; {cure}.")
         # Readers differ in what they do with two entries of one name, and PyTorch's reader ignores case.
         if name.casefold() in seen:
