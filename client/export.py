@@ -157,6 +157,10 @@ def _bind_samples(torch: Any, model: nn.Module, given: Any) -> dict[str, Any]:
             raise InvalidModel(f"The sample input {key} is on {value.device}; move it and the model with .cpu() first.")
         if value.dim() == 0 or value.shape[0] == 0:
             raise InvalidModel(f"The sample input {key} has no batch; its first axis must hold at least one sample.")
+        if key in ("targets", "groups"):
+            raise InvalidModel(
+                f"The input {key!r} has the name that {key} of a data file have; rename that parameter of forward."
+            )
         if keyword.iskeyword(key):
             raise InvalidModel(f"The input {key!r} is a word of Python's; rename that parameter of forward.")
     if len({value.shape[0] for value in samples.values()}) > 1:
