@@ -44,7 +44,8 @@ def score_samples(metric: str, outputs: Mapping[str, NDArray[Any]], targets: NDA
             chosen = output.reshape(len(output), -1, output.shape[-1])[:, -1].argmax(axis=-1)
         else:
             chosen = (output.reshape(len(output), -1)[:, 0] > 0).astype(np.int64)
-        return (chosen == targets.reshape(len(targets), -1)[:, 0]).astype(np.float32)
+        right: NDArray[np.float32] = (chosen == targets.reshape(len(targets), -1)[:, 0]).astype(np.float32)
+        return right
     flat, wanted = output.reshape(len(output), -1), targets.reshape(len(targets), -1)
     if flat.shape != wanted.shape:
         raise InvalidData(

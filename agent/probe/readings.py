@@ -1,0 +1,115 @@
+"""The state of the device at one moment: temperature, clocks, pressure, who else is working."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import time
+
+import psutil
+
+from fleetfit.agent.probe.files import Tree
+from fleetfit.proto.v1 import measurement_pb2
+
+
+def host_digest(tree: Tree) -> str:
+    """The digest of what names this host in this boot: agents that share a host share it."""
+    identity = tree.text("/etc/machine-id") or tree.text("/var/lib/dbus/machine-id") or socket.gethostname()
+    boot = tree.text("/proc/sys/kernel/random/boot_id") or ""
+    # Containers share a boot id and differ in their machine id, and the other way round for cloned images.
+    return hashlib.sha256(f"{identity}|{boot}".encode()).hexdigest()[:32]
+
+
+def governor(tree: Tree) -> str:
+    """The frequency governor's name, empty where there is none."""
+    return tree.text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or ""
+
+
+def power_mode(tree: Tree) -> str:
+    """The power mode in the device's own words: the Jetson's nvpmodel, else the governor."""
+    for line in tree.lines("/var/lib/nvpmodel/status"):
+        if line.startswith("pmode:"):
+            return f"nvpmodel {line.partition(':')[2].strip()}"
+    return governor(tree)
+
+
+def temperature_celsius(tree: Tree) -> float | None:
+    """The hottest thermal zone."""
+    values = [tree.number(path) for path in tree.paths("/sys/class/thermal/thermal_zone*/temp")]
+    real = [value / 1000 for value in values if value is not None and 0 < value < 200_000]
+    return max(real, default=None)
+
+
+def frequency_hz(tree: Tree) -> int | None:
+    """The present clock of the first core."""
+    khz = tree.number("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
+    return khz * 1000 if khz is not None else None
+
+
+def cpu_pressure_percent(tree: Tree) -> float | None:
+    """PSI: the share of the last ten seconds in which some task waited for a processor."""
+    for line in tree.lines("/proc/pressure/cpu"):
+        if line.startswith("some"):
+            return float(line.split("avg10=")[1].split()[0])
+    return None
+
+
+def meters(tree: Tree) -> list[str]:
+    """Which of these can be read here."""
+    found = {
+        "thermal": temperature_celsius(tree) is not None,
+        "cpufreq": frequency_hz(tree) is not None,
+        "pressure": cpu_pressure_percent(tree) is not None,
+        "steal": bool(tree.lines("/proc/stat")),
+        "rapl": bool(tree.paths("/sys/class/powercap/intel-rapl:0/energy_uj")),
+    }
+    return [name for name, readable in found.items() if readable]
+
+
+class Readings:
+    """Takes readings one after another: shares of time are counted since the one before."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._times = self._cpu_times()
+
+    def take(self) -> measurement_pb2.Reading:
+        """The state now."""
+        tree = self._tree
+        reading = measurement_pb2.Reading(
+            monotonic_ns=time.monotonic_ns(),
+            load_1m=os.getloadavg()[0],
+            governor=governor(tree),
+            power_mode=power_mode(tree),
+            available_memory_bytes=psutil.virtual_memory().available,
+        )
+        for name, value in (
+            ("temperature_celsius", temperature_celsius(tree)),
+            ("frequency_hz", frequency_hz(tree)),
+            ("cpu_pressure_percent", cpu_pressure_percent(tree)),
+        ):
+            if value is not None:
+                setattr(reading, name, value)
+        now = self._cpu_times()
+        if now is not None and self._times is not None:
+            total, busy, stolen, ours = (after - before for after, before in zip(now, self._times, strict=True))
+            if total > 0:
+                reading.steal_percent = 100 * stolen / total
+                reading.other_cpu_percent = max(0.0, 100 * (busy - ours) / total)
+        self._times = now
+        return reading
+
+    def _cpu_times(self) -> tuple[float, float, float, float] | None:
+        """Seconds since boot, over all processors: all, busy, stolen; and what we and our ended children used."""
+        for line in self._tree.lines("/proc/stat"):
+            if line.startswith("cpu "):
+                values = [int(word) for word in line.split()[1:]]
+                ticks = os.sysconf("SC_CLK_TCK")
+                stolen = values[7] if len(values) > 7 else 0
+                idle = values[3] + values[4]
+                used = os.times()
+                ours = used.user + used.system + used.children_user + used.children_system
+                total = sum(values[:8])
+                return total / ticks, (total - idle - stolen) / ticks, stolen / ticks, ours
+        return None

@@ -1,0 +1,59 @@
+"""What an inference runtime is to fleetfit."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Arrays = Mapping[str, "NDArray[Any]"]
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a runtime can be used here; if not, `reason` says why and what to install."""
+
+    available: bool
+    reason: str = ""
+    version: str = ""
+    providers: tuple[str, ...] = ()
+
+
+class LoadedModel(ABC):
+    """One build in memory, ready to run. To be closed; used by one thread at a time."""
+
+    @abstractmethod
+    def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
+        """All outputs by name for the inputs by name, batch first. Arrays are not kept."""
+
+    @abstractmethod
+    def bind(self, feeds: Arrays) -> Callable[[], None]:
+        """A call that runs the same inputs again and again without copying or allocating: what latency is measured on."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free everything. Twice is once."""
+
+
+class Runtime(ABC):
+    """An inference runtime.
+
+    Implementations import the runtime's package only inside their methods. `load` raises InvalidModel with one sentence for
+    a build that the runtime cannot read or run, UnsupportedHere where the runtime is not available, and lets MemoryError
+    through.
+    """
+
+    name: ClassVar[str]
+    formats: ClassVar[Sequence[str]]
+
+    @abstractmethod
+    def availability(self) -> Availability:
+        """Whether it can be used here. Never raises."""
+
+    @abstractmethod
+    def load(self, build: bytes, *, threads: int) -> LoadedModel:
+        """Load a build; inference uses at most `threads` threads."""

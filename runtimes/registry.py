@@ -1,0 +1,34 @@
+"""The runtimes there are: ours and third parties', through the same entry point group `fleetfit.runtimes`."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+
+from fleetfit.core.errors import UnsupportedHere
+from fleetfit.runtimes.base import Availability, Runtime
+
+GROUP = "fleetfit.runtimes"
+
+
+def runtimes() -> dict[str, Runtime | Availability]:
+    """Every installed adapter by name; one that cannot be imported is shown with its reason, never dropped."""
+    found: dict[str, Runtime | Availability] = {}
+    for entry in entry_points(group=GROUP):
+        try:
+            found[entry.name] = entry.load()()
+        except Exception as error:  # whatever a third party's import raises
+            found[entry.name] = Availability(False, f"its adapter {entry.value} cannot be imported: {error}")
+    return found
+
+
+def runtime(name: str) -> Runtime:
+    """The adapter of that name. Raises UnsupportedHere where it is unknown or cannot be used here."""
+    for entry in entry_points(group=GROUP, name=name):
+        adapter: Runtime = entry.load()()
+        availability = adapter.availability()
+        if not availability.available:
+            raise UnsupportedHere(f"{name} cannot be used on this device: {availability.reason}")
+        return adapter
+    raise UnsupportedHere(
+        f"this agent knows no runtime '{name}'; update fleetfit here, or install the plug-in that has it"
+    )
