@@ -5,19 +5,21 @@ Needs torch 2.6 or newer, which fleetfit never installs by itself; it is importe
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
 import json
 import keyword
+import logging
 import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fleetfit.client.export_failure import explain_failure
+from fleetfit.client.export_failure import explain_failure, explain_operator
 from fleetfit.core.errors import FleetfitError, InvalidModel, NotFound, UnsupportedHere
 
 if TYPE_CHECKING:
@@ -103,16 +105,24 @@ def export(
     return target
 
 
-@contextmanager
+@contextlib.contextmanager
 def _ready(torch: Any, model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and none of attention's fused fast path, which cannot be taken apart; all put back afterwards."""
+    """The state in which a model exports best; all of it is put back afterwards.
+
+    Evaluation mode; without gradients, so that a `torch.no_grad()` inside forward changes nothing and leaves no nested graph;
+    without attention's fused fast path, which cannot be taken apart; and in silence, since PyTorch prints whole graphs.
+    """
     modes = {module: module.training for module in model.modules()}
     fast_path = torch.backends.mha.get_fastpath_enabled()
     model.eval()
     torch.backends.mha.set_fastpath_enabled(False)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        yield
+        with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
+        logging.disable(disabled)
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for module, mode in modes.items():
             module.training = mode
@@ -195,7 +205,7 @@ def _export_either_way(
         raise InvalidModel(explain_failure(failure), private=f"{type(failure).__name__}: {failure}") from failure
     batch = next(iter(samples.values())).shape[0]
     if dynamic_batch:
-        notes.append(f"The model could be exported only for batches of {batch}: {reason}")
+        notes.append(f"The model could be exported only for batches of {batch}. {reason}")
     return names, program, False
 
 
@@ -224,7 +234,28 @@ def _export_once(torch: Any, model: nn.Module, samples: dict[str, Any], dynamic:
         elif dynamic:
             shapes = {name: {0: batch} for name in samples}
         program = torch.export.export(model, arguments, keywords, dynamic_shapes=shapes, strict=False)
+    _refuse_foreign_operators(torch, program)
     return names, program
+
+
+def _refuse_foreign_operators(torch: Any, program: Any) -> None:
+    """The server takes only PyTorch's own operators; say so here, where the line is known."""
+    for node in program.graph.nodes:
+        if node.op != "call_function":
+            continue
+        nested = isinstance(node.target, torch._ops.HigherOrderOperator)
+        foreign = isinstance(node.target, torch._ops.OpOverload) and node.target.namespace != "aten"
+        if nested or foreign:
+            raise InvalidModel(explain_operator(str(node.target), _stack_of(program, node), nested=nested))
+
+
+def _stack_of(program: Any, node: Any) -> str:
+    """The tracer's stack for a call; for one with a graph of its own, that of the graph's first call."""
+    nested = (
+        getattr(program.graph_module, str(a.target), None) for a in node.args if getattr(a, "op", "") == "get_attr"
+    )
+    inner = (n for module in nested if module is not None for n in module.graph.nodes)
+    return next((n.meta["stack_trace"] for n in (node, *inner) if n.meta.get("stack_trace")), "")
 
 
 def _only(samples: dict[str, Any], kinds: Mapping[str, Any], signature: inspect.Signature) -> dict[str, Any]:
@@ -244,7 +275,7 @@ def output_names(torch: Any, result: Any) -> list[str]:
             )
         nested = next((key for key, value in result.items() if not isinstance(value, torch.Tensor)), None)
         if nested is not None:
-            raise InvalidModel(f"forward returns a {type(result[nested]).__name__} as {nested!r}; return only tensors.")
+            raise InvalidModel(f"forward returns {nested!r} as {type(result[nested]).__name__}; return only tensors.")
         return [re.sub(r"\W", "_", key) for key in result]
     if isinstance(result, (tuple, list)):
         flat, _ = torch.utils._pytree.tree_flatten(result)

@@ -89,6 +89,25 @@ def explain_failure(failure: BaseException) -> str:
     )
 
 
+def explain_operator(operator: str, stack: str, *, nested: bool) -> str:
+    """One sentence about an operator that the server does not take, with the line of the user's that calls it.
+
+    Args:
+        operator: Its name in the graph.
+        stack: The stack trace that the tracer kept for the call.
+        nested: Whether it holds a graph of its own (control flow, autocast) rather than being a custom one.
+    """
+    line = _quoted_line(stack)
+    where = f" at {line}" if line else ""
+    if nested:
+        what = operator.rpartition(".")[2].removeprefix("wrap_with_").replace("_", " ")
+        return (
+            f"The model uses {what}{where}, which cannot be taken apart; move autocast and gradient switches out of forward, and "
+            "write control flow with torch.where."
+        )
+    return f"The model calls the custom operator {operator}{where}; write it with PyTorch's own operators."
+
+
 def _chain(failure: BaseException) -> list[BaseException]:
     """The failure and what caused it, outermost first."""
     found: list[BaseException] = []
@@ -117,9 +136,16 @@ def _user_line(chain: list[BaseException]) -> str:
             if _is_users(frame.filename):
                 code = f" ({frame.line.strip()[:120]})" if frame.line else ""
                 return f"{Path(frame.filename).name}:{frame.lineno}{code}"
-    # The tracer quotes the user's stack in its message when its own frames have hidden it.
     for part in chain:
-        for file, number, code in reversed(re.findall(r'File "([^"]+)", line (\d+), in .*\n\s*(.+)', str(part))):
-            if _is_users(file):
-                return f"{Path(file).name}:{number} ({code.strip()[:120]})"
+        line = _quoted_line(str(part))
+        if line:
+            return line
+    return ""
+
+
+def _quoted_line(text: str) -> str:
+    """The same from a stack that the tracer quotes where its own frames have hidden the user's."""
+    for file, number, code in reversed(re.findall(r'File "([^"]+)", line (\d+), in .*\n\s*(.+)', text)):
+        if _is_users(file):
+            return f"{Path(file).name}:{number} ({code.strip()[:120]})"
     return ""

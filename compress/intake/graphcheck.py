@@ -16,6 +16,7 @@ from fleetfit.core.errors import InvalidModel
 _MAX_NODES = 100_000
 _MAX_DEPTH = 64
 _SPEC_TYPES = frozenset({None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"})
+_ASSERTIONS = ("torch.ops.aten._assert", "torch.ops.aten._functional_assert")
 # Arguments that carry code or objects rather than values.
 _FORBIDDEN_KEYS = {
     "as_graph": "a nested graph, from control flow or from a torch.no_grad() or autocast block inside forward",
@@ -80,6 +81,9 @@ def _check_node(node: Any) -> None:
         argument = named.get("arg") if isinstance(named, dict) else None
         if not isinstance(argument, dict):
             _refuse(f"gives {target!r} an argument that cannot be read")
+        if target.startswith(_ASSERTIONS) and "as_string" in argument:
+            # The message of an assertion, which is dropped with it.
+            argument["as_string"] = "check"
         texts = [argument["as_string"]] if "as_string" in argument else argument.get("as_strings", [])
         if not isinstance(texts, list) or not all(isinstance(text, str) and is_allowed_text(text) for text in texts):
             _refuse(f"gives {target!r} a text argument that is no keyword of it")
