@@ -1,0 +1,245 @@
+"""The tables. Alembic migrations make them; `tests/server/storage` proves that both agree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, ForeignKey, LargeBinary, MetaData, Text, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+LOCAL_OWNER = "local"
+
+
+class Base(DeclarativeBase):
+    """All constraints are named: SQLite cannot drop unnamed ones later."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {dict[str, Any]: JSON, list[str]: JSON, list[int]: JSON, int: BigInteger, str: Text}
+
+
+class ArtifactRow(Base):
+    """One complete piece of content in the store."""
+
+    __tablename__ = "artifact"
+    sha256: Mapped[str] = mapped_column(primary_key=True)
+    size_bytes: Mapped[int]
+    owner: Mapped[str]
+    created_ms: Mapped[int]
+
+
+class PersonRow(Base):
+    """Someone who may use the people's listener; only the digest of their token is kept."""
+
+    __tablename__ = "person"
+    token_sha256: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    created_ms: Mapped[int]
+
+
+class EnrolmentTokenRow(Base):
+    """A one-time token; only the digest of its secret is kept."""
+
+    __tablename__ = "enrolment_token"
+    secret_sha256: Mapped[str] = mapped_column(primary_key=True)
+    device_name: Mapped[str]
+    labels: Mapped[list[str]]
+    created_ms: Mapped[int]
+    expires_ms: Mapped[int]
+    used_ms: Mapped[int | None]
+
+
+class ModelRow(Base):
+    """One version of a model. `facts` is `compress.tasks.ModelFacts`."""
+
+    __tablename__ = "model"
+    __table_args__ = (UniqueConstraint("owner", "name", "version"),)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    owner: Mapped[str]
+    name: Mapped[str]
+    version: Mapped[int]
+    format: Mapped[str]
+    sha256: Mapped[str]
+    size_bytes: Mapped[int]
+    state: Mapped[str]
+    refusal: Mapped[str]
+    facts: Mapped[dict[str, Any] | None]
+    created_ms: Mapped[int]
+
+
+class DatasetRow(Base):
+    """One version of a dataset. `facts` is `compress.tasks.DataFacts`; `splits` names the digests of its splits."""
+
+    __tablename__ = "dataset"
+    __table_args__ = (UniqueConstraint("owner", "name", "version"),)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    owner: Mapped[str]
+    name: Mapped[str]
+    version: Mapped[int]
+    sha256: Mapped[str]
+    test_sha256: Mapped[str]
+    model_id: Mapped[str | None] = mapped_column(ForeignKey("model.id"))
+    seed: Mapped[int]
+    metric: Mapped[str]
+    state: Mapped[str]
+    refusal: Mapped[str]
+    facts: Mapped[dict[str, Any] | None]
+    splits: Mapped[dict[str, Any]]
+    created_ms: Mapped[int]
+
+
+class DeviceRow(Base):
+    """One registered device."""
+
+    __tablename__ = "device"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    labels: Mapped[list[str]]
+    paused: Mapped[bool]
+    agent_version: Mapped[str]
+    profile: Mapped[str]
+    profile_reason: Mapped[str]
+    session_number: Mapped[int]
+    snapshot_id: Mapped[str | None] = mapped_column(ForeignKey("device_snapshot.id"))
+    enrolled_ms: Mapped[int]
+    last_seen_ms: Mapped[int]
+
+
+class DeviceSnapshotRow(Base):
+    """Immutable facts about a device, by the digest of their content."""
+
+    __tablename__ = "device_snapshot"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    content: Mapped[bytes] = mapped_column(LargeBinary)
+    created_ms: Mapped[int]
+
+
+class ConditionRow(Base):
+    """What a measurement was made under, by the digest of its content."""
+
+    __tablename__ = "condition"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    content: Mapped[dict[str, Any]]
+
+
+class JobRow(Base):
+    """A user's request. `spec` is a serialized JobSpec; `report` the final report's JSON."""
+
+    __tablename__ = "job"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    owner: Mapped[str]
+    request_id: Mapped[str] = mapped_column(unique=True)
+    spec: Mapped[bytes] = mapped_column(LargeBinary)
+    model_id: Mapped[str] = mapped_column(ForeignKey("model.id"))
+    dataset_id: Mapped[str | None] = mapped_column(ForeignKey("dataset.id"))
+    state: Mapped[str] = mapped_column(index=True)
+    reason: Mapped[str]
+    report: Mapped[str | None]
+    created_ms: Mapped[int]
+    finished_ms: Mapped[int]
+
+
+class VariantRow(Base):
+    """A model after a recipe, by its key: made once, whichever jobs ask for it. `facts` is `CompressFacts`."""
+
+    __tablename__ = "variant"
+    key: Mapped[str] = mapped_column(primary_key=True)
+    model_id: Mapped[str] = mapped_column(ForeignKey("model.id"))
+    dataset_id: Mapped[str | None] = mapped_column(ForeignKey("dataset.id"))
+    recipe: Mapped[str]
+    seed: Mapped[int]
+    state: Mapped[str] = mapped_column(index=True)
+    attempts: Mapped[int]
+    reason: Mapped[str]
+    facts: Mapped[dict[str, Any] | None]
+    seconds: Mapped[float]
+    held: Mapped[dict[str, Any] | None]
+    created_ms: Mapped[int]
+
+
+class BuildRow(Base):
+    """A variant lowered to one runtime's format. `facts` is `compress.tasks.Build`."""
+
+    __tablename__ = "build"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    variant_key: Mapped[str] = mapped_column(ForeignKey("variant.key"), index=True)
+    runtime: Mapped[str]
+    format: Mapped[str]
+    sha256: Mapped[str]
+    size_bytes: Mapped[int]
+    facts: Mapped[dict[str, Any]]
+
+
+class CandidateRow(Base):
+    """One variant on one device under one wanted condition, in one job."""
+
+    __tablename__ = "candidate"
+    __table_args__ = (UniqueConstraint("job_id", "device_id", "variant_key", "runtime", "threads", "batch", "role"),)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("job.id"), index=True)
+    device_id: Mapped[str] = mapped_column(ForeignKey("device.id"), index=True)
+    variant_key: Mapped[str] = mapped_column(ForeignKey("variant.key"), index=True)
+    recipe: Mapped[str]
+    role: Mapped[str]
+    runtime: Mapped[str]
+    threads: Mapped[int]
+    batch: Mapped[int]
+    position: Mapped[int]
+    state: Mapped[str]
+    reason: Mapped[str]
+
+
+class TaskRow(Base):
+    """A measurement that an agent leases. `fence` grows with each lease; a report with an older one is refused."""
+
+    __tablename__ = "task"
+    __table_args__ = (UniqueConstraint("candidate_id", "split"),)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("job.id"), index=True)
+    device_id: Mapped[str] = mapped_column(ForeignKey("device.id"), index=True)
+    candidate_id: Mapped[str] = mapped_column(ForeignKey("candidate.id"))
+    split: Mapped[str]
+    metric_only: Mapped[bool]
+    state: Mapped[str] = mapped_column(index=True)
+    fence: Mapped[int]
+    lease_deadline_ms: Mapped[int]
+    attempts: Mapped[int]
+    result_sha256: Mapped[str]
+    result_fence: Mapped[int]
+    progress: Mapped[dict[str, Any] | None]
+    created_ms: Mapped[int]
+
+
+class MeasurementRow(Base):
+    """What one task found: the digest of the raw samples, and their summary (`server.report.summary`)."""
+
+    __tablename__ = "measurement"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    task_id: Mapped[str] = mapped_column(ForeignKey("task.id"), unique=True)
+    candidate_id: Mapped[str] = mapped_column(ForeignKey("candidate.id"), index=True)
+    build_id: Mapped[str] = mapped_column(ForeignKey("build.id"))
+    device_id: Mapped[str] = mapped_column(ForeignKey("device.id"))
+    snapshot_id: Mapped[str] = mapped_column(ForeignKey("device_snapshot.id"))
+    condition_id: Mapped[str] = mapped_column(ForeignKey("condition.id"))
+    split: Mapped[str]
+    raw_sha256: Mapped[str]
+    summary: Mapped[dict[str, Any]]
+    agent_version: Mapped[str]
+    method_version: Mapped[str]
+    created_ms: Mapped[int]
+
+
+class DropsRow(Base):
+    """Paired losses of one device's candidates on one split, computed once all of them were measured."""
+
+    __tablename__ = "drops"
+    job_id: Mapped[str] = mapped_column(ForeignKey("job.id"), primary_key=True)
+    device_id: Mapped[str] = mapped_column(ForeignKey("device.id"), primary_key=True)
+    split: Mapped[str] = mapped_column(primary_key=True)
+    content: Mapped[dict[str, Any]]
