@@ -27,7 +27,10 @@ class Distill(Pass):
     temperature: float = Field(default=4.0, gt=0)
     label_weight: float = Field(default=0.5, ge=0)
     learning_rate: float = Field(default=1e-3, gt=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
     batch: int = Field(default=128, ge=2)
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after so many of the ten or so looks at the validation split without an improvement."""
     samples: int | None = Field(default=None, ge=8)
     """Training samples to use; all where not given."""
 

@@ -1,0 +1,260 @@
+"""How each kind of layer treats the units that come in, and which it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import fx, nn
+
+from fleetfit.compress.structure.spaces import (
+    Axes,
+    Layout,
+    lock_axes,
+    lock_layout,
+    product,
+    stretch,
+    unite_layouts,
+    whole,
+)
+from fleetfit.compress.structure.walk import Walk
+
+_POINTWISE = (
+    nn.ReLU,
+    nn.ReLU6,
+    nn.Hardtanh,
+    nn.LeakyReLU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Mish,
+    nn.SELU,
+    nn.CELU,
+    nn.ELU,
+    nn.Hardswish,
+    nn.Hardsigmoid,
+    nn.Sigmoid,
+    nn.Tanh,
+    nn.Softplus,
+    nn.LogSigmoid,
+)
+_UNCHANGED = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_POOLS = (
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.MaxPool3d,
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AvgPool3d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d,
+    nn.AdaptiveMaxPool1d,
+    nn.AdaptiveMaxPool2d,
+    nn.AdaptiveMaxPool3d,
+    nn.Upsample,
+    nn.ZeroPad1d,
+    nn.ZeroPad2d,
+    nn.ZeroPad3d,
+)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def follow_layer(walk: Walk, node: fx.Node) -> Axes:
+    """The axes of what a layer gives, from those of what it reads. An unknown kind locks what it reads."""
+    leaf = walk.leaf(node)
+    name = str(node.target)
+    follow = _rule(leaf)
+    source = node.args[0] if len(node.args) == 1 and not node.kwargs else None
+    if follow is None or not isinstance(source, fx.Node) or not walk.shape(source):
+        return walk.lock_inputs(node, f"it is read by {name}, a {type(leaf).__name__}")
+    given = walk.of(source)
+    if name in walk.calls and _stores(leaf):
+        return _again(walk, node, given)
+    made = follow(walk, node, leaf, given, walk.shape(source))
+    if name in walk.shared:
+        lock_axes(given, f"{name} shares a weight with another layer")
+        lock_axes(made, f"{name} shares a weight with another layer")
+    walk.calls[name] = (given, made)
+    return made
+
+
+_Rule = Callable[[Walk, fx.Node, nn.Module, Axes, tuple[int, ...]], Axes]
+
+
+def _rule(leaf: nn.Module) -> _Rule | None:
+    rules: list[tuple[tuple[type[nn.Module], ...], _Rule]] = [
+        (_CONVOLUTIONS, _convolution),
+        (_TRANSPOSED, _transposed),
+        ((nn.Linear,), _linear),
+        (_NORMS, _batch_norm),
+        ((nn.PReLU,), _prelu),
+        ((nn.Embedding,), _embedding),
+        (_POINTWISE, _nonlinear),
+        (_UNCHANGED, _unchanged),
+        (_POOLS, _pool),
+        ((nn.Flatten,), _flatten),
+        ((nn.Softmax, nn.LogSoftmax), _softmax),
+    ]
+    # Exactly these types: a subclass may do anything.
+    return next((rule for kinds, rule in rules if type(leaf) in kinds), None)
+
+
+def _stores(leaf: nn.Module) -> bool:
+    return any(True for _ in leaf.parameters()) or any(True for _ in leaf.buffers())
+
+
+def _again(walk: Walk, node: fx.Node, given: Axes) -> Axes:
+    """A layer called a second time reads the same units, or those it reads are locked; it makes the same units."""
+    name = str(node.target)
+    first_given, first_made = walk.calls[name]
+    reason = f"{name} is called on different units"
+    for axis in {*given, *first_given}:
+        if axis in given and axis in first_given:
+            unite_layouts(first_given[axis], given[axis], reason)
+        else:
+            lock_layout(given.get(axis, ()), reason)
+            lock_layout(first_given.get(axis, ()), reason)
+    return dict(first_made)
+
+
+def _others(axes: Axes, *used: int) -> Axes:
+    return {axis: layout for axis, layout in axes.items() if axis not in used}
+
+
+def _tensor(leaf: nn.Module, name: str) -> torch.Tensor | None:
+    value = getattr(leaf, name)
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def _convolution(walk: Walk, node: fx.Node, leaf: nn.Module, given: Axes, shape: tuple[int, ...]) -> Axes:
+    assert isinstance(leaf, _CONVOLUTIONS)  # noqa: S101 - for the type checker
+    name = str(node.target)
+    lock_axes(_others(given, 1), f"it is read along another axis by {name}")
+    read = given.get(1)
+    depthwise = leaf.groups == leaf.in_channels and leaf.groups > 1
+    if depthwise:
+        # Channel i is made from channel i alone: the units go on, each in `out / in` copies.
+        if read is None:
+            return {}
+        made = stretch(read, 1, leaf.out_channels // leaf.in_channels)
+        if made is None:
+            return walk.lock_inputs(node, f"it is read by {name} in copies")
+    else:
+        space = walk.new_space(leaf.out_channels, name, "convolution")
+        made = whole(space)
+        if leaf.groups > 1:
+            lock_axes(given, f"{name} reads its inputs in {leaf.groups} groups")
+            space.lock(f"{name} has {leaf.groups} groups")
+        elif read is not None:
+            walk.cut(name, "weight", 1, read, reads=True)
+    walk.cut(name, "weight", 0, made)
+    if leaf.bias is not None:
+        walk.cut(name, "bias", 0, made)
+    return {1: made}
+
+
+def _transposed(walk: Walk, node: fx.Node, leaf: nn.Module, given: Axes, shape: tuple[int, ...]) -> Axes:
+    assert isinstance(leaf, _TRANSPOSED)  # noqa: S101 - for the type checker
+    name = str(node.target)
+    lock_axes(_others(given, 1), f"it is read along another axis by {name}")
+    space = walk.new_space(leaf.out_channels, name, "convolution")
+    made = whole(space)
+    if leaf.groups > 1:
+        lock_axes(given, f"{name} reads its inputs in {leaf.groups} groups")
+        space.lock(f"{name} has {leaf.groups} groups")
+        return {1: made}
+    if 1 in given:
+        walk.cut(name, "weight", 0, given[1], reads=True)
+    walk.cut(name, "weight", 1, made)
+    if leaf.bias is not None:
+        walk.cut(name, "bias", 0, made)
+    return {1: made}
+
+
+def _linear(walk: Walk, node: fx.Node, leaf: nn.Module, given: Axes, shape: tuple[int, ...]) -> Axes:
+    assert isinstance(leaf, nn.Linear)  # noqa: S101 - for the type checker
+    name, last = str(node.target), len(shape) - 1
+    if last in given:
+        walk.cut(name, "weight", 1, given[last], reads=True)
+    made = whole(walk.new_space(leaf.out_features, name, "linear"))
+    walk.cut(name, "weight", 0, made)
+    if leaf.bias is not None:
+        walk.cut(name, "bias", 0, made)
+    return {**_others(given, last), last: made}
+
+
+def _batch_norm(walk: Walk, node: fx.Node, leaf: nn.Module, given: Axes, shape: tuple[int, ...]) -> Axes:
+    if 1 in given:
+        for tensor in ("weight", "bias", "running_mean", "running_var"):
+            if _tensor(leaf, tensor) is not None:
+                walk.cut(str(node.target), tensor, 0, given[1])
+    return dict(given)
+
+
+def _prelu(walk: Walk, node: fx.Node, leaf: nn.Module, given: Axes, shape: tuple[int, ...]) -> Axes:
+    assert isinstance(leaf, nn.PReLU)  # noqa: S101 - for the type checker
+    if 1 in given and leaf.num_parameters > 1:
+        walk.cut(str(node.target), "weight", 0, given[1])
+    walk.nonlinear.append(node)
+    return dict(given)
+
+
+def _embedding(walk: Walk, node: fx.Node, leaf: nn.Module, given: Axes, shape: tuple[int, ...]) -> Axes:
+    assert isinstance(leaf, nn.Embedding)  # noqa: S101 - for the type checker
+    name = str(node.target)
+    made = whole(walk.new_space(leaf.embedding_dim, name, "embedding"))
+    walk.cut(name, "weight", 1, made)
+    return {len(shape): made}
+
+
+def _nonlinear(walk: Walk, node: fx.Node, leaf: nn.Module, given: Axes, shape: tuple[int, ...]) -> Axes:
+    walk.nonlinear.append(node)
+    return dict(given)
+
+
+def _unchanged(walk: Walk, node: fx.Node, leaf: nn.Module, given: Axes, shape: tuple[int, ...]) -> Axes:
+    return dict(given)
+
+
+def _pool(walk: Walk, node: fx.Node, leaf: nn.Module, given: Axes, shape: tuple[int, ...]) -> Axes:
+    if any(axis > 1 for axis in given) or len(walk.shape(node)) != len(shape):
+        return walk.lock_inputs(node, f"it is read across units by {node.target}")
+    return dict(given)
+
+
+def _softmax(walk: Walk, node: fx.Node, leaf: nn.Module, given: Axes, shape: tuple[int, ...]) -> Axes:
+    axis = int(getattr(leaf, "dim", -1)) % len(shape)
+    if axis in given:
+        lock_layout(given[axis], f"it is read across units by {node.target}")
+    return dict(given)
+
+
+def _flatten(walk: Walk, node: fx.Node, leaf: nn.Module, given: Axes, shape: tuple[int, ...]) -> Axes:
+    assert isinstance(leaf, nn.Flatten)  # noqa: S101 - for the type checker
+    return merge_axes(walk, node, given, shape, leaf.start_dim, leaf.end_dim)
+
+
+def merge_axes(walk: Walk, node: fx.Node, given: Axes, shape: tuple[int, ...], start: int, end: int) -> Axes:
+    """The axes after `start` to `end` (included) became one."""
+    start, end = start % len(shape), end % len(shape)
+    inside = [axis for axis in given if start <= axis <= end]
+    gone = end - start
+    made: Axes = {}
+    for axis, layout in given.items():
+        if axis < start:
+            made[axis] = layout
+        elif axis > end:
+            made[axis - gone] = layout
+    if not inside:
+        return made
+    axis = inside[0]
+    stretched: Layout | None = None
+    # Merged with the batch, the units would lie in as many stretches as there are samples.
+    if len(inside) == 1 and start > 0:
+        stretched = stretch(given[axis], product(shape[start:axis]), product(shape[axis + 1 : end + 1]))
+    if stretched is None:
+        return walk.lock_inputs(node, f"it is flattened together with other units by {node.name}")
+    made[start] = stretched
+    return made

@@ -1,0 +1,121 @@
+"""Taking units out of a model for good, with every weight that makes, follows or reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from fleetfit.compress.graph import LayeredModel
+from fleetfit.compress.structure.groups import Group, Structure
+from fleetfit.compress.structure.spaces import Space, kept_elements
+from fleetfit.core.errors import InternalError, InvalidRecipe
+
+
+def remove_units(model: LayeredModel, structure: Structure, kept: Mapping[str, torch.Tensor]) -> None:
+    """Remove units from `model`, in place.
+
+    Afterwards the outputs are compared with those of the model before, whose removed units were only no longer read: they
+    must be the same, so nothing but those units went.
+
+    Args:
+        model: The model that `structure` was found in.
+        structure: From `analyse(model)`; it no longer fits afterwards.
+        kept: For each group's name, a mask of shape (size,): True stays. Groups that are left out stay whole.
+
+    Raises:
+        InvalidRecipe: A group would be left without units.
+        InternalError: The outputs changed by more than they should.
+    """
+    masks: dict[Space, torch.Tensor] = {}
+    for group in structure.groups:
+        mask = kept.get(group.name)
+        if mask is None or bool(mask.all()):
+            continue
+        _check_mask(group, mask)
+        masks[group.space.root()] = mask
+    if not masks:
+        return
+    expected = _unread(model, structure, masks)
+    for cut in structure.cuts:
+        if any(s.space is not None and s.space.root() in masks for s in cut.layout):
+            leaf = model.module.get_submodule(cut.module)
+            _select(leaf, cut.tensor, cut.axis, kept_elements(cut.layout, masks))
+    for name in {cut.module for cut in structure.cuts}:
+        _refit(model.module.get_submodule(name))
+    _compare(model, expected)
+
+
+def _check_mask(group: Group, mask: torch.Tensor) -> None:
+    if mask.dtype != torch.bool or tuple(mask.shape) != (group.size,):
+        raise InternalError(f"the mask for {group.name} must have {group.size} truth values")
+    if not bool(mask.any()):
+        raise InvalidRecipe(f"no unit of {group.name} would be left; prune it less")
+
+
+def _select(leaf: nn.Module, name: str, axis: int, elements: torch.Tensor) -> None:
+    tensor = getattr(leaf, name)
+    smaller = tensor.detach().index_select(axis, elements).contiguous()
+    if isinstance(tensor, nn.Parameter):
+        setattr(leaf, name, nn.Parameter(smaller, requires_grad=tensor.requires_grad))
+    else:
+        setattr(leaf, name, smaller)
+
+
+def _refit(leaf: nn.Module) -> None:
+    """Make a layer's own account of its sizes agree with its weights."""
+    if isinstance(leaf, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        copies = leaf.out_channels // leaf.in_channels
+        leaf.out_channels = leaf.weight.shape[0]
+        if leaf.groups == 1:
+            leaf.in_channels = leaf.weight.shape[1]
+        elif leaf.groups == leaf.in_channels:
+            leaf.groups = leaf.in_channels = leaf.out_channels // copies
+    elif isinstance(leaf, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        leaf.in_channels, leaf.out_channels = leaf.weight.shape[0], leaf.weight.shape[1] * leaf.groups
+    elif isinstance(leaf, nn.Linear):
+        leaf.out_features, leaf.in_features = leaf.weight.shape
+    elif isinstance(leaf, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
+        if leaf.running_mean is not None:
+            leaf.num_features = leaf.running_mean.shape[0]
+    elif isinstance(leaf, nn.PReLU):
+        leaf.num_parameters = leaf.weight.shape[0]
+    elif isinstance(leaf, nn.Embedding):
+        leaf.embedding_dim = leaf.weight.shape[1]
+
+
+def outputs_of(model: LayeredModel) -> dict[str, torch.Tensor]:
+    """The outputs for the sample inputs, in evaluation mode, without gradients."""
+    training = model.module.training
+    model.module.eval()
+    try:
+        with torch.no_grad():
+            return model.call(model.sample_inputs)
+    finally:
+        model.module.train(training)
+
+
+def _unread(model: LayeredModel, structure: Structure, masks: Mapping[Space, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The outputs when all weights that read the units to be removed are zero."""
+    silent = model.clone()
+    with torch.no_grad():
+        for cut in structure.cuts:
+            if not cut.reads:
+                continue
+            tensor = getattr(silent.module.get_submodule(cut.module), cut.tensor)
+            gone = torch.ones(tensor.shape[cut.axis], dtype=torch.bool)
+            gone[kept_elements(cut.layout, masks)] = False
+            tensor.index_fill_(cut.axis, gone.nonzero().flatten(), 0)
+    return outputs_of(silent)
+
+
+def _compare(model: LayeredModel, expected: Mapping[str, torch.Tensor]) -> None:
+    for name, value in outputs_of(model).items():
+        wanted = expected[name]
+        if value.shape != wanted.shape:
+            raise InternalError(f"pruning changed the shape of the output {name}; this is a bug, please report it")
+        if not value.is_floating_point():
+            continue
+        if not torch.allclose(value, wanted, rtol=1e-3, atol=1e-4 * max(1.0, float(wanted.abs().max())), equal_nan=True):
+            raise InternalError(f"pruning changed more than it should in the output {name}; this is a bug, report it")
