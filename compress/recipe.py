@@ -19,6 +19,24 @@ ORIGINAL: Final = "original"
 CONTROL: Final = "original-retrained"
 _MOST_STEPS = 32
 _LONGEST_TEXT = 64 * 1024
+_PLAIN: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML: no aliases (a few bytes of them stand for gigabytes), and no key twice (one would be lost silently)."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.constructor.ConstructorError(None, None, "has an alias", self.peek_event().start_mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"has {_short(key)} twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 class Recipe(BaseModel):
@@ -31,8 +49,8 @@ class Recipe(BaseModel):
     @field_validator("name")
     @classmethod
     def _plain_name(cls, name: str) -> str:
-        if not name or len(name) > 64 or not all(c.isalnum() or c in "-_." for c in name):
-            raise ValueError("a recipe's name has 1 to 64 letters, digits, '-', '_' or '.'")
+        if not name or len(name) > 64 or name.startswith(".") or not _PLAIN.issuperset(name):
+            raise ValueError("a recipe's name has 1 to 64 letters, digits, '-', '_' or '.', and no '.' in front")
         return name
 
     @classmethod
@@ -43,8 +61,12 @@ class Recipe(BaseModel):
                 f"{source} is longer than {_LONGEST_TEXT} characters, which no recipe is", field="recipe"
             )
         try:
-            content = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            content = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        except yaml.constructor.ConstructorError as error:
+            where = f" in line {error.problem_mark.line + 1}" if error.problem_mark is not None else ""
+            raise InvalidRecipe(f"{source} {error.problem}{where}; write every key once, and plainly") from error
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            # ValueError: a date or a number that there cannot be.
             mark = getattr(error, "problem_mark", None)
             where = f" in line {mark.line + 1}" if mark is not None else ""
             raise InvalidRecipe(f"{source} is not YAML{where}; see `compress/recipes/` for examples") from error
@@ -52,16 +74,30 @@ class Recipe(BaseModel):
             raise InvalidRecipe(f"{source} is not a recipe: it needs the keys 'name' and 'steps'", field="recipe")
         unknown = set(map(str, content)) - {"name", "steps"}
         if unknown:
-            raise InvalidRecipe(f"{source} has the unknown key '{sorted(unknown)[0]}'; a recipe has 'name' and 'steps'")
+            raise InvalidRecipe(f"{source} has the unknown key {_short(min(unknown))}; a recipe has 'name' and 'steps'")
         raw = content.get("steps")
         if not isinstance(raw, list) or not raw or len(raw) > _MOST_STEPS:
             raise InvalidRecipe(f"{source} needs 'steps', a list of 1 to {_MOST_STEPS} passes", field="steps")
         steps = tuple(_step(item, number, source) for number, item in enumerate(raw, 1))
         _check_order(steps, source)
+        name = content.get("name")
+        if not isinstance(name, str):
+            raise InvalidRecipe(f"{source} needs a 'name' of letters, digits and '-'", field="name")
         try:
-            return cls(name=str(content.get("name", "")), steps=steps)
+            return cls(name=name, steps=steps)
         except ValidationError as error:
             raise InvalidRecipe(f"{source}: {_sentence(error)}", field="name") from error
+
+    @classmethod
+    def from_user(cls, text: str, *, source: str = "the recipe") -> Recipe:
+        """`from_yaml` for what a person wrote: the names that fleetfit gives to its own baselines are refused too."""
+        recipe = cls.from_yaml(text, source=source)
+        if recipe.name in (ORIGINAL, CONTROL):
+            raise InvalidRecipe(
+                f"{source} is named '{recipe.name}', which means the baseline in reports; choose another name",
+                field="name",
+            )
+        return recipe
 
     @classmethod
     def original(cls) -> Recipe:
@@ -86,16 +122,20 @@ class Recipe(BaseModel):
 
     def training(self) -> dict[str, Any] | None:
         """Parameters of the heaviest training step, or None where nothing trains."""
-        trained = [step for step in self.steps if Needs.TRAINING in step.needs]
+        trained = [step for step in self.steps if Needs.TRAINING in step.wants()]
         return max(trained, key=lambda step: step.training_effort()).parameters() if trained else None
 
     def needs_data(self) -> bool:
         """Whether any pass reads the training split."""
-        return any(Needs.DATA in step.needs or Needs.TRAINING in step.needs for step in self.steps)
+        return any({Needs.DATA, Needs.TRAINING} & step.wants() for step in self.steps)
+
+    def needs_training(self) -> bool:
+        """Whether any pass trains, so that the job needs a control."""
+        return any(Needs.TRAINING in step.wants() for step in self.steps)
 
     def needs_trainable(self) -> bool:
         """Whether any pass changes layers, which an uploaded ONNX file does not have."""
-        return any(Needs.LAYERS in step.needs for step in self.steps)
+        return any(Needs.LAYERS in step.wants() for step in self.steps)
 
 
 def _step(item: object, number: int, source: str) -> Pass:
@@ -109,18 +149,25 @@ def _step(item: object, number: int, source: str) -> Pass:
     if kind is None:
         near = difflib.get_close_matches(str(name), known, 1)
         hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(sorted(known))}"
-        raise InvalidRecipe(f"step {number} of {source} names the unknown pass '{name}'; {hint}", field="steps")
+        raise InvalidRecipe(
+            f"step {number} of {source} names the unknown pass {_short(str(name))}; {hint}", field="steps"
+        )
     if parameters is not None and not isinstance(parameters, dict):
         raise InvalidRecipe(f"the parameters of step {number} ({name}) of {source} must be a mapping", field="steps")
+    if parameters and not all(isinstance(key, str) for key in parameters):
+        raise InvalidRecipe(
+            f"step {number} of {source}: the parameters of {name} have names, not numbers", field="steps"
+        )
     try:
         return kind.model_validate(parameters or {})
     except ValidationError as error:
-        first = error.errors()[0]
+        # A key that there is not comes first: the right key is often missing because of it.
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         key = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
             near = difflib.get_close_matches(key, kind.model_fields, 1)
             hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(kind.model_fields)}"
-            raise InvalidRecipe(f"step {number} of {source}: {name} has no parameter '{key}'; {hint}") from error
+            raise InvalidRecipe(f"step {number} of {source}: {name} has no parameter {_short(key)}; {hint}") from error
         raise InvalidRecipe(f"step {number} of {source}: {name}: {_sentence(error)}", field="steps") from error
 
 
@@ -128,8 +175,13 @@ def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     key = ".".join(map(str, first["loc"]))
     message = first["msg"].removeprefix("Value error, ")
-    given = "" if first["type"] in ("value_error", "missing") else f", not {first['input']!r}"
-    return f"'{key}': {message}{given}" if key else message
+    given = "" if first["type"] in ("value_error", "missing") else f", not {_short(first['input'])}"
+    return f"{_short(key)}: {message}{given}" if key else message
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _check_order(steps: tuple[Pass, ...], source: str) -> None:
@@ -140,6 +192,11 @@ def _check_order(steps: tuple[Pass, ...], source: str) -> None:
                 "result; move it to the end",
                 field="steps",
             )
+
+
+def pass_versions() -> dict[str, int]:
+    """The version of every installed pass, by its name."""
+    return {name: kind.version for name, kind in sorted(passes().items())}
 
 
 @cache

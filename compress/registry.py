@@ -27,6 +27,11 @@ def passes() -> dict[str, type[Pass]]:
             raise InternalError(f"the pass '{entry.name}' ({entry.value}) cannot be imported: {error}") from error
         if not (isinstance(kind, type) and issubclass(kind, Pass)):
             raise InternalError(f"the entry point '{entry.name}' ({entry.value}) is not a Pass")
+        if found.get(entry.name, kind) is not kind:
+            raise InternalError(
+                f"two installed packages register a pass '{entry.name}' ({found[entry.name].__module__} and {entry.value}); "
+                "uninstall one"
+            )
         found[entry.name] = kind
     return found
 

@@ -101,7 +101,7 @@ class Pass(BaseModel):
     parameters would give another result, so that stored variants are not taken for new ones.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     needs: ClassVar[frozenset[Needs]] = frozenset()
     version: ClassVar[int] = 1
     must_be_last: ClassVar[bool] = False
@@ -113,6 +113,10 @@ class Pass(BaseModel):
     def build(self, onnx: bytes, context: PassContext) -> QuantizedBuild | None:
         """A build of its own from the exported ONNX file; None for passes that change layers."""
         return None
+
+    def wants(self) -> frozenset[Needs]:
+        """What this step really needs with these parameters; all of `needs` unless a pass knows better."""
+        return self.needs
 
     def training_effort(self) -> float:
         """A number that grows with the training this pass does; 0 for none."""

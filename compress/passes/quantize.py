@@ -31,6 +31,10 @@ class Quantize(Pass):
     samples: int = Field(default=256, ge=1)
     """Training samples to calibrate with, at most."""
 
+    def wants(self) -> frozenset[Needs]:
+        """Dynamic ranges need no data."""
+        return self.needs if self.mode == "static" else frozenset()
+
     def apply(self, model: LayeredModel, context: PassContext) -> PassReport:
         """Leave the layers as they are: the work is done on the built file."""
         return PassReport(notes=[f"weights and activations become {self.dtype} in the build ({self.mode})"])
