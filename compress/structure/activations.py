@@ -110,8 +110,11 @@ def _largest_of_all(scores: dict[str, torch.Tensor], ratio: float) -> dict[str, 
     """Masks over all groups together: each group's scores are divided by their mean first."""
     scaled = {name: values / values.mean().clamp_min(1e-30) for name, values in scores.items()}
     mask = _largest(torch.cat(list(scaled.values())), sum(map(len, scaled.values())), ratio)
-    parts = mask.split([len(values) for values in scaled.values()])
-    return dict(zip(scaled, parts, strict=True))
+    masks, begin = {}, 0
+    for name, values in scores.items():
+        masks[name] = mask[begin : begin + len(values)]
+        begin += len(values)
+    return masks
 
 
 def _rounded(scores: torch.Tensor, mask: torch.Tensor, multiple: int) -> torch.Tensor:

@@ -13,8 +13,9 @@ from torch import nn
 
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.passes.base import Arrays, PassContext, PassReport
-from fleetfit.compress.structure.batches import batch_size, outputs_over, spread_rows, take
+from fleetfit.compress.structure.batches import as_images, as_stored, batch_size, outputs_over, spread_rows, take
 from fleetfit.compress.structure.losses import DistillationLoss
+from fleetfit.compress.structure.teacher import Teacher
 from fleetfit.core.errors import InvalidData, InvalidRecipe
 from fleetfit.core.metrics import metric_info
 from fleetfit.core.statistics import metric_value, score_samples
@@ -22,7 +23,10 @@ from fleetfit.core.statistics import metric_value, score_samples
 if TYPE_CHECKING:
     from fleetfit.compress.passes.distill import Distill
 
-_EVALUATIONS = 10
+# Looks at the validation split: at least and at most so many, and about this share of the time.
+_FEWEST_LOOKS, _MOST_LOOKS, _LOOKING = 3, 10, 0.2
+# So many samples tell what kind of outputs the original has, and how much they vary.
+_KINDS_FROM = 4096
 # Below this a batch's own statistics say little about the data's: batch norms then keep those they have.
 _SMALLEST_NORM_BATCH = 16
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -55,19 +59,20 @@ class _Training:
     ) -> None:
         self.model, self.settings, self.context, self.data = model, settings, context, data
         context.report(0.0, "asking the original")
-        self.teacher = outputs_over(context.teacher, data)
-        for name, value in self.teacher.items():
-            if not bool(torch.isfinite(value).all()):
-                raise InvalidData(f"the original's output {name} is not finite on the training data; look for NaN in it")
+        if context.teacher is None:
+            raise InvalidRecipe("distill needs the original as a trainable model; push it as a .pt2 archive")
+        self.teacher = Teacher(context.teacher, data)
         self.targets = None if data.targets is None else torch.from_numpy(np.ascontiguousarray(data.targets))
         self.loss = DistillationLoss.for_outputs(
-            self.teacher,
-            self.targets,
+            self.teacher.some(_KINDS_FROM),
+            None if self.targets is None else self.targets[:_KINDS_FROM],
             task=context.task,
             temperature=settings.temperature,
             label_weight=settings.label_weight,
         )
-        self.teacher_validation = None if context.validation is None else outputs_over(context.teacher, context.validation)
+        self.teacher_validation = (
+            None if context.validation is None else outputs_over(context.teacher, context.validation)
+        )
         # One step sees `batch` samples; a model that takes only smaller ones sees them one after the other.
         self.chunk = batch_size(model, min(settings.batch, len(data)))
         self.batch = max(self.chunk, min(settings.batch, len(data)) // self.chunk * self.chunk)
@@ -75,7 +80,9 @@ class _Training:
         if self.per_epoch == 0:
             raise InvalidData(f"distill needs at least {self.batch} training samples and there are {len(data)}")
         self.steps = max(1, round(settings.epochs * self.per_epoch))
-        self.optimizer = torch.optim.AdamW(trainable, settings.learning_rate, weight_decay=settings.weight_decay, fused=_can_fuse(trainable))
+        self.optimizer = torch.optim.AdamW(
+            trainable, settings.learning_rate, weight_decay=settings.weight_decay, fused=_can_fuse(trainable)
+        )
         self.random = np.random.default_rng(context.seed)
 
     def run(self) -> PassReport:
@@ -84,10 +91,9 @@ class _Training:
         best = self._judge()
         begun_with = best
         kept, at = copy.deepcopy(module.state_dict()), 0
-        every = max(1, math.ceil(self.steps / _EVALUATIONS))
+        every = max(1, math.ceil(self.steps / self._looks()))
         stale = done = 0
-        if _is_image_model(module):
-            module.to(memory_format=torch.channels_last)
+        as_images(module)
         for done in range(1, self.steps + 1):
             self._step(done)
             if done % every and done != self.steps:
@@ -102,9 +108,14 @@ class _Training:
                 if self.settings.patience is not None and stale >= self.settings.patience:
                     break
         module.load_state_dict(kept)
-        module.to(memory_format=torch.contiguous_format)
+        as_stored(module)
         module.eval()
         return PassReport(notes=self._notes(done, at, begun_with, best), training_steps=done)
+
+    def _looks(self) -> int:
+        # A training step costs about three times as much per sample as a look.
+        count = 1 if self.context.validation is None else len(self.context.validation)
+        return min(_MOST_LOOKS, max(_FEWEST_LOOKS, round(_LOOKING * 3 * self.steps * self.batch / count)))
 
     def _step(self, number: int) -> None:
         # Half a cosine down to zero, after a short linear rise.
@@ -124,11 +135,7 @@ class _Training:
             chosen = rows[piece * self.chunk : (piece + 1) * self.chunk]
             student = self.model.call(take(self.model, self.data, chosen))
             index = torch.from_numpy(chosen)
-            loss = self.loss(
-                student,
-                {name: value[index] for name, value in self.teacher.items()},
-                None if self.targets is None else self.targets[index],
-            )
+            loss = self.loss(student, self.teacher.of(chosen), None if self.targets is None else self.targets[index])
             if not bool(torch.isfinite(loss)):
                 raise InvalidRecipe(
                     f"distill diverged at step {number}; give it a smaller learning_rate than {self.settings.learning_rate}"
@@ -180,8 +187,3 @@ class _Training:
 
 def _can_fuse(parameters: list[nn.Parameter]) -> bool:
     return all(p.dtype in (torch.float32, torch.float64) for p in parameters)
-
-
-def _is_image_model(module: nn.Module) -> bool:
-    # Convolutions over channels-last images train about a quarter faster on CPUs.
-    return any(isinstance(leaf, nn.Conv2d) for leaf in module.modules())

@@ -26,7 +26,6 @@ def factorize_linear_layers(model: LayeredModel, settings: LowRank, context: Pas
     projection on the r leading eigenvectors of W C W', the covariance of the layer's outputs. So the outputs are watched, and
     no root of C is taken or inverted. What is cut off is replaced by its mean, which goes into the bias.
     """
-    data = spread_rows(context.training_data("low_rank"), settings.samples, context.seed)
     layers = _linear_layers(model)
     if not layers:
         raise InvalidRecipe("low_rank finds no linear layer in this model; leave the step out")
@@ -85,9 +84,7 @@ def _output_moments(
         counts[name] += len(rows)
 
     data = spread_rows(context.training_data("low_rank"), settings.samples, context.seed)
-    observe(
-        model, data, nodes, look, lambda done: context.report(0.8 * done, "looking at what the linear layers give")
-    )
+    observe(model, data, nodes, look, lambda done: context.report(0.8 * done, "looking at what the linear layers give"))
     moments = {}
     for name, count in counts.items():
         mean = sums[name] / count

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import fx
-
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.structure.functions import follow_function
 from fleetfit.compress.structure.layers import follow_layer

@@ -37,7 +37,15 @@ _POINTWISE = (
     nn.Softplus,
     nn.LogSigmoid,
 )
-_UNCHANGED = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_UNCHANGED = (
+    nn.Identity,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
 _POOLS = (
     nn.MaxPool1d,
     nn.MaxPool2d,

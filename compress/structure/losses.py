@@ -63,7 +63,10 @@ class DistillationLoss:
     ) -> DistillationLoss:
         """The loss for a teacher with these outputs over the training split, and these targets of it."""
         first = next(iter(teacher))
-        kinds = {name: kind_of(value, classifies=task == "classification" and name == first) for name, value in teacher.items()}
+        kinds = {
+            name: kind_of(value, classifies=task == "classification" and name == first)
+            for name, value in teacher.items()
+        }
         scales = {name: float(value.double().var(unbiased=False).clamp_min(1e-12)) for name, value in teacher.items()}
         labels = targets is not None and label_weight > 0
         scale = 1.0

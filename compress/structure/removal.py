@@ -117,5 +117,7 @@ def _compare(model: LayeredModel, expected: Mapping[str, torch.Tensor]) -> None:
             raise InternalError(f"pruning changed the shape of the output {name}; this is a bug, please report it")
         if not value.is_floating_point():
             continue
-        if not torch.allclose(value, wanted, rtol=1e-3, atol=1e-4 * max(1.0, float(wanted.abs().max())), equal_nan=True):
+        if not torch.allclose(
+            value, wanted, rtol=1e-3, atol=1e-4 * max(1.0, float(wanted.abs().max())), equal_nan=True
+        ):
             raise InternalError(f"pruning changed more than it should in the output {name}; this is a bug, report it")
