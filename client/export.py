@@ -178,6 +178,12 @@ def _bind_samples(torch: Any, model: nn.Module, given: Any) -> dict[str, Any]:
         raise InvalidModel(
             f"The sample inputs differ in their first axis, the batch ({counts}); give as many samples of each."
         )
+    own = {name.split(".")[0] for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    clash = next((name for name in sorted(own) if hasattr(torch.fx.GraphModule, name)), None)
+    if clash is not None:
+        raise InvalidModel(
+            f"{type(model).__name__} has an attribute {clash!r}, a name that PyTorch's graphs use; rename it."
+        )
     elsewhere = next((n for n, p in model.named_parameters() if p.device.type != "cpu"), None)
     if elsewhere is not None:
         raise InvalidModel(f"The weight {elsewhere} is not on the CPU; call model.cpu() before the export.")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from torch import fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 if TYPE_CHECKING:
@@ -46,6 +49,13 @@ def recognised_share(module: fx.GraphModule) -> float:
     return sum(inside.values()) / total
 
 
+@contextmanager
+def _silence() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def count_macs(model: LayeredModel) -> int:
     """Multiply-accumulates for one sample, counted while the sample inputs run through the graph.
 
@@ -54,7 +64,15 @@ def count_macs(model: LayeredModel) -> int:
     was_training = model.module.training
     model.module.eval()
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        # Fused attention and fused recurrent layers are opaque to the counter; their plain forms are products it sees.
+        with (
+            # Switching oneDNN off and on again warns about GPUs that are not there.
+            _silence(),
+            torch.no_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+            torch.backends.mkldnn.flags(enabled=False),
+            FlopCounterMode(display=False) as counter,
+        ):
             model.call(model.sample_inputs)
     finally:
         model.module.train(was_training)

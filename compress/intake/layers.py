@@ -272,6 +272,22 @@ def _group_norm(call: Call) -> Layer | None:
     return Layer(module, (x,), affine)
 
 
+_INSTANCE_NORMS: dict[int, type[nn.Module]] = {3: nn.InstanceNorm1d, 4: nn.InstanceNorm2d, 5: nn.InstanceNorm3d}
+
+
+@_builds(aten.instance_norm.default)
+def _instance_norm(call: Call) -> Layer | None:
+    x, affine = call.data("input"), _affine(call)
+    kind = _INSTANCE_NORMS.get(_rank(x) or 0) if x is not None else None
+    tracked = call.given("running_mean") or call.given("running_var")
+    if x is None or affine is None or kind is None or len(affine) == 1 or tracked:
+        return None
+    channels = x.meta["val"].shape[1]
+    if not call.arguments["use_input_stats"] or not isinstance(channels, int):
+        return None
+    return Layer(kind(channels, eps=call.arguments["eps"], affine=bool(affine), device="meta"), (x,), affine)
+
+
 @_builds(aten.embedding.default)
 def _embedding(call: Call) -> Layer | None:
     indices, weight = call.data("indices"), call.weight("weight")

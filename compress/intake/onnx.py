@@ -23,6 +23,8 @@ _CURE = (
 )
 _STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 _BATCH = 2
+# What stands for a free size that is not the batch (a length, say).
+_UNKNOWN_SIZE = 8
 
 
 def _refuse(problem: str, private: str = "") -> NoReturn:
@@ -46,7 +48,7 @@ def check_onnx(path: Path) -> ModelFacts:
     try:
         onnx.checker.check_model(model)
         # Shapes that contradict each other are found here; unknown ones are no error.
-        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=False)
+        inferred = onnx.shape_inference.infer_shapes(_for_one_sample(model), strict_mode=False, data_prop=True)
     except Exception as failure:  # noqa: BLE001 - the checker raises types of its own, and of its C++ part
         _refuse(f"breaks the ONNX standard ({' '.join(str(failure).split())[:120]})", str(failure))
     weights = {tensor.name for tensor in model.graph.initializer}
@@ -158,7 +160,10 @@ def _samples(inputs: list[Tensor], batch: int) -> dict[str, Any]:
     for tensor in inputs:
         if not tensor.shape:
             _refuse(f"has an input {tensor.name!r} without a batch axis")
-        shape = [batch if i == 0 and size == -1 else (8 if size == -1 else size) for i, size in enumerate(tensor.shape)]
+        shape = [
+            batch if i == 0 and size == -1 else (_UNKNOWN_SIZE if size == -1 else size)
+            for i, size in enumerate(tensor.shape)
+        ]
         if int(np.prod(shape, dtype=np.float64)) > _MAX_ELEMENTS:
             _refuse(f"has an input {tensor.name!r} of an absurd size")
         dtype = np.dtype(tensor.dtype)
@@ -194,6 +199,21 @@ def _run(content: bytes, inputs: list[Tensor], outputs: list[Tensor]) -> tuple[l
             shape[0] = -1
         found.append(Tensor(name=tensor.name, dtype=value.dtype.name, shape=shape))
     return found, dynamic
+
+
+def _for_one_sample(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose inputs hold one sample, so that every size in it can be worked out."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for value in copy.graph.input:
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if dim.dim_value <= 0:
+                dim.dim_value = 1 if axis == 0 else _UNKNOWN_SIZE
+    # What the exporter wrote down for the symbolic batch would contradict it.
+    del copy.graph.value_info[:]
+    for value in copy.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    return copy
 
 
 def _macs(model: onnx.ModelProto) -> int:

@@ -27,6 +27,8 @@ from fleetfit.compress.intake.relayer import relayer
 from fleetfit.compress.tasks import Tensor
 from fleetfit.core.errors import FleetfitError, InvalidModel
 
+# What an input may be: NumPy's numbers.
+_DTYPES = frozenset("bool uint8 int8 int16 int32 int64 float16 float32 float64".split())
 Report = Callable[[str, float], None]
 
 
@@ -47,21 +49,24 @@ def load_pt2(path: Path, *, progress: Report | None = None) -> LayeredModel:
         program = _load(archive)
         inputs, samples = _inputs(program, archive)
         outputs = _output_names(program, archive)
-        original = _runner(program)
         try:
+            original = _runner(program)
             expected = original(samples)
             again = original(samples)
-        except FleetfitError:
+        except (FleetfitError, MemoryError):
             raise
         except Exception as failure:
+            # For example a weight with a name that PyTorch's graphs use themselves (`code`).
             raise InvalidModel(
-                f"{WHAT} does not run on its own sample inputs; {CURE}.", private=f"{type(failure).__name__}: {failure}"
+                f"{WHAT} does not run on its own sample inputs in torch {torch.__version__} "
+                f"({type(failure).__name__}: {' '.join(str(failure).split())[:100]}); {CURE}.",
+                private=f"{type(failure).__name__}: {failure}",
             ) from failure
         check_deterministic(expected, again, outputs)
         report("rebuilding its layers", 0.5)
         try:
             module = relayer(program, inputs)
-        except FleetfitError:
+        except (FleetfitError, MemoryError):
             raise
         except Exception as failure:
             raise InvalidModel(
@@ -146,6 +151,11 @@ def _inputs(program: torch.export.ExportedProgram, archive: CheckedArchive) -> t
         if not isinstance(leaf, torch.Tensor) or leaf.dim() == 0 or leaf.shape[0] == 0:
             raise InvalidModel(
                 f"The model's input {argument.name} is not a tensor with a batch; let it take tensors, batch first."
+            )
+        if _dtype(leaf) not in _DTYPES:
+            raise InvalidModel(
+                f"The model's input {argument.name} is {_dtype(leaf)}, which data files cannot hold; let it take float32 and "
+                "convert inside forward."
             )
         names.append(str(argument.name))
         samples.append(leaf.detach().clone())

@@ -173,6 +173,19 @@ def test_a_name_that_data_files_need(tmp_path: Path) -> None:
         export(Named(), torch.ones(2), tmp_path / "m.pt2")
 
 
+def test_a_name_that_graphs_need(tmp_path: Path) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.graph = nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.graph(x)
+
+    with pytest.raises(InvalidModel, match="attribute 'graph'.*rename it"):
+        export(Named(), torch.ones(2, 3), tmp_path / "m.pt2")
+
+
 FACTORIES = """
 import torch
 def model(): return torch.nn.Linear(3, 2)

@@ -89,3 +89,18 @@ def test_a_fixed_batch_stays_fixed_when_saved(tmp_path: Path, model: LayeredMode
     program = torch.export.load(tmp_path / "fixed.pt2")
     with pytest.raises(Exception, match="shape|Guard"):
         program.module()(torch.randn(5, 2, 7, 7))
+
+
+def test_attention_and_recurrence_count(tmp_path: Path) -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(4, 8, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.lstm(x)[0]
+            return F.scaled_dot_product_attention(y, y, y)
+
+    model = load_pt2(export(Both(), torch.randn(2, 6, 4), tmp_path / "m.pt2"))
+    steps, attention = 6 * 4 * 8 * (4 + 8), 2 * 6 * 6 * 8
+    assert model.macs() == steps + attention
