@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import json
+import keyword
 import re
 import zipfile
 from collections.abc import Callable
@@ -220,9 +221,13 @@ def _facts(text: str) -> dict[str, Any]:
         if not isinstance(value, list) or not all(isinstance(part, str) and len(part) < 2000 for part in value):
             _refuse(f"has an unreadable {FACTS_FILE}")
         kept[key] = value
-    for name in kept["inputs"] + kept["outputs"]:
-        if not re.match(r"^[A-Za-z_][\w.]{0,99}$", name):
-            _refuse(f"names an input or output {name[:60]!r}, which is not an identifier")
+    # Inputs' names become Python source when PyTorch compiles the relayered graph.
+    for name in kept["inputs"]:
+        if not name.isidentifier() or not name.isascii() or keyword.iskeyword(name) or len(name) > 100:
+            _refuse(f"names an input {name[:60]!r}, which is not an identifier")
+    for name in kept["outputs"]:
+        if not re.fullmatch(r"[A-Za-z0-9_.]{1,100}", name):
+            _refuse(f"names an output {name[:60]!r}, which is not a plain name")
     for key in ("torch", "name"):
         if isinstance(facts.get(key), str):
             kept[key] = facts[key][:200]

@@ -12,12 +12,11 @@ from fleetfit.compress.intake.arrays import Array, read_arrays
 from fleetfit.compress.intake.splits import split_at_random, split_by_group
 from fleetfit.compress.tasks import DataFacts, IntakeData, SplitFile, Tensor
 from fleetfit.core.errors import InvalidData
+from fleetfit.core.metrics import DEFAULT_METRIC, METRICS
 
 TARGETS = "targets"
 GROUPS = "groups"
 _MINIMUM = 10
-_CLASSIFICATION = ("accuracy",)
-_REGRESSION = ("mean_absolute_error", "mean_squared_error")
 _CHUNK = 1 << 22
 
 
@@ -179,10 +178,8 @@ def _agree(dataset: _Dataset, own: _Dataset) -> None:
 def _task(dataset: _Dataset, work: IntakeData) -> tuple[Literal["classification", "regression", ""], str]:
     """What is predicted, and the metric that counts."""
     metric = work.metric
-    if metric and metric not in _CLASSIFICATION + _REGRESSION:
-        raise InvalidData(
-            f"There is no metric {metric!r}; use one of {', '.join(_CLASSIFICATION + _REGRESSION)}.", field="metric"
-        )
+    if metric and metric not in METRICS:
+        raise InvalidData(f"There is no metric {metric!r}; use one of {', '.join(METRICS)}.", field="metric")
     if dataset.targets is None:
         if metric:
             raise InvalidData(
@@ -190,15 +187,13 @@ def _task(dataset: _Dataset, work: IntakeData) -> tuple[Literal["classification"
             )
         dataset.notes.append("There are no targets: no metric is measured, and distillation works without labels.")
         return "", ""
-    if metric in _CLASSIFICATION:
-        return "classification", metric
-    if metric in _REGRESSION:
-        return "regression", metric
+    if metric:
+        return ("classification" if METRICS[metric].task == "classification" else "regression"), metric
     whole = dataset.targets.dtype.kind in "iub"
     flat_output = work.outputs is not None and (len(work.outputs[0].shape) < 2 or work.outputs[0].shape[1] == 1)
     if whole and dataset.targets.ndim == 1 and not flat_output:
-        return "classification", "accuracy"
-    return "regression", "mean_absolute_error"
+        return "classification", DEFAULT_METRIC["classification"]
+    return "regression", DEFAULT_METRIC["regression"]
 
 
 def _check_labels(part: _Dataset, what: str, work: IntakeData, notes: list[str]) -> int:

@@ -7,6 +7,7 @@ traces, guards, which it would compile) is removed from the program in place.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, NoReturn
 
 from fleetfit.compress.intake.operators import is_allowed_operator, is_allowed_text
@@ -15,6 +16,13 @@ from fleetfit.core.errors import InvalidModel
 
 _MAX_NODES = 100_000
 _MAX_DEPTH = 64
+# Names become Python source when PyTorch compiles a graph, so only what cannot be anything but a name is let through:
+# identifiers for values, and for weights what may stand between two quotes (a ModuleDict's keys are free text).
+_IDENTIFIERS = frozenset({"name", "as_name"})
+_IDENTIFIER = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,299}$")
+_PLAIN = re.compile(r"^[A-Za-z0-9_./: +-]{0,300}$")
+# Text that is checked in ways of its own.
+_CHECKED_APART = frozenset({"target", "expr_str", "as_string", "as_strings", "in_spec", "out_spec"})
 _SPEC_TYPES = frozenset({None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"})
 _ASSERTIONS = ("torch.ops.aten._assert", "torch.ops.aten._functional_assert")
 # Arguments that carry code or objects rather than values.
@@ -111,14 +119,21 @@ def _check_calls(module: dict[str, Any]) -> None:
                 _refuse("does not say how it is called")
             if protocol != 1:
                 _refuse("does not say how it is called in a way known here")
-            _check_spec(spec, 0)
+            _check_spec(spec, 0, _IDENTIFIER if key == "in_spec" else _PLAIN)
+        names = signature.get("forward_arg_names")
+        if names is not None and not (isinstance(names, list) and all(_is_text(name, _IDENTIFIER) for name in names)):
+            _refuse("has inputs whose names are not identifiers")
         kept.append(call)
     if len(kept) != 1:
         _refuse("does not say how it is called")
     module["module_call_graph"] = kept
 
 
-def _check_spec(spec: Any, depth: int) -> None:
+def _is_text(value: Any, pattern: re.Pattern[str]) -> bool:
+    return isinstance(value, str) and bool(pattern.fullmatch(value))
+
+
+def _check_spec(spec: Any, depth: int, keys: re.Pattern[str]) -> None:
     if not isinstance(spec, dict) or depth > _MAX_DEPTH or not isinstance(spec.get("children_spec"), list):
         _refuse("has inputs or outputs in a structure that cannot be read")
     kind = spec.get("type")
@@ -133,12 +148,12 @@ def _check_spec(spec: Any, depth: int) -> None:
             names = json.loads(context) if isinstance(context, str) else context
         except (ValueError, RecursionError):
             _refuse("has inputs or outputs in a structure that cannot be read")
-        if names is not None and not (isinstance(names, list) and all(isinstance(name, (str, int)) for name in names)):
-            _refuse("returns a dict whose keys are not text")
+        if names is not None and not (isinstance(names, list) and all(_is_text(name, keys) for name in names)):
+            _refuse("takes or returns a dict whose keys are not plain names")
     elif context is not None or spec["children_spec"]:
         _refuse("has inputs or outputs in a structure that cannot be read")
     for child in spec["children_spec"]:
-        _check_spec(child, depth + 1)
+        _check_spec(child, depth + 1, keys)
 
 
 def _walk(value: Any, depth: int) -> None:
@@ -147,15 +162,25 @@ def _walk(value: Any, depth: int) -> None:
         _refuse("is nested deeper than any exported model")
     if isinstance(value, list):
         for part in value:
+            if isinstance(part, str) and not _is_text(part, _PLAIN):
+                _refuse(f"holds the text {part[:60]!r}, which has no place there")
             _walk(part, depth + 1)
         return
     if not isinstance(value, dict):
         return
     for key, part in value.items():
+        if not _is_text(key, _PLAIN) and not is_safe_expression(key):
+            _refuse(f"holds the name {key[:60]!r}, which is not a plain name")
+        if key in _CHECKED_APART and isinstance(part, (str, list)):
+            if key == "expr_str" and not (isinstance(part, str) and is_safe_expression(part)):
+                _refuse(f"has the size {str(part)[:60]!r}, which is not a plain expression")
+            continue
+        if isinstance(part, str) and not _is_text(part, _IDENTIFIER if key in _IDENTIFIERS else _PLAIN):
+            _refuse(f"holds the name {part[:60]!r}, which is not a plain name")
         if key in _FORBIDDEN_KEYS:
             _refuse(f"holds {_FORBIDDEN_KEYS[key]}, which cannot be taken apart safely")
-        if key == "expr_str" and not (isinstance(part, str) and is_safe_expression(part)):
-            _refuse(f"has the size {str(part)[:60]!r}, which is not a plain expression")
+        if key == "expr_str":
+            _refuse("has a size that is not a plain expression")
         if key in ("as_device", "device") and isinstance(part, dict) and part.get("type") not in ("cpu", "meta"):
             _refuse("was exported on another device than the CPU; move model and samples with .cpu() first")
         _walk(part, depth + 1)

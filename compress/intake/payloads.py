@@ -10,6 +10,8 @@ from fleetfit.core.errors import InvalidModel
 
 # Bytes of one element by the archive's number for a dtype; sub-byte, quantized and complex ones are not taken.
 ITEM_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 2, 7: 4, 8: 8, 12: 1, 13: 2}
+# A ModuleDict's keys are free text; nothing that could end a quoted name is let through.
+_NAME = re.compile(r"[A-Za-z0-9_./: +-]{1,300}")
 _STRIDED = 7
 _MAX_TENSOR_BYTES = 4 << 30
 _MAX_TOTAL_BYTES = 8 << 30
@@ -38,12 +40,16 @@ def check_payloads(config: dict[str, Any], folder: str, sizes: Mapping[str, int]
         _refuse("has an unreadable list of weights")
     total = 0
     for name, entry in entries.items():
-        if not isinstance(entry, dict) or not re.match(r"^[\w.]{1,300}$", name):
+        if not isinstance(entry, dict) or not _NAME.fullmatch(name):
             _refuse(f"has an unreadable entry for the weight {name[:60]!r}")
         if entry.get("use_pickle") is not False:
             _refuse(f"holds {name[:60]!r} as a pickle, which could run code")
         file = entry.get("path_name")
-        if not isinstance(file, str) or not re.match(r"^(weight|tensor)_\d{1,6}$", file) or folder + file not in sizes:
+        if (
+            not isinstance(file, str)
+            or not re.fullmatch(r"(weight|tensor)_[0-9]{1,6}", file)
+            or folder + file not in sizes
+        ):
             _refuse(f"has no plain numbers for {name[:60]!r}")
         total += _check_tensor(name[:60], entry.get("tensor_meta"), sizes[folder + file])
     if total > _MAX_TOTAL_BYTES:

@@ -240,6 +240,51 @@ def test_call_structures_that_import_a_module(entries: Entries, tmp_path: Path) 
     refused(packed(tmp_path / "m.pt2", with_program(entries, change)), "takes or returns")
 
 
+INJECTION = "x=__import__('pathlib').Path('ran').touch()"
+
+
+def rename_placeholder(program: dict[str, Any]) -> None:
+    text = json.dumps(program).replace('"image"', json.dumps(INJECTION))
+    program.update(json.loads(text))
+
+
+def rename_weight(program: dict[str, Any]) -> None:
+    specs = program["graph_module"]["signature"]["input_specs"]
+    specs[0]["parameter"]["parameter_name"] = 'a")or(__import__("os").system("true")'
+
+
+def rename_argument(program: dict[str, Any]) -> None:
+    program["graph_module"]["module_call_graph"][0]["signature"]["forward_arg_names"] = [INJECTION]
+
+
+def rename_keyword(program: dict[str, Any]) -> None:
+    signature = program["graph_module"]["module_call_graph"][0]["signature"]
+    signature["in_spec"] = signature["in_spec"].replace('\\"image\\"', json.dumps(json.dumps(INJECTION))[1:-1])
+    assert "__import__" in signature["in_spec"]
+
+
+@pytest.mark.parametrize("change", [rename_placeholder, rename_weight, rename_argument, rename_keyword])
+def test_names_that_would_become_code(
+    change: Callable[[dict[str, Any]], None], entries: Entries, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch writes the names of a graph into Python source, and runs it."""
+    monkeypatch.chdir(tmp_path)
+    path = packed(tmp_path / "m.pt2", with_program(entries, change))
+    refused(path, "not a plain name|not identifiers|not plain names")
+    with pytest.raises(InvalidModel):
+        load_pt2(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_input_names_that_would_become_code(entries: Entries, tmp_path: Path) -> None:
+    for name in (INJECTION, "a.b", "lambda", "x\n"):
+        facts = {**json.loads(entries["extra/fleetfit.json"]), "inputs": [name]}
+        refused(
+            packed(tmp_path / "m.pt2", {**entries, "extra/fleetfit.json": json.dumps(facts).encode()}),
+            "not an identifier",
+        )
+
+
 def test_guards_and_stack_traces_are_dropped(entries: Entries, tmp_path: Path) -> None:
     def change(program: dict[str, Any]) -> None:
         program["guards_code"] = ["__import__('os').system('true')"]
