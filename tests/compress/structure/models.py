@@ -1,0 +1,191 @@
+"""Small models, each with something of its own that pruning must understand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class Classifier(nn.Module):
+    """Convolution, batch norm, pooling, flatten, linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 6, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(6)
+        self.hidden = nn.Linear(6 * 16, 12)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = functional.max_pool2d(functional.relu(self.norm(self.conv(image))), 2)
+        return self.head(functional.relu(self.hidden(x.flatten(1))))
+
+
+class Residual(nn.Module):
+    """Two branches that are added: their channels are coupled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.inner = nn.Conv2d(8, 5, 3, padding=1)
+        self.back = nn.Conv2d(5, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = functional.relu(self.stem(image))
+        x = functional.relu(x + self.norm(self.back(functional.relu(self.inner(x)))))
+        return self.head(x.mean((2, 3)))
+
+
+class Depthwise(nn.Module):
+    """A depthwise convolution follows the channels it reads; another makes two of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand = nn.Conv2d(2, 8, 1)
+        self.depth = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.norm = nn.BatchNorm2d(8)
+        self.copies = nn.Conv2d(8, 16, 3, groups=8)
+        self.project = nn.Conv2d(16, 3, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = functional.hardswish(self.norm(self.depth(self.expand(image))))
+        return self.project(functional.relu6(self.copies(x)))
+
+
+class Joined(nn.Module):
+    """Two inputs, concatenated with one that is not made by any layer, then flattened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Conv1d(2, 6, 3, padding=1)
+        self.right = nn.Conv1d(1, 4, 3, padding=1)
+        self.mix = nn.Conv1d(11, 7, 1)
+        self.head = nn.Linear(7 * 10, 2)
+
+    def forward(self, signal: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        x = torch.cat([torch.tanh(self.left(signal)), other, torch.tanh(self.right(other))], 1)
+        return self.head(torch.flatten(functional.relu(self.mix(x)), 1))
+
+
+class SqueezeExcite(nn.Module):
+    """Channels scaled by what a small network makes of their means: its output is coupled to them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 8, 3)
+        self.squeeze = nn.Conv2d(8, 4, 1)
+        self.excite = nn.Conv2d(4, 8, 1)
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = functional.silu(self.conv(image))
+        gate = torch.sigmoid(self.excite(functional.relu(self.squeeze(functional.adaptive_avg_pool2d(x, 1)))))
+        return functional.adaptive_avg_pool2d(self.head(x * gate), 1).flatten(1)
+
+
+class Upscaler(nn.Module):
+    """A transposed convolution with PReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(1, 6, 3, stride=2, padding=1)
+        self.act = nn.PReLU(6)
+        self.up = nn.ConvTranspose2d(6, 5, 2, stride=2)
+        self.out = nn.Conv2d(5, 1, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.out(functional.relu(self.up(self.act(self.down(image)))))
+
+
+class Tokens(nn.Module):
+    """Embedding, a linear layer over a sequence, a mean over time; two outputs, one of them in the middle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 10)
+        self.mix = nn.Linear(10, 9)
+        self.middle = nn.Linear(9, 6)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = functional.gelu(self.mix(self.embed(tokens)))
+        middle = functional.relu(self.middle(x.mean(1)))
+        return self.head(middle), middle
+
+
+class Twice(nn.Module):
+    """One layer used twice, and another whose weight the model reads by itself too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 8)
+        self.shared = nn.Linear(8, 8)
+        self.tied = nn.Linear(8, 6)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = functional.relu(self.first(x))
+        x = functional.relu(self.shared(functional.relu(self.shared(x))))
+        return self.head(functional.relu(self.tied(x))) + self.tied.weight.sum()
+
+
+class Attention(nn.Module):
+    """A transformer's block: heads, residuals and layer norms keep most of it whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.block(x).mean(1))
+
+
+class Recurrent(nn.Module):
+    """An LSTM, whose gates are cut apart again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(3, 5, batch_first=True)
+        self.hidden = nn.Linear(5, 7)
+        self.head = nn.Linear(7, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        states, _ = self.lstm(x)
+        return self.head(functional.relu(self.hidden(states[:, -1])))
+
+
+class Bytes(nn.Module):
+    """An image of bytes, normalised inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(16, 10)
+        self.head = nn.Linear(10, 3)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.head(functional.relu(self.hidden((image.to(torch.float32) / 255 - 0.5).flatten(1))))
+
+
+def _image(channels: int, side: int = 8) -> torch.Tensor:
+    return torch.randn(3, channels, side, side, generator=torch.Generator().manual_seed(1))
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[torch.Tensor, ...]]] = {
+    "classifier": (Classifier, (_image(1),)),
+    "residual": (Residual, (_image(3),)),
+    "depthwise": (Depthwise, (_image(2),)),
+    "joined": (Joined, (torch.randn(3, 2, 10), torch.randn(3, 1, 10))),
+    "squeeze_excite": (SqueezeExcite, (_image(1),)),
+    "upscaler": (Upscaler, (_image(1),)),
+    "tokens": (Tokens, (torch.randint(0, 20, (3, 5)),)),
+    "twice": (Twice, (torch.randn(3, 4),)),
+    "attention": (Attention, (torch.randn(3, 6, 8),)),
+    "recurrent": (Recurrent, (torch.randn(3, 4, 3),)),
+    "bytes": (Bytes, (torch.randint(0, 256, (3, 1, 4, 4), dtype=torch.uint8),)),
+}

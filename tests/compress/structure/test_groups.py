@@ -1,0 +1,160 @@
+"""What the analysis finds, and what is left after units were removed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import fx, nn
+
+from fleetfit.client.export import export
+from fleetfit.compress.graph import LayeredModel
+from fleetfit.compress.intake.pt2 import load_pt2
+from fleetfit.compress.structure.groups import Structure, analyse
+from fleetfit.compress.structure.removal import outputs_of, remove_units
+from fleetfit.core.errors import InternalError, InvalidRecipe
+
+from .models import MODELS
+
+EXPECTED = {
+    "classifier": {"conv": 6, "hidden": 12},
+    "residual": {"stem + back": 8, "inner": 5},
+    "depthwise": {"expand": 8},
+    "joined": {"left": 6, "right": 4, "mix": 7},
+    "squeeze_excite": {"conv + excite": 8, "squeeze": 4},
+    "upscaler": {"down": 6, "up": 5},
+    "tokens": {"embed": 10, "mix": 9},
+    "twice": {},
+    "attention": {"block.linear1": 16},
+    "recurrent": {"hidden": 7},
+    "bytes": {"hidden": 10},
+}
+
+
+class Zoo(dict[str, LayeredModel]):
+    """The models by name; printed shortly, since hypothesis prints arguments."""
+
+    def __repr__(self) -> str:
+        return "the models"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models")
+    return Zoo(
+        (name, load_pt2(export(make().eval(), samples, folder / f"{name}.pt2")))
+        for name, (make, samples) in MODELS.items()
+    )
+
+
+def _some(structure: Structure, seed: int) -> dict[str, torch.Tensor]:
+    """A mask for every group, with at least one unit left."""
+    generator = torch.Generator().manual_seed(seed)
+    kept = {}
+    for group in structure.groups:
+        mask = torch.rand(group.size, generator=generator) < 0.5
+        mask[int(torch.randint(group.size, (1,), generator=generator))] = True
+        kept[group.name] = mask
+    return kept
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_finds_exactly_the_groups_that_may_be_cut(models: Zoo, name: str) -> None:
+    structure = analyse(models[name])
+    assert {group.name: group.size for group in structure.groups} == EXPECTED[name]
+    assert all(group.points for group in structure.groups)
+
+
+def test_says_why_a_layer_stays_whole(models: Zoo) -> None:
+    assert analyse(models["classifier"]).locked == {"head": "it is an output of the model"}
+    assert analyse(models["tokens"]).locked["middle"] == "it is an output of the model"
+    assert "shares a weight" in analyse(models["twice"]).locked["tied"]
+    assert "aten::" in analyse(models["attention"]).locked["block.self_attn.in_proj"]
+
+
+@pytest.mark.parametrize("name", [name for name, groups in EXPECTED.items() if groups])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**31 - 1))
+def test_what_is_left_computes_what_the_units_left_computed(models: Zoo, name: str, seed: int) -> None:
+    """An independent account: the whole model, with those units silenced where their activations are looked at."""
+    whole = models[name].clone()
+    structure = analyse(whole)
+    kept = _some(structure, seed)
+
+    class Silenced(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> object:
+            value = super().run_node(n)
+            for group in structure.groups:
+                for node, axis in group.points:
+                    if n.name == node:
+                        assert isinstance(value, torch.Tensor)
+                        outer, inner = group.copies[node, axis]
+                        mask = kept[group.name].repeat_interleave(inner).repeat(outer)
+                        value = value * mask.view([-1 if at == axis else 1 for at in range(value.dim())])
+            return value
+
+    with torch.no_grad():
+        results = Silenced(whole.module).run(*(whole.sample_inputs[tensor.name] for tensor in whole.inputs))
+    expected = whole.name_outputs(results)
+    remove_units(whole, structure, kept)
+    found = outputs_of(whole)
+    for output, value in expected.items():
+        torch.testing.assert_close(found[output], value, rtol=1e-4, atol=1e-5)
+    removed = sum(int((~mask).sum()) for mask in kept.values())
+    assert (whole.parameters_count() < models[name].parameters_count()) == (removed > 0)
+    assert (whole.macs() <= models[name].macs()) and (whole.inputs, whole.outputs) == (
+        models[name].inputs,
+        models[name].outputs,
+    )
+
+
+@pytest.mark.parametrize("name", [name for name, groups in EXPECTED.items() if groups])
+def test_a_cut_model_trains_and_goes_out_and_in_again(models: Zoo, name: str, tmp_path: Path) -> None:
+    model = models[name].clone()
+    structure = analyse(model)
+    remove_units(model, structure, _some(structure, 7))
+    model.module.train()
+    sum(value.square().mean() for value in model.call(model.sample_inputs).values()).backward()
+    used = [p for p in model.module.parameters() if p.grad is not None]
+    assert used and all(p.grad.shape == p.shape for p in used)
+    model.module.eval()
+    model.save_pt2(tmp_path / "cut.pt2")
+    again = load_pt2(tmp_path / "cut.pt2")
+    assert again.parameters_count() == model.parameters_count()
+    assert {g.name: g.size for g in analyse(again).groups} == {g.name: g.size for g in analyse(model).groups}
+
+
+def test_numbers_of_layers_agree_with_their_weights(models: Zoo) -> None:
+    model = models["depthwise"].clone()
+    structure = analyse(model)
+    remove_units(model, structure, {"expand": torch.tensor([True, False] * 4)})
+    sizes = {
+        name: (leaf.in_channels, leaf.out_channels, leaf.groups)
+        for name, leaf in model.module.named_modules()
+        if isinstance(leaf, nn.Conv2d)
+    }
+    assert sizes == {"expand": (2, 4, 1), "depth": (4, 4, 4), "copies": (4, 8, 4), "project": (8, 3, 1)}
+
+
+def test_refuses_to_empty_a_layer(models: Zoo) -> None:
+    model = models["classifier"].clone()
+    with pytest.raises(InvalidRecipe, match="no unit of hidden would be left"):
+        remove_units(model, analyse(model), {"hidden": torch.zeros(12, dtype=torch.bool)})
+
+
+def test_notices_a_cut_in_the_wrong_place(models: Zoo) -> None:
+    """The numeric check after a cut is there for mistakes of the analysis: make one."""
+    model = models["classifier"].clone()
+    structure = analyse(model)
+    reader = next(i for i, cut in enumerate(structure.cuts) if cut.module == "hidden" and cut.reads)
+    wrong = structure.cuts[reader]
+    # As if the flattened units lay interleaved instead of one after the other.
+    segment = wrong.layout[0]
+    interleaved = type(segment)(segment.space, outer=segment.inner, inner=1)
+    structure.cuts[reader] = type(wrong)(wrong.module, wrong.tensor, wrong.axis, (interleaved,), reads=True)
+    with pytest.raises(InternalError, match="changed more than it should"):
+        remove_units(model, structure, {"conv": torch.tensor([True, False, True, True, False, True])})
