@@ -1,16 +1,19 @@
 """`python -m fleetfit.compress.run TASKDIR`: one task of `fleetfit.compress.tasks` in a process that locks itself in.
 
-The exit code is 0 whenever `result.json` says how the task ended, also where it says that it failed; 86 where the memory
-limit was met. Anything else is a crash.
+`result.json` says how the task ended, also where it failed. The exit code is 0 with it, or 86 where the memory limit was met
+(then there is a result too, if there was memory left to write it). Anything else is a crash.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import shutil
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 from fleetfit.core.children import EXIT_OUT_OF_MEMORY, limit_self
@@ -21,34 +24,31 @@ if __name__ == "__main__":
 from fleetfit.compress.confine import confine
 from fleetfit.compress.tasks import Compress, IntakeData, IntakeModel, Task, TaskError, TaskProgress, TaskResult, Window
 from fleetfit.core.errors import ExhaustedResource, FleetfitError, InternalError
-from fleetfit.core.hostlock import host_lock, lock_path
+from fleetfit.core.hostlock import host_lock
 
 
 def main(taskdir: Path) -> int:
     """Run the task in `taskdir` and write its result."""
     task = Task.model_validate_json((taskdir / "task.json").read_text())
     (taskdir / "out").mkdir(exist_ok=True)
-    lock_path().touch(exist_ok=True)
-    confined = confine(taskdir, writable=(lock_path(),))
-    held: list[Window] = []
     progress = _Progress(taskdir)
-    try:
-        progress(TaskProgress(activity="waiting for this machine to be free", fraction=0.0))
-        with host_lock() as lock:
-            progress.begin()
-            try:
-                result = _carry_out(task, taskdir, progress)
-            finally:
-                held.append(Window(begin_monotonic_ns=lock.begin_monotonic_ns, end_monotonic_ns=time.monotonic_ns()))
-    except MemoryError:
-        return EXIT_OUT_OF_MEMORY
-    except Exception as error:
-        if "out of memory" in str(error).lower() or "can't allocate memory" in str(error).lower():
-            return EXIT_OUT_OF_MEMORY
-        result = TaskResult(task_id=task.task_id, error=_failure(error))
-    result = result.model_copy(update={"held": held, "confinement": [*confined, "rlimits"]})
-    _replace(taskdir / "result.json", result.model_dump_json())
-    return 0
+    progress(TaskProgress(activity="waiting for this machine to be free", fraction=0.0))
+    with host_lock() as lock:
+        progress.begin()
+        confined = [*confine(taskdir), "rlimits"]
+        code = 0
+        try:
+            result = _carry_out(task, taskdir, progress)
+        except Exception as error:
+            code = EXIT_OUT_OF_MEMORY if _met_memory_limit(error) else 0
+            result = TaskResult(task_id=task.task_id, error=_failure(error))
+            # What was half made is of no use, and a full disk has no room for the result otherwise.
+            for name in ("out", "scratch"):
+                shutil.rmtree(taskdir / name, ignore_errors=True)
+        window = Window(begin_monotonic_ns=lock.begin_monotonic_ns, end_monotonic_ns=time.monotonic_ns())
+        result = result.model_copy(update={"held": [window], "confinement": confined})
+        _replace(taskdir / "result.json", result.model_dump_json())
+    return code
 
 
 def _carry_out(task: Task, taskdir: Path, progress: _Progress) -> TaskResult:
@@ -75,13 +75,41 @@ def _carry_out(task: Task, taskdir: Path, progress: _Progress) -> TaskResult:
     return TaskResult(task_id=task.task_id, compress=facts)
 
 
+_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "bad_alloc",
+    "failed to allocate memory",
+)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _met_memory_limit(error: Exception) -> bool:
+    """Whether memory ran out; the libraries each say so in their own way, and what they raise may have been wrapped."""
+    return any(
+        isinstance(one, MemoryError) or any(words in str(one).lower() for words in _NO_MEMORY) for one in _causes(error)
+    )
+
+
 def _failure(error: Exception) -> TaskError:
-    if isinstance(error, FleetfitError):
-        return TaskError(code=error.code, message=error.message, field=error.field, private=error.private)
     private = "".join(traceback.format_exception(error))[-8000:]
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        message = "the server's disk is full or the result is larger than allowed; make room, then resume the job"
+    if _met_memory_limit(error):
+        message = (
+            "the work needs more memory than a task may use; raise the server's limit or use a smaller model or batch"
+        )
         return TaskError(code=ExhaustedResource.code, message=message, private=private)
+    for one in _causes(error):
+        if isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            message = "the server's disk is full or the result is larger than allowed; make room, then resume the job"
+            return TaskError(code=ExhaustedResource.code, message=message, private=private)
+    if isinstance(error, FleetfitError):
+        return TaskError(code=error.code, message=error.message, field=error.field, private=error.private or private)
     message = (
         f"an unexpected {type(error).__name__} stopped the work; the server's log has the details, please report it"
     )
@@ -105,7 +133,9 @@ class _Progress:
             elapsed = time.monotonic() - self._began
             left = elapsed * (1 - progress.fraction) / progress.fraction
             progress = progress.model_copy(update={"remaining_s": round(left, 1)})
-        _replace(self._path, progress.model_dump_json())
+        # A disk too full for this is reported by whatever the work itself writes.
+        with contextlib.suppress(OSError):
+            _replace(self._path, progress.model_dump_json())
 
 
 def _replace(path: Path, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -110,5 +111,7 @@ class LayeredModel:
             "notes": [],
             "torch": torch.__version__,
         }
-        with path.open("wb") as file:
-            torch.export.save(self.exported(), file, extra_files={"fleetfit.json": json.dumps(facts)})
+        # In memory first: PyTorch's writer aborts the process where a write fails, as on a full disk.
+        buffer = io.BytesIO()
+        torch.export.save(self.exported(), buffer, extra_files={"fleetfit.json": json.dumps(facts)})
+        path.write_bytes(buffer.getbuffer())

@@ -51,7 +51,8 @@ class PassContext:
     """What a pass works with besides the model.
 
     `report(fraction, activity)` tells the progress of this pass; it may raise to stop it. `teacher` is the model as it
-    came (None for an ONNX file, which no pass that needs layers meets). `metric` and `task` are those of the dataset, empty where there are no targets.
+    came (None for an ONNX file, which no pass that needs layers meets). `metric` and `task` are those of the dataset, empty
+    where there are no targets.
     """
 
     train: Arrays | None

@@ -1,0 +1,155 @@
+"""One task in a child of its own: what it leaves behind, however it ends."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fleetfit.compress.recipe import Recipe
+from fleetfit.compress.tasks import Compress, IntakeModel, TaskProgress
+from fleetfit.core.children import EXIT_OUT_OF_MEMORY, Limits
+from fleetfit.core.digests import sha256_file
+from fleetfit.core.hostlock import host_lock
+
+from .conftest import Ended, Trained
+
+RECIPE = """
+name: everything
+steps:
+  - activation_pruning: {ratio: 0.5}
+  - low_rank: {energy: 0.9}
+  - distill: {epochs: 1}
+  - quantize: {mode: static}
+"""
+
+
+def _work(recipe: str, **more: object) -> Compress:
+    text = Recipe.from_yaml(recipe).to_yaml() if recipe else ""
+    return Compress(format="pt2", recipe=text, task="classification", metric="accuracy", **more)  # type: ignore[arg-type]
+
+
+def _files(trained: Trained) -> dict[str, Path]:
+    return {"model": trained.model, "train.npz": trained.train, "validation.npz": trained.validation}
+
+
+def test_all_passes_in_one_recipe_leave_builds_and_a_lineage(trained: Trained, run_task: Callable[..., Ended]) -> None:
+    began = time.monotonic_ns()
+    ended = run_task(_work(RECIPE), _files(trained))
+    assert ended.outcome.kind == "ok", ended.outcome.stderr_tail
+    result = ended.result
+    assert result is not None and result.error is None and result.compress is not None
+    facts = result.compress
+    assert [line.pass_name for line in facts.lineage] == [
+        "original",
+        "activation_pruning",
+        "low_rank",
+        "distill",
+        "quantize",
+    ]
+    original, pruned = facts.lineage[:2]
+    assert pruned.parameters < original.parameters and pruned.macs < original.macs
+    for line in facts.lineage:
+        assert line.metric is not None and line.metric.split == "validation" and line.metric.n == 200
+        assert line.metric.ci95[0] <= line.metric.value <= line.metric.ci95[1]
+        assert line.seconds >= 0
+    assert facts.lineage[3].training_steps > 0
+    assert facts.lineage[-1].metric is not None and facts.lineage[-1].metric.value > 80
+    (build,) = facts.builds
+    path = ended.folder / "out" / build.file
+    assert (build.size_bytes, build.sha256) == (path.stat().st_size, sha256_file(path))
+    assert 0 < build.integer_operators <= build.total_operators
+    assert [tensor.name for tensor in build.inputs] == ["image"]
+    assert (ended.folder / "out" / "variant.pt2").exists()
+    (window,) = result.held
+    assert began < window.begin_monotonic_ns < window.end_monotonic_ns < time.monotonic_ns()
+    assert "rlimits" in result.confinement
+    progress = TaskProgress.model_validate_json((ended.folder / "progress.json").read_text())
+    assert progress.fraction > 0.8 and progress.remaining_s is not None
+
+
+def test_the_same_task_gives_the_same_bytes(trained: Trained, run_task: Callable[..., Ended]) -> None:
+    ends = [run_task(_work(RECIPE, seed=3), _files(trained)) for _ in range(2)]
+    digests = [end.result.compress.builds[0].sha256 for end in ends if end.result and end.result.compress]
+    assert len(digests) == 2 and digests[0] == digests[1]
+
+
+def test_the_original_is_built_without_data(trained: Trained, run_task: Callable[..., Ended]) -> None:
+    ended = run_task(Compress(format="pt2", recipe=""), {"model": trained.model})
+    assert ended.result is not None and ended.result.compress is not None, ended.result
+    (line,) = ended.result.compress.lineage
+    assert line.metric is None and line.parameters == 8 * 9 + 8 + 16 + 128 * 32 + 32 + 32 * 4 + 4
+    assert ended.result.compress.builds[0].largest_difference is not None
+
+
+def test_a_recipe_that_lacks_its_data_is_a_result(trained: Trained, run_task: Callable[..., Ended]) -> None:
+    ended = run_task(_work("name: a\nsteps: [distill: {}]"), {"model": trained.model})
+    assert ended.outcome.kind == "ok" and ended.result is not None and ended.result.error is not None
+    error = ended.result.error
+    assert error.code == "INVALID_RECIPE" and "--data" in error.message and "\n" not in error.message
+    assert len(ended.result.held) == 1
+
+
+def test_a_damaged_model_is_a_result(tmp_path: Path, run_task: Callable[..., Ended], trained: Trained) -> None:
+    cut = tmp_path / "cut.pt2"
+    cut.write_bytes(trained.model.read_bytes()[:-300])
+    ended = run_task(_work(""), {"model": cut})
+    assert ended.outcome.kind == "ok" and ended.result is not None and ended.result.error is not None
+    assert ended.result.error.code == "INVALID_MODEL"
+    assert "Traceback" not in ended.result.error.message
+
+
+def test_intake_runs_in_the_same_child(run_task: Callable[..., Ended], trained: Trained) -> None:
+    ended = run_task(IntakeModel(format="pt2"), {"model": trained.model})
+    assert ended.result is not None and ended.result.model is not None
+    assert ended.result.model.trainable and ended.result.model.recognised_share == 1.0
+
+
+def test_too_little_memory_is_said_so(trained: Trained, run_task: Callable[..., Ended]) -> None:
+    # Enough for the imports, not for an epoch of a batch as large as the data.
+    recipe = "name: a\nsteps: [distill: {epochs: 1, batch: 100000}]"
+    ended = run_task(_work(recipe), _files(trained), Limits(memory_bytes=220 << 20, wall_s=90))
+    assert ended.outcome.kind == "out_of_memory", (ended.outcome, ended.result)
+    assert ended.outcome.exit_code == EXIT_OUT_OF_MEMORY
+    assert ended.result is not None and ended.result.error is not None
+    assert ended.result.error.code == "RESOURCE_EXHAUSTED" and "memory" in ended.result.error.message
+
+
+def test_a_file_larger_than_allowed_is_said_so(trained: Trained, run_task: Callable[..., Ended]) -> None:
+    ended = run_task(_work(""), _files(trained), Limits(file_bytes=6_000, wall_s=90))
+    assert ended.result is not None and ended.result.error is not None, ended.outcome
+    assert ended.result.error.code == "RESOURCE_EXHAUSTED"
+    assert not (ended.folder / "out").exists()
+
+
+def test_the_child_waits_for_the_host_and_says_so(trained: Trained, run_task: Callable[..., Ended]) -> None:
+    seen: list[str] = []
+    released: list[int] = []
+
+    def hold(folder: Path) -> None:
+        with host_lock():
+            ready.set()
+            deadline = time.monotonic() + 30
+            while not seen and time.monotonic() < deadline:
+                for path in folder.glob("task*/progress.json"):
+                    seen.append(json.loads(path.read_text())["activity"])
+                time.sleep(0.05)
+            time.sleep(0.3)
+            released.append(time.monotonic_ns())
+
+    ready = threading.Event()
+    holder = threading.Thread(target=hold, args=(trained_folder(run_task),))
+    holder.start()
+    ready.wait(10)
+    ended = run_task(IntakeModel(format="pt2"), {"model": trained.model})
+    holder.join()
+    assert seen == ["waiting for this machine to be free"]
+    assert ended.result is not None and ended.result.held[0].begin_monotonic_ns >= released[0]
+
+
+def trained_folder(run_task: Callable[..., Ended]) -> Path:
+    """The folder in which `run_task` makes its tasks."""
+    cells = run_task.__closure__ or ()
+    return next(cell.cell_contents for cell in cells if isinstance(cell.cell_contents, Path))
