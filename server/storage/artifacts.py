@@ -6,17 +6,20 @@ import asyncio
 import contextlib
 import errno
 import os
+import secrets
 import shutil
-from collections import defaultdict
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
+from weakref import WeakValueDictionary
 
 from fleetfit.core.digests import sha256_file
 from fleetfit.core.errors import Conflict, ExhaustedResource, IntegrityError, InvalidInput, NotFound
 
 _HEX: Final = set("0123456789abcdef")
 DEFAULT_FLOOR_BYTES: Final = 256 << 20
+_FORGOTTEN_S: Final = 7 * 24 * 3600
 
 
 class ArtifactStore:
@@ -29,7 +32,8 @@ class ArtifactStore:
     def __init__(self, folder: Path, *, floor_bytes: int = DEFAULT_FLOOR_BYTES) -> None:
         self._objects, self._partial = folder / "objects", folder / "partial"
         self._floor_bytes = floor_bytes
-        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        # Weak: a turn is forgotten when nobody waits for it.
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         for sub in (self._objects, self._partial):
             sub.mkdir(parents=True, exist_ok=True)
 
@@ -59,7 +63,8 @@ class ArtifactStore:
         it is then dropped), ExhaustedResource where the disk has no room.
         """
         complete = self._where(sha256)
-        async with self._turns[sha256]:
+        turn = self._turns.setdefault(sha256, asyncio.Lock())
+        async with turn:
             if complete.exists():
                 return complete
             partial = self._partial / sha256
@@ -75,11 +80,14 @@ class ArtifactStore:
                             raise InvalidInput(
                                 f"more than the announced {size_bytes} bytes arrived; announce the real size"
                             )
+                        # Again for every chunk: other uploads fill the same disk.
+                        self._check_room(len(chunk))
                         await asyncio.to_thread(file.write, chunk)
                     file.flush()
                     await asyncio.to_thread(os.fsync, file.fileno())
             except OSError as error:
-                raise self._translated(error) from error
+                self._explain(error)
+                raise
             if arrived < size_bytes:
                 raise Conflict(f"the upload ended after {arrived} of {size_bytes} bytes; go on from there")
             await asyncio.to_thread(self._complete, partial, sha256, complete)
@@ -91,25 +99,24 @@ class ArtifactStore:
         complete = self._where(digest)
         if not complete.exists():
             self._check_room(size)
-            fresh = self._partial / f"{digest}.own-{os.getpid()}"
+            # Two threads may take the same content in at the same time.
+            fresh = self._partial / f"{digest}.own-{secrets.token_hex(8)}"
             try:
                 shutil.copyfile(source, fresh)
-                with fresh.open("rb") as file:
-                    os.fsync(file.fileno())
+                _keep(fresh, complete)
             except OSError as error:
                 fresh.unlink(missing_ok=True)
-                raise self._translated(error) from error
-            complete.parent.mkdir(exist_ok=True)
-            fresh.replace(complete)
+                self._explain(error)
+                raise
         return digest, size
 
-    def link(self, sha256: str, target: Path) -> None:
-        """Put content under another name, sharing the bytes where the file system can."""
-        source = self.path(sha256)
+    def copy(self, sha256: str, target: Path) -> None:
+        """Copy content to `target`. Never a link: a child that may write `target` must not reach the store's bytes."""
         try:
-            os.link(source, target)
-        except OSError:
-            shutil.copyfile(source, target)
+            shutil.copyfile(self.path(sha256), target)
+        except OSError as error:
+            self._explain(error)
+            raise
 
     def _complete(self, partial: Path, sha256: str, complete: Path) -> None:
         if sha256_file(partial) != sha256:
@@ -117,8 +124,7 @@ class ArtifactStore:
             raise IntegrityError(
                 "what arrived is not what was announced (SHA-256 differs); it was dropped, send it again"
             )
-        complete.parent.mkdir(exist_ok=True)
-        partial.replace(complete)
+        _keep(partial, complete)
 
     def _check_room(self, wanted_bytes: int) -> None:
         free = shutil.disk_usage(self._objects).free
@@ -128,10 +134,10 @@ class ArtifactStore:
                 f"{self._floor_bytes / 1e6:.0f} MB are kept free); make room in {self._objects.parent} and try again"
             )
 
-    def _translated(self, error: OSError) -> Exception:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return error
-        return ExhaustedResource(f"the server's disk is full; make room in {self._objects.parent} and try again")
+    def _explain(self, error: OSError) -> None:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            message = f"the server's disk is full; make room in {self._objects.parent} and try again"
+            raise ExhaustedResource(message) from error
 
     def _where(self, sha256: str) -> Path:
         if len(sha256) != 64 or not set(sha256) <= _HEX:
@@ -139,7 +145,23 @@ class ArtifactStore:
         return self._objects / sha256[:2] / sha256
 
     def sweep(self) -> None:
-        """Remove what our own interrupted copies left behind; interrupted uploads stay."""
-        for path in self._partial.glob("*.own-*"):
+        """Remove what our own interrupted copies left behind, and uploads that nobody went on with for a week."""
+        forgotten = time.time() - _FORGOTTEN_S
+        for path in self._partial.iterdir():
             with contextlib.suppress(OSError):
-                path.unlink()
+                if ".own-" in path.name or path.stat().st_mtime < forgotten:
+                    path.unlink()
+
+
+def _keep(fresh: Path, complete: Path) -> None:
+    """Give a finished file its name so that a power cut leaves all of it or nothing."""
+    complete.parent.mkdir(exist_ok=True)
+    with fresh.open("rb") as file:
+        os.fsync(file.fileno())
+    fresh.replace(complete)
+    for folder in (complete.parent, complete.parent.parent):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 import alembic.command
-import alembic.util
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, create_engine, event
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import Session
 
 from fleetfit.core.errors import Conflict, ExhaustedResource
@@ -33,10 +32,13 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._engines = {"read": _engine(path, "BEGIN"), "write": _engine(path, "BEGIN IMMEDIATE")}
+        _upgrade(path)
+        self._engines = {
+            "read": _engine(path, "BEGIN", ("foreign_keys=ON", "query_only=ON")),
+            "write": _engine(path, "BEGIN IMMEDIATE", ("foreign_keys=ON",)),
+        }
         self._writing = threading.Lock()
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="database")
-        _upgrade(self._engines["write"], path)
 
     async def read(self, work: Callable[[Session], Result]) -> Result:
         """Run `work` on one consistent state of the database."""
@@ -57,10 +59,7 @@ class Database:
             with self._writing, Session(self._engines["write"]) as session, session.begin():
                 return work(session)
         except OperationalError as error:
-            if "disk is full" in str(error) or "disk I/O" in str(error):
-                raise ExhaustedResource(
-                    f"the server's disk is full; make room in {self._path.parent}, then resume the job"
-                ) from error
+            _explain(error, self._path)
             raise
 
     def close(self) -> None:
@@ -70,7 +69,7 @@ class Database:
             engine.dispose()
 
 
-def _engine(path: Path, begin: str) -> Engine:
+def _engine(path: Path, begin: str, pragmas: Sequence[str]) -> Engine:
     engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 30, "check_same_thread": False})
 
     @event.listens_for(engine, "connect")
@@ -78,7 +77,7 @@ def _engine(path: Path, begin: str) -> Engine:
         # The driver must not begin transactions itself: its deferred BEGIN lets a reader turn writer and fail at once.
         connection.isolation_level = None
         cursor: sqlite3.Cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", *pragmas):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
@@ -96,16 +95,38 @@ def migrations() -> Config:
     return config
 
 
-def _upgrade(engine: Engine, path: Path) -> None:
+def _upgrade(path: Path) -> None:
+    """Bring the file to the newest schema, all of it or nothing. Raises Conflict for what this version cannot read."""
     config = migrations()
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    with engine.connect() as connection:
-        present = MigrationContext.configure(connection).get_current_revision()
-    if present is not None and present not in known:
-        raise Conflict(
-            f"the database {path} was written by a newer fleetfit (schema {present}); "
-            "start that version, or name another folder with --state"
-        )
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        alembic.command.upgrade(config, "head")
+    # Batch migrations drop and rebuild tables, which with foreign keys enforced would delete what refers to them.
+    engine = _engine(path, "BEGIN IMMEDIATE", ("foreign_keys=OFF",))
+    try:
+        with engine.begin() as connection:
+            present = MigrationContext.configure(connection).get_current_revision()
+            if present is not None and present not in known:
+                raise Conflict(
+                    f"the database {path} was written by a newer fleetfit (schema {present}); "
+                    "start that version, or name another folder with --state"
+                )
+            config.attributes["connection"] = connection
+            alembic.command.upgrade(config, "head")
+            if broken := connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall():
+                raise Conflict(
+                    f"rows of {broken[0][0]} in the database {path} refer to rows that are gone; restore a backup of it"
+                )
+    except DatabaseError as error:
+        if not isinstance(error, OperationalError):
+            raise Conflict(
+                f"{path} cannot be read as a database; restore a backup of it, or name another folder with --state"
+            ) from error
+        _explain(error, path)
+        raise
+    finally:
+        engine.dispose()
+
+
+def _explain(error: DatabaseError, path: Path) -> None:
+    if "disk is full" in str(error) or "disk I/O" in str(error):
+        message = f"the server's disk is full; make room in {path.parent}, then resume the job"
+        raise ExhaustedResource(message) from error
