@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,14 +15,15 @@ import numpy as np
 import torch
 
 from fleetfit.compress.arrays import read_split
-from fleetfit.compress.exporter import export_onnx, largest_difference, prove_equal, run_onnx
+from fleetfit.compress.exporter import OnnxSession, export_onnx, largest_difference, prove_equal
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.intake.pt2 import load_pt2
-from fleetfit.compress.passes.base import Arrays, PassContext, PassReport, QuantizedBuild
+from fleetfit.compress.passes.base import Arrays, Pass, PassContext, PassReport, QuantizedBuild
 from fleetfit.compress.recipe import Recipe
+from fleetfit.compress.structure.batches import outputs_over
 from fleetfit.compress.tasks import Build, Compress, CompressFacts, Score, Step, Tensor
 from fleetfit.core.digests import sha256_file
-from fleetfit.core.errors import InvalidRecipe
+from fleetfit.core.errors import FleetfitError, InternalError, InvalidRecipe
 from fleetfit.core.statistics import metric_value, score_samples
 
 Report = Callable[[float, str], None]
@@ -44,17 +47,45 @@ def run_recipe(work: Compress, sources: Sources, out: Path, report: Report) -> C
     Deterministic for the same work, sources, versions, instruction set and number of threads. Raises InvalidRecipe and
     InvalidModel with a sentence for the report.
     """
-    torch.manual_seed(work.seed)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.set_num_threads(work.threads)
-    recipe = Recipe.from_yaml(work.recipe) if work.recipe.strip() else Recipe.original()
-    train = read_split(sources.train) if sources.train is not None else None
-    validation = read_split(sources.validation) if sources.validation is not None else None
-    if work.format == "onnx":
-        return _from_onnx(recipe, work, sources.model, train, validation, out, report)
+    with _reproducible(work):
+        recipe = Recipe.from_yaml(work.recipe) if work.recipe.strip() else Recipe.original()
+        train = read_split(sources.train) if sources.train is not None else None
+        validation = read_split(sources.validation) if sources.validation is not None else None
+        if recipe.needs_data() and train is None:
+            raise InvalidRecipe(f"the recipe '{recipe.name}' needs data; name a dataset with --data", field="data")
+        if work.format == "onnx":
+            return _from_onnx(recipe, work, sources.model, train, validation, out, report)
+        return _from_layers(recipe, work, sources.model, train, validation, out, report)
+
+
+@contextmanager
+def _reproducible(work: Compress) -> Iterator[None]:
+    """Seed, threads and deterministic kernels, and afterwards what the caller had: this may run in a user's process."""
+    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(work.seed)
+        torch.set_num_threads(work.threads)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+            torch.set_num_threads(threads)
+
+
+def _from_layers(
+    recipe: Recipe,
+    work: Compress,
+    path: Path,
+    train: Arrays | None,
+    validation: Arrays | None,
+    out: Path,
+    report: Report,
+) -> CompressFacts:
     report(0.0, "loading the model")
     began = time.monotonic()
-    model = load_pt2(sources.model)
+    model = load_pt2(path)
     teacher = model.clone() if recipe.steps else model
     judge = _Judge(work.metric, validation)
     lineage = [_line("original", {}, model, judge, time.monotonic() - began, PassReport(notes=list(model.notes)))]
@@ -66,8 +97,7 @@ def run_recipe(work: Compress, sources: Sources, out: Path, report: Report) -> C
         context.report = lambda part, activity, low=low, share=share: report(low + share * part, activity)  # type: ignore[misc]
         context.report(0.0, name.replace("_", " "))
         began = time.monotonic()
-        done = step.apply(model, context)
-        _check_finite(model, name)
+        done = _apply(step, model, context)
         lineage.append(_line(name, step.parameters(), model, judge, time.monotonic() - began, done))
     report(_PASSED, "building for the runtime")
     content = export_onnx(model)
@@ -76,8 +106,9 @@ def run_recipe(work: Compress, sources: Sources, out: Path, report: Report) -> C
     if quantized is not None:
         content = quantized.content
         difference = largest_difference(model, content, validation)
-        score = judge.score_onnx(content)
-        lineage[-1] = lineage[-1].model_copy(update={"weight_bytes": len(content), "metric": score})
+        score = judge.score_onnx(content, _only_batch(model.inputs))
+        notes = [*lineage[-1].notes, _integers(quantized)]
+        lineage[-1] = lineage[-1].model_copy(update={"weight_bytes": len(content), "metric": score, "notes": notes})
     model.save_pt2(out / "variant.pt2")
     build = _write_build(content, quantized, model.inputs, model.outputs, difference, out)
     return CompressFacts(
@@ -110,33 +141,52 @@ def _from_onnx(
     content = path.read_bytes()
     judge = _Judge(work.metric, validation)
 
-    def line(name: str, parameters: dict[str, Any], size: int, seconds: float) -> Step:
+    batch = _only_batch(facts.inputs)
+
+    def line(name: str, parameters: dict[str, Any], size: int, seconds: float, notes: list[str]) -> Step:
         return Step(
             pass_name=name,
             parameters_of_pass=parameters,
             parameters=facts.parameters,
             macs=facts.macs,
             weight_bytes=size,
-            metric=judge.score_onnx(content),
+            metric=judge.score_onnx(content, batch),
             seconds=seconds,
+            notes=notes,
         )
 
-    lineage = [line("original", {}, len(content), 0.0)]
+    lineage = [line("original", {}, len(content), 0.0, list(facts.notes))]
     context = _context(work, None, train, validation)
     began = time.monotonic()
     report(_LOADED, "quantizing")
     quantized = _quantized(recipe, content, context)
+    difference = None
     if quantized is not None:
+        if validation is not None:
+            difference = _distance(content, quantized.content, validation.head(batch or _EVALUATION_BATCH), batch)
         content = quantized.content
         step = recipe.steps[-1]
-        lineage.append(line(step.pass_name(), step.parameters(), len(content), time.monotonic() - began))
-    build = _write_build(content, quantized, facts.inputs, facts.outputs, None, out)
+        seconds = time.monotonic() - began
+        lineage.append(line(step.pass_name(), step.parameters(), len(content), seconds, [_integers(quantized)]))
+    build = _write_build(content, quantized, facts.inputs, facts.outputs, difference, out)
     return CompressFacts(
         lineage=lineage,
         builds=[build],
         parameters=facts.parameters,
         macs=facts.macs,
         environment=environment(work.threads),
+    )
+
+
+def _only_batch(inputs: list[Tensor]) -> int | None:
+    first = inputs[0].shape[0]
+    return None if first < 0 else first
+
+
+def _integers(quantized: QuantizedBuild) -> str:
+    return (
+        f"{quantized.integer_operators} of {quantized.total_operators} convolutions and products run on integers in ONNX "
+        "Runtime on the machine that made this build"
     )
 
 
@@ -193,18 +243,14 @@ class _Judge:
         """With PyTorch, in evaluation mode."""
         if self._data is None:
             return None
-        outputs = predict(model, self._data)
-        return self._summarize(outputs)
+        outputs = outputs_over(model, self._data, _EVALUATION_BATCH)
+        return self._summarize({name: value.numpy() for name, value in outputs.items()})
 
-    def score_onnx(self, content: bytes) -> Score | None:
-        """With ONNX Runtime."""
+    def score_onnx(self, content: bytes, batch: int | None) -> Score | None:
+        """With ONNX Runtime; `batch` is the only size that the file takes, None where it takes any."""
         if self._data is None:
             return None
-        parts = [
-            run_onnx(content, {name: values[at : at + _EVALUATION_BATCH] for name, values in self._data.inputs.items()})
-            for at in range(0, len(self._data), _EVALUATION_BATCH)
-        ]
-        return self._summarize({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+        return self._summarize(predict_onnx(content, self._data, batch))
 
     def _summarize(self, outputs: dict[str, Any]) -> Score:
         assert self._data is not None  # noqa: S101 - the callers looked
@@ -219,15 +265,21 @@ class _Judge:
         )
 
 
-def predict(model: LayeredModel, data: Arrays) -> dict[str, Any]:
-    """All outputs over a split, in evaluation mode, as arrays by name."""
-    model.module.eval()
-    batch = _EVALUATION_BATCH if model.dynamic_batch else model.sample_batch()
+def predict_onnx(content: bytes, data: Arrays, batch: int | None) -> dict[str, Any]:
+    """All outputs of an ONNX file over a split, by name.
+
+    Where it takes only batches of `batch`, the last one is filled up with its last sample, which then does not count.
+    """
+    session = OnnxSession(content)
+    size = batch or _EVALUATION_BATCH
     parts = []
-    with torch.no_grad():
-        for at in range(0, len(data), batch):
-            rows = {name: torch.from_numpy(values[at : at + batch]) for name, values in data.inputs.items()}
-            parts.append({name: value.numpy() for name, value in model.call(rows).items()})
+    for at in range(0, len(data), size):
+        rows = np.arange(at, min(at + size, len(data)))
+        real = len(rows)
+        if batch is not None:
+            rows = np.concatenate([rows, np.full(batch - real, rows[-1])])
+        outputs = session.run({name: data.inputs[name][rows] for name in session.input_names})
+        parts.append({name: values[:real] for name, values in outputs.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -247,12 +299,50 @@ def _line(
     )
 
 
-def _check_finite(model: LayeredModel, name: str) -> None:
-    for key, parameter in model.module.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            raise InvalidRecipe(
-                f"after {name} the weights {key} are no longer finite; use a smaller learning rate or ratio"
-            )
+def _distance(one: bytes, other: bytes, data: Arrays, batch: int | None) -> float:
+    """The largest absolute difference between two ONNX files on the same inputs."""
+    a, b = predict_onnx(one, data, batch), predict_onnx(other, data, batch)
+    return max(float(np.abs(a[name].astype(np.float64) - b[name]).max(initial=0.0)) for name in a)
+
+
+def _apply(step: Pass, model: LayeredModel, context: PassContext) -> PassReport:
+    """One pass, and what its contract promises checked: finite weights, the same outputs by name, shape and dtype."""
+    name = step.pass_name()
+    before, broken = _signature(model), _not_finite(model)
+    try:
+        report = step.apply(model, context)
+        after = _signature(model)
+    except (FleetfitError, MemoryError):
+        raise
+    except Exception as error:
+        raise InternalError(
+            f"the pass {name} failed on this model ({type(error).__name__}); leave it out of the recipe, and please report it",
+            private=traceback.format_exc()[-8000:],
+        ) from error
+    if after != before:
+        raise InternalError(
+            f"the pass {name} changed what the model gives ({before} became {after}); leave it out of the recipe, and please "
+            "report it"
+        )
+    worse = sorted(_not_finite(model) - broken)
+    if worse:
+        raise InvalidRecipe(
+            f"after {name} the weights {worse[0]} are no longer finite; use a smaller learning rate or ratio"
+        )
+    return report
+
+
+def _signature(model: LayeredModel) -> dict[str, str]:
+    model.module.eval()
+    with torch.no_grad():
+        outputs = model.call(model.sample_inputs)
+    return {name: f"{value.dtype} {list(value.shape)}".removeprefix("torch.") for name, value in outputs.items()}
+
+
+def _not_finite(model: LayeredModel) -> set[str]:
+    # A mask of -inf that came with the model is not a pass's doing.
+    tensors = (*model.module.named_parameters(), *model.module.named_buffers())
+    return {key for key, value in tensors if not bool(torch.isfinite(value).all())}
 
 
 def environment(threads: int) -> dict[str, str]:

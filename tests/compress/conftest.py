@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 from fleetfit.client.export import export
+from fleetfit.compress.exporter import export_onnx
+from fleetfit.compress.intake.pt2 import load_pt2
 from fleetfit.compress.passes.base import Arrays
 from fleetfit.compress.tasks import Compress, IntakeData, IntakeModel, Task, TaskResult
 from fleetfit.core.children import ChildOutcome, Limits, run_child
@@ -57,7 +59,7 @@ def save(path: Path, data: Arrays) -> Path:
 
 @dataclass(frozen=True)
 class Trained:
-    """One trained model with its files: `model` (.pt2), `fixed` (.pt2 of batch 3), `train`, `validation` and `data` (.npz)."""
+    """One trained model with its files: `model` (.pt2), `fixed` (.onnx that takes batches of 3), the rest .npz."""
 
     module: nn.Module
     model: Path
@@ -86,13 +88,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
                 optimizer.step()
     module.eval()
     sample = torch.from_numpy(train.inputs["image"][:2])
+    model = export(module, (sample,), folder / "model.pt2")
+    layered = load_pt2(model)
+    layered.dynamic_batch = False
+    layered.sample_inputs = {"image": torch.from_numpy(train.inputs["image"][:3])}
+    fixed = folder / "fixed.onnx"
+    fixed.write_bytes(export_onnx(layered))
     return Trained(
         module,
-        export(module, (sample,), folder / "model.pt2"),
-        export(module, (torch.from_numpy(train.inputs["image"][:3]),), folder / "fixed.pt2", dynamic_batch=False),
+        model,
+        fixed,
         save(folder / "train.npz", train),
         save(folder / "validation.npz", validation),
-        save(folder / "data.npz", pictures(700, 3)),
+        save(folder / "data.npz", pictures(710, 3)),
         train,
         validation,
     )
