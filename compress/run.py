@@ -22,7 +22,17 @@ if __name__ == "__main__":
     limit_self()
 
 from fleetfit.compress.confine import confine
-from fleetfit.compress.tasks import Compress, IntakeData, IntakeModel, Task, TaskError, TaskProgress, TaskResult, Window
+from fleetfit.compress.tasks import (
+    WAITING_FOR_HOST,
+    Compress,
+    IntakeData,
+    IntakeModel,
+    Task,
+    TaskError,
+    TaskProgress,
+    TaskResult,
+    Window,
+)
 from fleetfit.core.errors import ExhaustedResource, FleetfitError, InternalError
 from fleetfit.core.hostlock import host_lock
 
@@ -32,7 +42,7 @@ def main(taskdir: Path) -> int:
     task = Task.model_validate_json((taskdir / "task.json").read_text())
     (taskdir / "out").mkdir(exist_ok=True)
     progress = _Progress(taskdir)
-    progress(TaskProgress(activity="waiting for this machine to be free", fraction=0.0))
+    progress(TaskProgress(activity=WAITING_FOR_HOST, fraction=0.0))
     with host_lock() as lock:
         progress.begin()
         confined = [*confine(taskdir), "rlimits"]

@@ -11,9 +11,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+
+# The activity of a task before it holds the host's lock: time that is not charged to it.
+WAITING_FOR_HOST: Final = "waiting for this machine to be free"
 
 
 class _Strict(BaseModel):
