@@ -1,0 +1,115 @@
+"""A job's facts, read from the database: what selections and reports are made from."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from fleetfit.compress.tasks import CompressFacts, DataFacts
+from fleetfit.core.digests import short
+from fleetfit.proto.v1 import jobs_pb2
+from fleetfit.server.engine.fleet import read_snapshot
+from fleetfit.server.engine.planning import OBJECTIVES, limits_of
+from fleetfit.server.engine.states import CandidateState
+from fleetfit.server.report.facts import CandidateFacts, DeviceFacts, JobFacts
+from fleetfit.server.report.summary import Drops, MeasurementSummary
+from fleetfit.server.storage.tables import (
+    BuildRow,
+    CandidateRow,
+    DatasetRow,
+    DeviceRow,
+    DropsRow,
+    JobRow,
+    MeasurementRow,
+    ModelRow,
+    VariantRow,
+)
+
+
+def metric_of(session: Session, job: JobRow, spec: jobs_pb2.JobSpec) -> str:
+    """The job's metric; empty where nothing can be judged."""
+    data = session.get(DatasetRow, job.dataset_id) if job.dataset_id else None
+    if data is None or data.facts is None:
+        return ""
+    facts = DataFacts.model_validate(data.facts)
+    return "" if facts.targets is None else spec.metric or facts.metric
+
+
+def read_facts(session: Session, job: JobRow) -> JobFacts:
+    """Everything measured for a job so far."""
+    spec = jobs_pb2.JobSpec.FromString(job.spec)
+    model = session.get_one(ModelRow, job.model_id)
+    metric = metric_of(session, job, spec)
+    rows = session.scalars(
+        select(CandidateRow).where(CandidateRow.job_id == job.id).order_by(CandidateRow.position)
+    ).all()
+    devices = {}
+    for row in rows:
+        devices.setdefault(row.device_id, []).append(row)
+    return JobFacts(
+        job_id=job.id,
+        kind="bench" if spec.kind == jobs_pb2.JOB_KIND_BENCH else "compress",
+        model=f"{model.name}:{model.version}",
+        metric=metric,
+        objective=OBJECTIVES[spec.objective],
+        limits=limits_of(spec, metric),
+        accept_emulated=spec.accept_emulated,
+        created_ms=job.created_ms,
+        devices=tuple(_device(session, job, device_id, candidates) for device_id, candidates in devices.items()),
+    )
+
+
+def _device(session: Session, job: JobRow, device_id: str, rows: list[CandidateRow]) -> DeviceFacts:
+    device = session.get_one(DeviceRow, device_id)
+    snapshot = read_snapshot(session, device)
+    return DeviceFacts(
+        device_id=device_id,
+        name=device.name,
+        profile=device.profile,
+        snapshot_id=device.snapshot_id or "",
+        emulated=snapshot is not None and snapshot.emulated,
+        candidates=tuple(_candidate(session, row) for row in rows),
+        validation_drops=_drops(session, job.id, device_id, "validation"),
+        test_drops=_drops(session, job.id, device_id, "test"),
+    )
+
+
+def _drops(session: Session, job_id: str, device_id: str, split: str) -> Drops | None:
+    row = session.get(DropsRow, (job_id, device_id, split))
+    return None if row is None else Drops.model_validate(row.content)
+
+
+def _candidate(session: Session, row: CandidateRow) -> CandidateFacts:
+    variant = session.get_one(VariantRow, row.variant_key)
+    query = select(BuildRow).where(BuildRow.variant_key == row.variant_key, BuildRow.runtime == row.runtime)
+    build = session.scalars(query).first()
+    facts = CompressFacts.model_validate(variant.facts) if variant.facts is not None else None
+    measured = {
+        m.split: MeasurementSummary.model_validate(m.summary)
+        for m in session.scalars(select(MeasurementRow).where(MeasurementRow.candidate_id == row.id))
+    }
+    ended = (
+        row.state
+        if row.state in (CandidateState.MEASURED, CandidateState.FAILED, CandidateState.SKIPPED)
+        else "skipped"
+    )
+    return CandidateFacts(
+        id=row.id,
+        variant=short(row.variant_key),
+        recipe=row.recipe,
+        role=row.role,
+        runtime=row.runtime,
+        threads=row.threads,
+        batch=row.batch,
+        state=ended,
+        reason=row.reason or ("" if ended == row.state else "the job ended before it was measured"),
+        size_bytes=build.size_bytes if build is not None else None,
+        parameters=facts.parameters if facts is not None else None,
+        macs=facts.macs if facts is not None else None,
+        integer_operators=int((build.facts if build is not None else {}).get("integer_operators", 0)),
+        total_operators=int((build.facts if build is not None else {}).get("total_operators", 0)),
+        lineage=tuple(step.model_dump() for step in facts.lineage) if facts is not None else (),
+        validation=measured.get("validation") or measured.get(""),
+        test=measured.get("test"),
+        notes=tuple(facts.notes) if facts is not None else (),
+    )

@@ -1,0 +1,147 @@
+"""What follows from what in a job. Each step reads the database, writes the database, and can be taken again after a crash."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from fleetfit.proto.v1 import jobs_pb2
+from fleetfit.server.engine.facts import metric_of, read_facts
+from fleetfit.server.engine.leases import original_of
+from fleetfit.server.engine.states import (
+    ENDED_CANDIDATE,
+    ENDED_TASK,
+    CandidateState,
+    JobState,
+    TaskState,
+    follow,
+    next_candidate_state,
+)
+from fleetfit.server.report.facts import DeviceFacts
+from fleetfit.server.selection.choose import select_variant
+from fleetfit.server.storage.ids import new_id, now_ms
+from fleetfit.server.storage.tables import (
+    CandidateRow,
+    DropsRow,
+    JobRow,
+    MeasurementRow,
+    TaskRow,
+    VariantRow,
+)
+
+
+@dataclass
+class Wanted:
+    """What must happen outside the database before a job can go on."""
+
+    wake: set[str] = field(default_factory=set)
+    drops: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
+    """Device, split, and the raw results' digests by candidate."""
+    report: bool = False
+
+
+def advance(session: Session, job: JobRow) -> Wanted:
+    """Take every step that the job's state allows."""
+    wanted = Wanted()
+    if job.state != JobState.RUNNING:
+        return wanted
+    spec = jobs_pb2.JobSpec.FromString(job.spec)
+    judged = bool(metric_of(session, job, spec))
+    rows = session.scalars(
+        select(CandidateRow).where(CandidateRow.job_id == job.id).order_by(CandidateRow.position)
+    ).all()
+    over_budget = spec.budget_ms > 0 and now_ms() - job.created_ms > spec.budget_ms
+    by_device: dict[str, list[CandidateRow]] = {}
+    for row in rows:
+        by_device.setdefault(row.device_id, []).append(row)
+        if row.state in (CandidateState.WAITING, CandidateState.COMPRESSING):
+            if over_budget and row.role == "recipe":
+                row.state = follow(row.state, CandidateState.SKIPPED)
+                row.reason = f"the job's budget of {spec.budget_ms / 1000:.0f} s was used up before it was measured"
+                continue
+            _prepare(session, job, row, judged, wanted)
+    finished = [_device_finished(session, job, device_id, judged, wanted) for device_id, _ in by_device.items()]
+    wanted.report = all(finished)
+    return wanted
+
+
+def _prepare(session: Session, job: JobRow, row: CandidateRow, judged: bool, wanted: Wanted) -> None:
+    variant = session.get_one(VariantRow, row.variant_key)
+    original = session.get_one(VariantRow, original_of(session, row).variant_key)
+    state, measure = next_candidate_state(variant.state, original.state)
+    row.state = follow(row.state, state)
+    if state is CandidateState.FAILED:
+        row.reason = variant.reason or f"the original could not be built: {original.reason}"
+    if measure:
+        _add_task(session, job, row, "validation" if judged else "", metric_only=False)
+        wanted.wake.add(row.device_id)
+
+
+def _add_task(session: Session, job: JobRow, row: CandidateRow, split: str, *, metric_only: bool) -> None:
+    session.add(
+        TaskRow(
+            id=new_id(),
+            job_id=job.id,
+            device_id=row.device_id,
+            candidate_id=row.id,
+            split=split,
+            metric_only=metric_only,
+            state=TaskState.WAITING,
+            fence=0,
+            lease_deadline_ms=0,
+            attempts=0,
+            result_sha256="",
+            result_fence=0,
+            progress=None,
+            created_ms=now_ms(),
+        )
+    )
+
+
+def _device_finished(session: Session, job: JobRow, device_id: str, judged: bool, wanted: Wanted) -> bool:
+    """Whether nothing is left to do on a device; asks for what is next where something is."""
+    rows = session.scalars(
+        select(CandidateRow).where(CandidateRow.job_id == job.id, CandidateRow.device_id == device_id)
+    ).all()
+    if any(row.state not in ENDED_CANDIDATE for row in rows):
+        return False
+    if not judged:
+        return True
+    if not _compared(session, job, device_id, "validation", wanted):
+        return False
+    facts = next(d for d in read_facts(session, job).devices if d.device_id == device_id)
+    tasks = session.scalars(
+        select(TaskRow).where(TaskRow.job_id == job.id, TaskRow.device_id == device_id, TaskRow.split == "test")
+    ).all()
+    known = {task.candidate_id for task in tasks}
+    missing = [row for row in rows if row.id in _to_test(session, job, facts) and row.id not in known]
+    for row in missing:
+        _add_task(session, job, row, "test", metric_only=True)
+        wanted.wake.add(device_id)
+    if missing or any(task.state not in ENDED_TASK for task in tasks):
+        return False
+    return not tasks or _compared(session, job, device_id, "test", wanted)
+
+
+def _to_test(session: Session, job: JobRow, device: DeviceFacts) -> set[str]:
+    """Whose test figures are computed: the original's, the control's and the selected one's, under each condition."""
+    chosen = select_variant(read_facts(session, job), device).selected
+    return {c.id for c in device.candidates if c.state == "measured" and (c.role != "recipe" or c.id == chosen)}
+
+
+def _compared(session: Session, job: JobRow, device_id: str, split: str, wanted: Wanted) -> bool:
+    """Whether paired losses on a split are known; asks for them where not."""
+    if session.get(DropsRow, (job.id, device_id, split)) is not None:
+        return True
+    measured = session.execute(
+        select(MeasurementRow.candidate_id, MeasurementRow.raw_sha256)
+        .join(CandidateRow, CandidateRow.id == MeasurementRow.candidate_id)
+        .where(CandidateRow.job_id == job.id, CandidateRow.device_id == device_id, MeasurementRow.split == split)
+    ).all()
+    raw = {row.candidate_id: row.raw_sha256 for row in measured}
+    if not raw:
+        return True
+    wanted.drops.append((device_id, split, raw))
+    return False

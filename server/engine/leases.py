@@ -1,0 +1,271 @@
+"""Tasks on their way to agents and back: leases for a limited time, fencing tokens, reports that count once."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from fleetfit.compress.tasks import Build
+from fleetfit.core.errors import InvalidInput, LeaseLost, NotFound
+from fleetfit.core.metrics import METRICS
+from fleetfit.proto.v1 import common_pb2, jobs_pb2, measurement_pb2, work_pb2
+from fleetfit.server.engine.fleet import check_session
+from fleetfit.server.engine.library import keep_artifact, tensor_messages
+from fleetfit.server.engine.states import CandidateState, TaskState
+from fleetfit.server.storage.artifacts import ArtifactStore
+from fleetfit.server.storage.database import Database
+from fleetfit.server.storage.tables import BuildRow, CandidateRow, DatasetRow, JobRow, TaskRow
+
+_log: Final = logging.getLogger(__name__)
+DEFAULT_LEASE_MS: Final = 30_000
+_MOST_ATTEMPTS: Final = 5
+
+
+def _clock_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
+
+
+class Leases:
+    """Hands measuring tasks to devices, one at a time each.
+
+    Deadlines are on this machine's monotonic clock. A restarted server gives every open lease its whole time again: it
+    could not hear renewals while it was away.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        store: ArtifactStore,
+        method: measurement_pb2.Method,
+        *,
+        lease_ms: int = DEFAULT_LEASE_MS,
+        clock_ms: Callable[[], int] = _clock_ms,
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._method = method
+        self._lease_ms = lease_ms
+        self._clock_ms = clock_ms
+
+    async def extend_all(self) -> None:
+        """After a start: nobody's lease has run out while nobody could renew."""
+        deadline = self._clock_ms() + self._lease_ms
+
+        def extend(session: Session) -> None:
+            for task in session.scalars(select(TaskRow).where(TaskRow.state == TaskState.LEASED)):
+                task.lease_deadline_ms = deadline
+
+        await self._database.write(extend)
+
+    async def lease(self, device_id: str, session_number: int) -> work_pb2.TaskLease | None:
+        """The device's next task, if there is one. Raises Superseded for an older session.
+
+        A device asks only when it holds nothing, so one that still has a lease is a new process: its task is handed out again
+        with the next fencing token.
+        """
+        deadline = self._clock_ms() + self._lease_ms
+
+        def take(session: Session) -> work_pb2.TaskLease | None:
+            device = check_session(session, device_id, session_number)
+            held = select(TaskRow).where(TaskRow.device_id == device_id, TaskRow.state == TaskState.LEASED)
+            task = session.scalars(held).first()
+            waiting = (
+                select(TaskRow)
+                .join(JobRow, JobRow.id == TaskRow.job_id)
+                .where(TaskRow.device_id == device_id, TaskRow.state == TaskState.WAITING, JobRow.state == "running")
+                .order_by(TaskRow.job_id, TaskRow.id)
+            )
+            while task is not None or not device.paused:
+                task = task or session.scalars(waiting).first()
+                if task is None:
+                    return None
+                try:
+                    return self._hand_out(session, task, deadline)
+                except (NotFound, KeyError) as error:
+                    # One broken task must not keep the device from all its other work.
+                    _log.warning("task %s cannot be handed out: %s", task.id, error)
+                    fail_task(session, task, f"the server cannot hand this measurement out: {error}; resume the job")
+                    session.flush()
+                    task = None
+            return None
+
+        return await self._database.write(take)
+
+    def _hand_out(self, session: Session, task: TaskRow, deadline: int) -> work_pb2.TaskLease:
+        message = self._message(session, task)
+        task.state = TaskState.LEASED
+        task.fence += 1
+        task.attempts += 1
+        task.lease_deadline_ms = deadline
+        task.progress = None
+        message.fence = task.fence
+        return message
+
+    async def renew(self, device_id: str, request: work_pb2.RenewLeaseRequest) -> tuple[int, bool, str]:
+        """More time for a task: milliseconds, whether it was cancelled, and its job. Raises LeaseLost for an older fence."""
+        deadline = self._clock_ms() + self._lease_ms
+        said = request.progress
+
+        def extend(session: Session) -> tuple[int, bool, str]:
+            check_session(session, device_id, request.session_number)
+            task = self._held(session, device_id, request.task_id, request.fence)
+            if task.state == TaskState.CANCELLED:
+                return 0, True, task.job_id
+            if task.state == TaskState.WAITING:
+                # The lease ran out unheard but nobody else has it yet: the same holder may go on.
+                task.state = TaskState.LEASED
+            if task.state != TaskState.LEASED:
+                raise LeaseLost(f"the task {request.task_id} has ended; drop it")
+            task.lease_deadline_ms = deadline
+            task.progress = {"activity": said.activity, "fraction": said.fraction}
+            return self._lease_ms, False, task.job_id
+
+        return await self._database.write(extend)
+
+    async def report(self, device_id: str, request: work_pb2.ReportTaskRequest) -> bool:
+        """Take a task's result; False where the same report was accepted before. Raises LeaseLost for an older fence."""
+        size = self._store.path(request.result.sha256).stat().st_size
+
+        def accept(session: Session) -> bool:
+            check_session(session, device_id, request.session_number)
+            task = self._held(session, device_id, request.task_id, request.fence)
+            if task.state in (TaskState.REPORTED, TaskState.DONE, TaskState.FAILED):
+                return False
+            if task.state == TaskState.CANCELLED:
+                raise LeaseLost(f"the task {request.task_id} was cancelled; drop its result")
+            keep_artifact(session, request.result.sha256, size)
+            task.state = TaskState.REPORTED
+            task.result_sha256, task.result_fence = request.result.sha256, request.fence
+            return True
+
+        return await self._database.write(accept)
+
+    async def expire(self) -> set[str]:
+        """Make tasks free whose leases ran out; the devices that should be told."""
+        now = self._clock_ms()
+
+        def free(session: Session) -> set[str]:
+            late = select(TaskRow).where(TaskRow.state == TaskState.LEASED, TaskRow.lease_deadline_ms < now)
+            devices = set()
+            for task in session.scalars(late):
+                if task.attempts >= _MOST_ATTEMPTS:
+                    fail_task(session, task, f"the device was lost {task.attempts} times while it measured this build")
+                else:
+                    task.state = TaskState.WAITING
+                devices.add(task.device_id)
+            return devices
+
+        return await self._database.write(free)
+
+    async def may_download(self, device_id: str, sha256: str) -> bool:
+        """Whether one of the device's open tasks reads this content."""
+
+        def look(session: Session) -> bool:
+            tasks = select(TaskRow).where(TaskRow.device_id == device_id, TaskRow.state == TaskState.LEASED)
+            for task in session.scalars(tasks):
+                if any(named.artifact.sha256 == sha256 for named in self._message(session, task).artifacts):
+                    return True
+            return False
+
+        return await self._database.read(look)
+
+    @staticmethod
+    def _held(session: Session, device_id: str, task_id: str, fence: int) -> TaskRow:
+        task = session.get(TaskRow, task_id)
+        if task is None or task.device_id != device_id:
+            raise NotFound(f"this device has no task {task_id}; drop it")
+        if task.fence != fence:
+            raise LeaseLost(f"the task {task_id} was leased again since (token {task.fence}, not {fence}); drop it")
+        return task
+
+    def _message(self, session: Session, task: TaskRow) -> work_pb2.TaskLease:
+        candidate = session.get_one(CandidateRow, task.candidate_id)
+        job = session.get_one(JobRow, task.job_id)
+        spec = jobs_pb2.JobSpec.FromString(job.spec)
+        build = _build_of(session, candidate.variant_key, candidate.runtime)
+        artifacts = {"candidate": build}
+        measure = measurement_pb2.MeasureTask(
+            job_id=task.job_id,
+            candidate=_ref(build, "candidate"),
+            threads=candidate.threads,
+            batch=candidate.batch,
+            split=task.split,
+            method=self._method,
+            metric_only=task.metric_only,
+        )
+        if not task.metric_only:
+            baseline = original_of(session, candidate)
+            measure.baseline.CopyFrom(_ref(_build_of(session, baseline.variant_key, baseline.runtime), "baseline"))
+            artifacts["baseline"] = _build_of(session, baseline.variant_key, baseline.runtime)
+        named = [
+            common_pb2.NamedArtifact(name=name, artifact=_artifact(row.sha256, row.size_bytes))
+            for name, row in artifacts.items()
+        ]
+        data = session.get(DatasetRow, job.dataset_id) if job.dataset_id else None
+        if data is not None and task.split:
+            split: dict[str, Any] = data.splits[task.split]
+            measure.data_artifact_name = f"{task.split}.npz"
+            named.append(
+                common_pb2.NamedArtifact(
+                    name=measure.data_artifact_name, artifact=_artifact(split["sha256"], split["size_bytes"])
+                )
+            )
+            metric = spec.metric or (data.facts or {}).get("metric", "")
+            measure.metric = metric if metric in METRICS and (data.facts or {}).get("targets") else ""
+        return work_pb2.TaskLease(
+            task_id=task.id, fence=task.fence, lease_ms=self._lease_ms, measure=measure, artifacts=named
+        )
+
+
+def fail_task(session: Session, task: TaskRow, reason: str) -> None:
+    """End a task without a result, and with it the candidate that waits for its first one."""
+    task.state = TaskState.FAILED
+    candidate = session.get_one(CandidateRow, task.candidate_id)
+    if candidate.state == CandidateState.MEASURING:
+        candidate.state, candidate.reason = CandidateState.FAILED, reason
+
+
+def original_of(session: Session, candidate: CandidateRow) -> CandidateRow:
+    """The original under the same condition: what a candidate is timed beside. Itself for the original (A/A)."""
+    row = session.scalars(
+        select(CandidateRow).where(
+            CandidateRow.job_id == candidate.job_id,
+            CandidateRow.device_id == candidate.device_id,
+            CandidateRow.threads == candidate.threads,
+            CandidateRow.batch == candidate.batch,
+            CandidateRow.role == "original",
+        )
+    ).first()
+    if row is None:
+        raise InvalidInput(f"the job {candidate.job_id} has no original on this device; start it again")
+    return row
+
+
+def _build_of(session: Session, variant_key: str, runtime: str) -> BuildRow:
+    row = session.scalars(
+        select(BuildRow).where(BuildRow.variant_key == variant_key, BuildRow.runtime == runtime)
+    ).first()
+    if row is None:
+        raise NotFound(f"there is no build of {variant_key[:10]} for {runtime} yet")
+    return row
+
+
+def _artifact(sha256: str, size_bytes: int) -> common_pb2.ArtifactRef:
+    return common_pb2.ArtifactRef(sha256=sha256, size_bytes=size_bytes)
+
+
+def _ref(build: BuildRow, artifact_name: str) -> measurement_pb2.BuildRef:
+    facts = Build.model_validate(build.facts)
+    return measurement_pb2.BuildRef(
+        artifact_name=artifact_name,
+        runtime=build.runtime,
+        format=build.format,
+        inputs=tensor_messages(facts.inputs),
+        outputs=tensor_messages(facts.outputs),
+        build_id=build.id,
+    )

@@ -1,0 +1,293 @@
+"""Models and datasets: registering what was uploaded, and checking it in a child."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from fleetfit.compress.tasks import DataFacts, IntakeData, IntakeModel, ModelFacts, Task, Tensor
+from fleetfit.core.errors import InvalidInput, rebuild
+from fleetfit.core.metrics import metric_info
+from fleetfit.proto.v1 import common_pb2, models_pb2
+from fleetfit.server.engine.executor import Executor, Finished
+from fleetfit.server.engine.lookup import find_dataset, find_model
+from fleetfit.server.storage.artifacts import ArtifactStore
+from fleetfit.server.storage.database import Database
+from fleetfit.server.storage.ids import new_id, now_ms
+from fleetfit.server.storage.tables import LOCAL_OWNER, ArtifactRow, DatasetRow, ModelRow
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_STATES: Final = {
+    "checking": models_pb2.INTAKE_STATE_CHECKING,
+    "accepted": models_pb2.INTAKE_STATE_ACCEPTED,
+    "refused": models_pb2.INTAKE_STATE_REFUSED,
+}
+Progress = Callable[[str, str, float, float | None], None]
+
+
+@dataclass(frozen=True)
+class _Work:
+    id: str
+    task: Task
+    inputs: dict[str, str]
+    is_model: bool
+
+
+class Library:
+    """What users have pushed. `published` is called with an id whenever its row changed."""
+
+    def __init__(
+        self, database: Database, store: ArtifactStore, executor: Executor, published: Callable[[str], None]
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._executor = executor
+        self._published = published
+        self.progress: dict[str, common_pb2.Progress] = {}
+
+    async def push_model(self, name: str, sha256: str, form: str) -> str:
+        """Register uploaded content as a model, to be checked; its id. The same content again is the same version."""
+        _check_name(name)
+        if form not in ("pt2", "onnx"):
+            raise InvalidInput(f"'{form}' is not a model format; push a .pt2 or an .onnx file", field="format")
+        size = self._store.path(sha256).stat().st_size
+
+        def register(session: Session) -> str:
+            rows = session.scalars(select(ModelRow).where(ModelRow.name == name)).all()
+            for row in rows:
+                if row.sha256 == sha256 and row.format == form and row.state != "refused":
+                    return row.id
+            row = ModelRow(
+                id=new_id(),
+                owner=LOCAL_OWNER,
+                name=name,
+                version=max((r.version for r in rows), default=0) + 1,
+                format=form,
+                sha256=sha256,
+                size_bytes=size,
+                state="checking",
+                refusal="",
+                created_ms=now_ms(),
+            )
+            session.add(row)
+            keep_artifact(session, sha256, size)
+            return row.id
+
+        return await self._database.write(register)
+
+    async def push_dataset(self, request: models_pb2.PushDatasetRequest) -> str:
+        """Register uploaded arrays, to be checked and split; the dataset's id."""
+        _check_name(request.name)
+        if request.metric:
+            metric_info(request.metric)
+        sha256, test = request.artifact.sha256, request.test_artifact.sha256
+        sizes = {digest: self._store.path(digest).stat().st_size for digest in (sha256, test) if digest}
+
+        def register(session: Session) -> str:
+            model = find_model(session, request.model) if request.model else None
+            if model is not None and model.state != "accepted":
+                raise InvalidInput(f"the model '{request.model}' is not accepted ({model.state}); push it again first")
+            model_id = model.id if model is not None else None
+            rows = session.scalars(select(DatasetRow).where(DatasetRow.name == request.name)).all()
+            for row in rows:
+                same = (row.sha256, row.test_sha256, row.model_id, row.seed, row.metric)
+                if same == (sha256, test, model_id, request.seed, request.metric) and row.state != "refused":
+                    return row.id
+            row = DatasetRow(
+                id=new_id(),
+                owner=LOCAL_OWNER,
+                name=request.name,
+                version=max((r.version for r in rows), default=0) + 1,
+                sha256=sha256,
+                test_sha256=test,
+                model_id=model_id,
+                seed=request.seed,
+                metric=request.metric,
+                state="checking",
+                refusal="",
+                splits={},
+                created_ms=now_ms(),
+            )
+            session.add(row)
+            for digest, size in sizes.items():
+                keep_artifact(session, digest, size)
+            return row.id
+
+        return await self._database.write(register)
+
+    async def check_next(self) -> bool:
+        """Check the oldest thing that waits to be checked. False where nothing waits."""
+        work = await self._database.read(_next_work)
+        if work is None:
+            return False
+
+        def publish(progress: Any) -> None:
+            message = common_pb2.Progress(activity=progress.activity, fraction=progress.fraction)
+            if progress.remaining_s is not None:
+                message.remaining_ms = int(progress.remaining_s * 1000)
+            self.progress[work.id] = message
+            self._published(work.id)
+
+        async with self._executor.run(work.task, work.inputs, publish) as finished:
+            await self._settle(work, finished)
+        self.progress.pop(work.id, None)
+        self._published(work.id)
+        return True
+
+    async def _settle(self, work: _Work, finished: Finished) -> None:
+        result = finished.result
+        refusal, facts = "", None
+        splits: dict[str, dict[str, Any]] = {}
+        if result is None:
+            refusal = _ended_badly(finished, "model" if work.is_model else "data")
+        elif result.error is not None:
+            refusal = result.error.message
+        elif work.is_model and result.model is not None:
+            facts = result.model.model_dump()
+        elif result.data is not None:
+            facts = result.data.model_dump()
+            for split in result.data.splits:
+                digest, size = self._store.put(finished.out / split.file)
+                splits[split.name] = {"sha256": digest, "size_bytes": size, "count": split.count}
+
+        def save(session: Session) -> None:
+            row: ModelRow | DatasetRow | None = session.get(ModelRow if work.is_model else DatasetRow, work.id)
+            if row is None:
+                return
+            row.state, row.refusal, row.facts = ("refused" if refusal else "accepted"), refusal, facts
+            if isinstance(row, DatasetRow):
+                row.splits = splits
+                for split in splits.values():
+                    keep_artifact(session, split["sha256"], split["size_bytes"])
+
+        await self._database.write(save)
+
+    async def model(self, text: str) -> models_pb2.Model:
+        """One model by name or id."""
+        return await self._database.read(lambda session: model_message(find_model(session, text)))
+
+    async def dataset(self, text: str) -> models_pb2.Dataset:
+        """One dataset by name or id."""
+        return await self._database.read(lambda session: dataset_message(find_dataset(session, text)))
+
+    async def models(self) -> list[models_pb2.Model]:
+        """All, newest first."""
+        query = select(ModelRow).order_by(ModelRow.id.desc())
+        return await self._database.read(lambda session: [model_message(row) for row in session.scalars(query)])
+
+    async def datasets(self) -> list[models_pb2.Dataset]:
+        """All, newest first."""
+        query = select(DatasetRow).order_by(DatasetRow.id.desc())
+        return await self._database.read(lambda session: [dataset_message(row) for row in session.scalars(query)])
+
+
+def keep_artifact(session: Session, sha256: str, size_bytes: int) -> None:
+    """Record that content is in the store."""
+    if session.get(ArtifactRow, sha256) is None:
+        session.add(ArtifactRow(sha256=sha256, size_bytes=size_bytes, owner=LOCAL_OWNER, created_ms=now_ms()))
+        session.flush()
+
+
+def _next_work(session: Session) -> _Work | None:
+    model = session.scalars(select(ModelRow).where(ModelRow.state == "checking").order_by(ModelRow.id)).first()
+    if model is not None:
+        work = IntakeModel(format=model.format)  # type: ignore[arg-type]
+        return _Work(model.id, Task(task_id=model.id, work=work), {"model": model.sha256}, True)
+    data = session.scalars(select(DatasetRow).where(DatasetRow.state == "checking").order_by(DatasetRow.id)).first()
+    if data is None:
+        return None
+    facts = None
+    if data.model_id is not None:
+        row = session.get(ModelRow, data.model_id)
+        facts = ModelFacts.model_validate(row.facts) if row is not None else None
+    wanted = IntakeData(
+        inputs=facts.inputs if facts else None,
+        outputs=facts.outputs if facts else None,
+        seed=data.seed,
+        metric=data.metric,
+        own_test=bool(data.test_sha256),
+    )
+    inputs = {"data": data.sha256} | ({"test": data.test_sha256} if data.test_sha256 else {})
+    return _Work(data.id, Task(task_id=data.id, work=wanted), inputs, False)
+
+
+def _ended_badly(finished: Finished, what: str) -> str:
+    return {
+        "out_of_memory": f"checking the {what} needs more memory than the server allows; push a smaller one, or start the "
+        "server with a higher --task-memory-mb",
+        "timed_out": f"checking the {what} took longer than the server allows; push a smaller one",
+    }.get(
+        finished.outcome.kind, f"checking the {what} crashed the checking process; it is not accepted, please report it"
+    )
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise InvalidInput(
+            f"'{name[:80]}' cannot be a name; use 1 to 64 letters, digits, '-', '_' and '.', beginning with a letter or digit",
+            field="name",
+        )
+
+
+def tensor_messages(tensors: Sequence[Tensor]) -> list[common_pb2.TensorSpec]:
+    """Tensors as the protocol has them."""
+    return [common_pb2.TensorSpec(name=t.name, dtype=t.dtype, shape=t.shape) for t in tensors]
+
+
+def model_message(row: ModelRow) -> models_pb2.Model:
+    """A model as the protocol has it."""
+    message = models_pb2.Model(
+        model_id=row.id,
+        name=row.name,
+        version=row.version,
+        format=row.format,
+        artifact=common_pb2.ArtifactRef(sha256=row.sha256, size_bytes=row.size_bytes),
+        state=_STATES[row.state],
+        refusal=row.refusal,
+        created_unix_ms=row.created_ms,
+    )
+    if row.facts is not None:
+        facts = ModelFacts.model_validate(row.facts)
+        message.inputs.extend(tensor_messages(facts.inputs))
+        message.outputs.extend(tensor_messages(facts.outputs))
+        message.parameters, message.macs = facts.parameters, facts.macs
+        message.recognised_share, message.trainable = facts.recognised_share, facts.trainable
+        message.notes.extend(facts.notes)
+    return message
+
+
+def dataset_message(row: DatasetRow) -> models_pb2.Dataset:
+    """A dataset as the protocol has it."""
+    message = models_pb2.Dataset(
+        dataset_id=row.id,
+        name=row.name,
+        version=row.version,
+        state=_STATES[row.state],
+        refusal=row.refusal,
+        metric=row.metric,
+        created_unix_ms=row.created_ms,
+    )
+    for name, split in row.splits.items():
+        artifact = common_pb2.ArtifactRef(sha256=split["sha256"], size_bytes=split["size_bytes"])
+        message.splits.append(models_pb2.Split(name=name, count=split["count"], artifact=artifact))
+    if row.facts is not None:
+        facts = DataFacts.model_validate(row.facts)
+        message.inputs.extend(tensor_messages(facts.inputs))
+        if facts.targets is not None:
+            message.targets.CopyFrom(tensor_messages([facts.targets])[0])
+        message.task, message.classes, message.metric = facts.task, facts.classes, facts.metric
+        message.notes.extend(facts.notes)
+    return message
+
+
+def check_state(state: str, refusal: str, what: str) -> None:
+    """Raise where something cannot be used. InvalidInput with its refusal."""
+    if state == "refused":
+        raise rebuild("INVALID_INPUT", f"{what} was refused: {refusal}")
+    if state != "accepted":
+        raise InvalidInput(f"{what} is still being checked; try again when it is accepted")

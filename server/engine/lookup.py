@@ -1,0 +1,83 @@
+"""Finding rows by the names that people give: `name`, `name:version`, an id or its end, `last`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import TypeVar
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from fleetfit.core.errors import InvalidInput, NotFound
+from fleetfit.server.storage.tables import DatasetRow, DeviceRow, JobRow, ModelRow
+
+_SHORTEST_ID = 6
+_Row = TypeVar("_Row", ModelRow, DatasetRow)
+
+
+def find_model(session: Session, text: str) -> ModelRow:
+    """The newest version of a name, `name:version`, or an id. Raises NotFound."""
+    rows = session.scalars(select(ModelRow).order_by(ModelRow.version.desc())).all()
+    return _named(rows, text, "model", "models")
+
+
+def find_dataset(session: Session, text: str) -> DatasetRow:
+    """The newest version of a name, `name:version`, or an id. Raises NotFound."""
+    rows = session.scalars(select(DatasetRow).order_by(DatasetRow.version.desc())).all()
+    return _named(rows, text, "dataset", "data")
+
+
+def find_device(session: Session, text: str) -> DeviceRow:
+    """A device by name or id. Raises NotFound."""
+    rows = session.scalars(select(DeviceRow)).all()
+    for row in rows:
+        if text in (row.name, row.id):
+            return row
+    raise NotFound(_unknown("device", text, [row.name for row in rows], "devices"), field="device")
+
+
+def find_devices(session: Session, texts: Sequence[str]) -> list[DeviceRow]:
+    """Devices by names, ids, labels or `all`, each once, by name. Raises NotFound for what names none."""
+    rows = session.scalars(select(DeviceRow).order_by(DeviceRow.name)).all()
+    chosen: dict[str, DeviceRow] = {}
+    for text in texts:
+        hits = [row for row in rows if text == "all" or text in (row.name, row.id) or text in row.labels]
+        if not hits:
+            known = [row.name for row in rows] + sorted({label for row in rows for label in row.labels})
+            raise NotFound(_unknown("device or label", text, known, "devices"), field="devices")
+        chosen.update({row.id: row for row in hits})
+    return sorted(chosen.values(), key=lambda row: row.name)
+
+
+def find_job(session: Session, text: str) -> JobRow:
+    """A job by its id, its end (6 characters at least; ids of one hour begin alike), or `last`. Raises NotFound."""
+    if text == "last":
+        row = session.scalars(select(JobRow).order_by(JobRow.id.desc()).limit(1)).first()
+        if row is None:
+            raise NotFound("there is no job yet; start one with `fleetfit compress` or `fleetfit bench`", field="job")
+        return row
+    if len(text) < _SHORTEST_ID:
+        raise InvalidInput(f"'{text}' is too short for a job's id; give {_SHORTEST_ID} characters or more, or 'last'")
+    escaped = text.replace("%", "").replace("_", "")
+    rows = session.scalars(select(JobRow).where(JobRow.id.endswith(escaped)).limit(2)).all()
+    if not rows:
+        raise NotFound(f"there is no job '{text}'; `fleetfit jobs list` shows them", field="job")
+    if len(rows) > 1:
+        raise InvalidInput(f"the ids of several jobs end with '{text}'; give more of the id", field="job")
+    return rows[0]
+
+
+def _named(rows: Sequence[_Row], text: str, what: str, command: str) -> _Row:
+    name, _, version = text.partition(":")
+    accepted_first = sorted(rows, key=lambda row: row.state != "accepted")
+    for row in accepted_first if not version else rows:
+        if text == row.id or (row.name == name and (not version or str(row.version) == version)):
+            return row
+    raise NotFound(_unknown(what, text, sorted({row.name for row in rows}), command), field=what)
+
+
+def _unknown(what: str, text: str, known: Sequence[str], command: str) -> str:
+    near = difflib.get_close_matches(text, known, 1)
+    hint = f"did you mean '{near[0]}'?" if near else f"`fleetfit {command} list` shows what there is"
+    return f"there is no {what} '{text}'; {hint}"

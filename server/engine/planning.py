@@ -1,0 +1,253 @@
+"""From a request to candidates: which variants are made, and where each is measured. Pure: no database, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from fleetfit.compress.recipe import Recipe
+from fleetfit.compress.tasks import DataFacts, ModelFacts
+from fleetfit.core.errors import InvalidData, InvalidInput, InvalidRecipe
+from fleetfit.core.metrics import metric_info
+from fleetfit.proto.v1 import jobs_pb2, snapshot_pb2
+from fleetfit.server.engine.keys import variant_key
+from fleetfit.server.report.facts import LimitFacts
+
+ONNX: Final = "onnx"
+# The runtimes that compression makes builds for.
+_BUILT_FOR: Final = ("onnxruntime",)
+_FLOAT_BYTES: Final = 4
+# First guesses, replaced by what earlier work really took: seconds to load, export and check a model; bytes of a graph.
+_FIXED_COMPRESS_S: Final = 8.0
+_MACS_PER_S: Final = 2e10
+_GRAPH_BYTES: Final = 8_000
+OBJECTIVES: Final = {
+    jobs_pb2.OBJECTIVE_UNSPECIFIED: "latency",
+    jobs_pb2.OBJECTIVE_LATENCY: "latency",
+    jobs_pb2.OBJECTIVE_SIZE: "size",
+    jobs_pb2.OBJECTIVE_MEMORY: "memory",
+    jobs_pb2.OBJECTIVE_ENERGY: "energy",
+}
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """The model to plan with."""
+
+    id: str
+    name: str
+    sha256: str
+    format: str
+    size_bytes: int
+    facts: ModelFacts
+
+
+@dataclass(frozen=True)
+class PlannedData:
+    """The dataset to plan with; `splits` are digests by name."""
+
+    id: str
+    name: str
+    facts: DataFacts
+    splits: dict[str, str]
+    sizes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class PlannedDevice:
+    """A device to plan for."""
+
+    id: str
+    name: str
+    snapshot: snapshot_pb2.DeviceSnapshot
+
+
+@dataclass(frozen=True)
+class PlannedCandidate:
+    """One variant on one device under one condition."""
+
+    device: PlannedDevice
+    recipe: Recipe
+    role: str
+    variant_key: str
+    runtime: str
+    threads: int
+    batch: int
+    skip_reason: str = ""
+
+
+def plan_candidates(
+    spec: jobs_pb2.JobSpec,
+    model: PlannedModel,
+    data: PlannedData | None,
+    devices: Sequence[PlannedDevice],
+    recipes: Sequence[Recipe],
+    *,
+    compress_threads: int,
+) -> list[PlannedCandidate]:
+    """All candidates, the original first, in the order they are made. Recipes that make the same variant count once.
+
+    Raises InvalidInput (or InvalidRecipe, InvalidData) with a sentence where the request cannot be met.
+    """
+    if not devices:
+        raise InvalidInput("no device is named; add --on DEVICE, or --on all", field="devices")
+    if data is not None:
+        _check_fit(model, data)
+    metric = judged_by(spec, data)
+    wanted = _with_roles(spec, model, data, recipes)
+    splits = (
+        {} if data is None else {name: data.splits[name] for name in ("train", "validation") if name in data.splits}
+    )
+    task = data.facts.task if data is not None else ""
+    found: list[PlannedCandidate] = []
+    for device in devices:
+        available = [r.name for r in device.snapshot.runtimes if r.available and r.name in _BUILT_FOR]
+        usable = max(device.snapshot.processor.usable_cores, 1)
+        for threads in spec.threads or [device.snapshot.threads or usable]:
+            if not 1 <= threads <= usable:
+                raise InvalidInput(
+                    f"{device.name} has {usable} usable cores, so it cannot be measured with {threads} threads"
+                )
+            for batch in spec.batches or [fixed_batch(model.facts) or 1]:
+                _check_batch(model, batch)
+                seen = set()
+                for role, recipe in wanted:
+                    key = variant_key(
+                        model.sha256,
+                        splits,
+                        recipe,
+                        metric=metric,
+                        task=task,
+                        seed=spec.seed,
+                        threads=compress_threads,
+                    )
+                    if key in seen:
+                        continue
+                    seen.add(key)
+                    reason = "" if available else _no_runtime(device)
+                    runtime = available[0] if available else _BUILT_FOR[0]
+                    found.append(PlannedCandidate(device, recipe, role, key, runtime, threads, batch, reason))
+    return found
+
+
+def judged_by(spec: jobs_pb2.JobSpec, data: PlannedData | None) -> str:
+    """The metric of a job; empty where nothing can be judged."""
+    if data is None or data.facts.targets is None:
+        if spec.metric:
+            raise InvalidInput(f"'{spec.metric}' needs a dataset with targets; name one with --data", field="metric")
+        return ""
+    name = spec.metric or data.facts.metric
+    if metric_info(name).task != data.facts.task:
+        raise InvalidInput(
+            f"'{name}' judges a {metric_info(name).task}, and {data.name} is a {data.facts.task}; "
+            f"leave --metric out to use {data.facts.metric}",
+            field="metric",
+        )
+    return name
+
+
+def limits_of(spec: jobs_pb2.JobSpec, metric: str) -> LimitFacts:
+    """The job's limits, with the metric's default for the loss where the request names none."""
+    given = spec.limits
+    points = given.max_drop_points if given.HasField("max_drop_points") else None
+    percent = given.max_drop_percent if given.HasField("max_drop_percent") else None
+    for name, value in (("max_drop", points), ("max_drop", percent)):
+        if value is not None and value < 0:
+            raise InvalidInput("the largest loss cannot be negative; give --max-drop 0 to allow none", field=name)
+    if points is None and percent is None and metric and spec.kind != jobs_pb2.JOB_KIND_BENCH:
+        default = metric_info(metric).default_drop
+        if default.endswith("%"):
+            percent = float(default[:-1])
+        else:
+            points = float(default)
+    return LimitFacts(
+        max_drop_points=points,
+        max_drop_percent=percent,
+        p95_ms=given.p95_ms if given.HasField("p95_ms") else None,
+        max_peak_memory_bytes=given.max_peak_memory_bytes if given.HasField("max_peak_memory_bytes") else None,
+        max_size_bytes=given.max_size_bytes if given.HasField("max_size_bytes") else None,
+    )
+
+
+def fixed_batch(facts: ModelFacts) -> int | None:
+    """The only batch size the model takes, or None where any will do."""
+    sizes = [tensor.shape[0] for tensor in facts.inputs if tensor.shape]
+    return sizes[0] if sizes and sizes[0] != -1 else None
+
+
+def expected_size_bytes(model: PlannedModel, recipe: Recipe) -> int:
+    """A first guess of a build's size: what quantization does is known, what pruning leaves is not."""
+    weights = model.facts.parameters * _FLOAT_BYTES
+    if recipe.steps and recipe.steps[-1].must_be_last:
+        weights //= _FLOAT_BYTES
+    return weights + _GRAPH_BYTES
+
+
+def expected_compress_s(model: PlannedModel, data: PlannedData | None, recipe: Recipe) -> float:
+    """A first guess of a recipe's time; three passes' worth of arithmetic for each sample trained on, and the teacher."""
+    count = next((s.count for s in data.facts.splits if s.name == "train"), 0) if data is not None else 0
+    trained = sum(step.training_effort() for step in recipe.steps) * count
+    return _FIXED_COMPRESS_S + 4 * trained * model.facts.macs / _MACS_PER_S
+
+
+def _with_roles(
+    spec: jobs_pb2.JobSpec, model: PlannedModel, data: PlannedData | None, recipes: Sequence[Recipe]
+) -> list[tuple[str, Recipe]]:
+    wanted = [("original", Recipe.original())]
+    if spec.kind == jobs_pb2.JOB_KIND_BENCH:
+        return wanted
+    for recipe in recipes:
+        if recipe.needs_trainable() and model.format == ONNX:
+            raise InvalidRecipe(
+                f"the recipe '{recipe.name}' changes layers, and {model.name} is an ONNX file, which has none that can be "
+                "trained; push the model as a .pt2, or use recipes that only quantize",
+                field="recipes",
+            )
+        if recipe.needs_data() and data is None:
+            raise InvalidInput(f"the recipe '{recipe.name}' needs data; name a dataset with --data", field="dataset")
+    trained = [(step.training_effort(), step.parameters()) for recipe in recipes for step in recipe.steps]
+    heaviest = max(trained, key=lambda pair: pair[0], default=(0.0, {}))
+    if heaviest[0] > 0:
+        wanted.append(("control", Recipe.control(heaviest[1])))
+    return wanted + [("recipe", recipe) for recipe in recipes]
+
+
+def _check_fit(model: PlannedModel, data: PlannedData) -> None:
+    have = {tensor.name: tensor for tensor in data.facts.inputs}
+    for wanted in model.facts.inputs:
+        got = have.get(wanted.name)
+        if got is None:
+            raise InvalidData(
+                f"{data.name} has no array '{wanted.name}', which {model.name} takes; push data with "
+                f"{', '.join(tensor.name for tensor in model.facts.inputs)}",
+                field="dataset",
+            )
+        sizes = zip(got.shape[1:], wanted.shape[1:], strict=False)
+        if len(got.shape) != len(wanted.shape) or any(a != b for a, b in sizes if b != -1):
+            raise InvalidData(
+                f"'{wanted.name}' of {data.name} has the shape {got.shape}, but {model.name} takes {wanted.shape}; "
+                "push data of that shape",
+                field="dataset",
+            )
+        if got.dtype != wanted.dtype:
+            raise InvalidData(
+                f"'{wanted.name}' of {data.name} is {got.dtype}, but {model.name} takes {wanted.dtype}; convert it",
+                field="dataset",
+            )
+
+
+def _check_batch(model: PlannedModel, batch: int) -> None:
+    fixed = fixed_batch(model.facts)
+    if batch < 1:
+        raise InvalidInput(f"a batch of {batch} cannot be measured; give --batch 1 or more", field="batches")
+    if fixed is not None and batch != fixed:
+        raise InvalidInput(
+            f"{model.name} was exported for batches of {fixed} only; export it with a dynamic batch, or give --batch {fixed}",
+            field="batches",
+        )
+
+
+def _no_runtime(device: PlannedDevice) -> str:
+    reasons = "; ".join(f"{r.name}: {r.reason}" for r in device.snapshot.runtimes if not r.available)
+    return f"{device.name} has no runtime that loads ONNX builds ({reasons or 'none is installed'})"
