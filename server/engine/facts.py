@@ -43,7 +43,7 @@ def read_facts(session: Session, job: JobRow) -> JobFacts:
     rows = session.scalars(
         select(CandidateRow).where(CandidateRow.job_id == job.id).order_by(CandidateRow.position)
     ).all()
-    devices = {}
+    devices: dict[str, list[CandidateRow]] = {}
     for row in rows:
         devices.setdefault(row.device_id, []).append(row)
     return JobFacts(

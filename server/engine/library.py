@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -152,11 +153,11 @@ class Library:
         elif result.data is not None:
             facts = result.data.model_dump()
             for split in result.data.splits:
-                digest, size = self._store.put(finished.out / split.file)
+                digest, size = await asyncio.to_thread(self._store.put, finished.out / split.file)
                 splits[split.name] = {"sha256": digest, "size_bytes": size, "count": split.count}
 
         def save(session: Session) -> None:
-            row: ModelRow | DatasetRow | None = session.get(ModelRow if work.is_model else DatasetRow, work.id)
+            row = session.get(ModelRow, work.id) if work.is_model else session.get(DatasetRow, work.id)
             if row is None:
                 return
             row.state, row.refusal, row.facts = ("refused" if refusal else "accepted"), refusal, facts

@@ -96,7 +96,7 @@ def plan_candidates(
         _check_fit(model, data)
     metric = judged_by(spec, data)
     wanted = _with_roles(spec, model, data, recipes)
-    splits = (
+    splits: dict[str, str] = (
         {} if data is None else {name: data.splits[name] for name in ("train", "validation") if name in data.splits}
     )
     task = data.facts.task if data is not None else ""
