@@ -72,9 +72,13 @@ def _landlock(taskdir: Path) -> bool:
                 rules.allow(name, rules=read)
             elif os.path.exists(name):
                 rules.allow(name, rules=landlock.FSAccess.READ_FILE)
+        # Files and folders only: a link or a pipe in what the task made would lead its reader elsewhere.
+        made = landlock.FSAccess.all()
+        for kind in ("EXECUTE", "MAKE_SYM", "MAKE_FIFO", "MAKE_SOCK", "MAKE_CHAR", "MAKE_BLOCK", "IOCTL_DEV"):
+            made &= ~getattr(landlock.FSAccess, kind, 0)
         for name in (str(taskdir), *_WRITABLE):
             if os.path.isdir(name):
-                rules.allow(name, rules=landlock.FSAccess.all())
+                rules.allow(name, rules=made)
             elif os.path.exists(name):
                 rules.allow(name, rules=landlock.FSAccess.READ_FILE | landlock.FSAccess.WRITE_FILE)
         rules.apply()

@@ -24,6 +24,10 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+# Results are read by a server that does not trust the child: a name leads nowhere but into `out/`.
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+
 class Tensor(_Strict):
     """One input or output: NumPy's dtype name, and the shape with the batch first (-1: may vary)."""
 
@@ -120,7 +124,7 @@ class Step(_Strict):
 class Build(_Strict):
     """A file in `out/` that a runtime loads."""
 
-    file: str
+    file: FileName
     runtime: str
     format: str
     size_bytes: int
@@ -150,7 +154,7 @@ class SplitFile(_Strict):
     """One split in `out/`."""
 
     name: Literal["train", "validation", "test"]
-    file: str
+    file: FileName
     count: int
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 _HOSTILE = """
-import json, os, resource, socket, subprocess, sys
+import errno, json, os, resource, socket, subprocess, sys
 from pathlib import Path
 from fleetfit.compress.confine import confine
 
@@ -24,6 +24,10 @@ def refused(action):
         action()
     except (PermissionError, ValueError) as error:
         return type(error).__name__
+    except OSError as error:
+        if error.errno == errno.EXDEV:
+            return "EXDEV"
+        raise
     return "done"
 
 def ordinary():
@@ -53,7 +57,9 @@ found = {
     "read the working folder": refused(lambda: Path(os.getcwd(), "secret").read_text()),
     "read keys": refused(lambda: os.listdir("/etc/ssl")),
     "read a process": refused(lambda: Path(f"/proc/{parent}/environ").read_bytes()),
-    "leave through a link": refused(lambda: (os.symlink(secret, taskdir / "link"), (taskdir / "link").read_text())),
+    "lead astray by a link": refused(lambda: os.symlink(secret, taskdir / "link")),
+    "lead astray by a hard link": refused(lambda: os.link(secret, taskdir / "hard")),
+    "keep a reader waiting": refused(lambda: os.mkfifo(taskdir / "pipe")),
 }
 (taskdir / "found.json").write_text(json.dumps(found))
 """
