@@ -15,7 +15,6 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-
 # The activity of a task before it holds the host's lock: time that is not charged to it.
 WAITING_FOR_HOST: Final = "waiting for this machine to be free"
 

@@ -10,16 +10,14 @@ from fleetfit.compress.tasks import Build, SplitFile, Task, TaskResult
 
 @pytest.mark.parametrize("name", ["../state/ca.key", "/etc/shadow", "a/b", ".hidden", "", "a\n", "x" * 200])
 def test_a_result_names_files_of_its_own_folder_only(name: str) -> None:
-    split = {"name": "train", "sha256": "0" * 64, "size_bytes": 1, "count": 1}
-    with pytest.raises(ValidationError, match="file"):
-        SplitFile.model_validate({**split, "file": name})
-    with pytest.raises(ValidationError, match="file"):
-        Build.model_validate(
-            {
-                **{"file": name, "runtime": "onnxruntime", "format": "onnx", "size_bytes": 1, "sha256": "0" * 64},
-                **{"inputs": [], "outputs": []},
-            }
-        )
+    split = SplitFile(name="train", file="train.npz", count=1)
+    with pytest.raises(ValidationError, match="should match pattern"):
+        SplitFile.model_validate({**split.model_dump(), "file": name})
+    build = Build(
+        file="build.onnx", runtime="onnxruntime", format="onnx", size_bytes=1, sha256="0" * 64, inputs=[], outputs=[]
+    )
+    with pytest.raises(ValidationError, match="should match pattern"):
+        Build.model_validate({**build.model_dump(), "file": name})
 
 
 def test_unknown_kinds_and_keys_are_refused() -> None:
