@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fleetfit.compress.recipe import Recipe
-from fleetfit.compress.tasks import Compress, CompressFacts, IntakeData
+from fleetfit.compress.tasks import WAITING_FOR_HOST, Compress, CompressFacts, IntakeData
 from fleetfit.core.digests import sha256_file
 from fleetfit.core.errors import AlreadyExists, InvalidInput, InvalidRecipe, UnsupportedHere
+from fleetfit.core.hostlock import host_lock
 
 
 def compress_local(
@@ -54,7 +55,9 @@ def compress_local(
             f'compressing on this machine needs {error.name}; install it with `pip install "fleetfit[compress]"`'
         ) from error
 
-    with tempfile.TemporaryDirectory() as name:
+    report(0.0, WAITING_FOR_HOST)
+    # An agent of this host may be measuring: its samples are not to be disturbed.
+    with host_lock(), tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         task, sources = "", Sources(model, None, None)
         if data is not None:
