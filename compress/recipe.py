@@ -121,9 +121,17 @@ class Recipe(BaseModel):
         ]
 
     def training(self) -> dict[str, Any] | None:
-        """Parameters of the heaviest training step, or None where nothing trains."""
+        """Parameters of one step that trains as much as all training steps together, or None where nothing trains.
+
+        They are those of the heaviest step, with the epochs of all: the control is to get no less than a variant got.
+        """
         trained = [step for step in self.steps if Needs.TRAINING in step.wants()]
-        return max(trained, key=lambda step: step.training_effort()).parameters() if trained else None
+        if not trained:
+            return None
+        parameters = max(trained, key=lambda step: step.training_effort()).parameters()
+        if "epochs" in parameters:
+            parameters["epochs"] = sum(step.parameters().get("epochs", 0) for step in trained)
+        return parameters
 
     def needs_data(self) -> bool:
         """Whether any pass reads the training split."""

@@ -137,10 +137,12 @@ def test_original_has_no_steps_and_needs_nothing() -> None:
     assert recipe.steps == () and not recipe.needs_data() and recipe.training() is None
 
 
-def test_control_gets_the_heaviest_training() -> None:
-    recipe = Recipe.from_yaml("name: a\nsteps: [distill: {epochs: 2}, low_rank: {ratio: 0.5}, distill: {epochs: 7}]")
+def test_control_gets_as_much_training_as_all_steps_together() -> None:
+    recipe = Recipe.from_yaml(
+        "name: a\nsteps: [distill: {epochs: 2, batch: 8}, low_rank: {ratio: 0.5}, distill: {epochs: 7, batch: 9}]"
+    )
     training = recipe.training()
-    assert training is not None and training["epochs"] == 7
+    assert training is not None and (training["epochs"], training["batch"]) == (9, 9)
     control = Recipe.control(training)
     assert control.name == CONTROL
     assert [step.pass_name() for step in control.steps] == ["distill"]
