@@ -206,10 +206,10 @@ def _with_roles(
             )
         if recipe.needs_data() and data is None:
             raise InvalidInput(f"the recipe '{recipe.name}' needs data; name a dataset with --data", field="dataset")
-    trained = [(step.training_effort(), step.parameters()) for recipe in recipes for step in recipe.steps]
-    heaviest = max(trained, key=lambda pair: pair[0], default=(0.0, {}))
-    if heaviest[0] > 0:
-        wanted.append(("control", Recipe.control(heaviest[1])))
+    heaviest = max(recipes, key=lambda recipe: sum(step.training_effort() for step in recipe.steps), default=None)
+    training = heaviest.training() if heaviest is not None else None
+    if training is not None:
+        wanted.append(("control", Recipe.control(training)))
     return wanted + [("recipe", recipe) for recipe in recipes]
 
 
