@@ -95,7 +95,7 @@ def _package_folders(taskdir: Path) -> set[str]:
     folders = {str(here)} | {str(link.resolve()) for link in here.iterdir() if link.is_symlink()}
     folders |= {sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")}
     # `python -m` puts the working directory there, which may hold anything: the server's state, for example.
-    too_much = {Path.cwd(), Path.home(), *taskdir.parents}
+    too_much = {Path.cwd(), Path(os.path.expanduser("~")), *taskdir.parents}
     return folders | {path for path in sys.path if path and Path(path).resolve() not in too_much}
 
 
