@@ -1,0 +1,100 @@
+"""The build to deploy on a device, and the manifest that travels with it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from fleetfit.compress.tasks import Build, CompressFacts
+from fleetfit.core.digests import short
+from fleetfit.core.errors import Conflict, NotFound
+from fleetfit.proto.v1 import common_pb2, reports_pb2
+from fleetfit.server.engine.lookup import find_device
+from fleetfit.server.storage.tables import BuildRow, CandidateRow, DeviceRow, JobRow, ModelRow, VariantRow
+
+
+def find_build(
+    session: Session, job: JobRow, report: dict[str, Any], device: str, variant: str
+) -> reports_pb2.GetBuildResponse:
+    """A variant's build with its manifest; the selected one where `variant` is empty. Raises NotFound or Conflict."""
+    row = _device_of(session, report, device)
+    here = next((found for found in report["devices"] if found["device"] == row.name), None)
+    if here is None:
+        raise NotFound(f"the job {job.id[-6:]} has no device '{row.name}'; see its report", field="device")
+    wanted = variant or here["selected"]
+    if not wanted:
+        raise Conflict(f"nothing was selected for {row.name}: {here['why']}; name a variant, or relax the limits")
+    candidate = session.scalars(
+        select(CandidateRow)
+        .where(
+            CandidateRow.job_id == job.id,
+            CandidateRow.device_id == row.id,
+            CandidateRow.variant_key.startswith(wanted, autoescape=True),
+        )
+        .order_by(CandidateRow.position)
+    ).first()
+    build = None if candidate is None else _build_of(session, candidate)
+    if candidate is None or build is None:
+        raise NotFound(
+            f"{row.name} has no build of a variant '{wanted}'; the report lists its variants", field="variant"
+        )
+    described: dict[str, Any] = next(
+        (c for c in here["candidates"] if c["variant"] == short(candidate.variant_key)), {}
+    )
+    name = f"{session.get_one(ModelRow, job.model_id).name}-{candidate.recipe}.{build.format}"
+    return reports_pb2.GetBuildResponse(
+        build=common_pb2.NamedArtifact(
+            name=name, artifact=common_pb2.ArtifactRef(sha256=build.sha256, size_bytes=build.size_bytes)
+        ),
+        manifest_json=json.dumps(_manifest(session, job, row, candidate, build, name, described), indent=2),
+    )
+
+
+def _manifest(
+    session: Session,
+    job: JobRow,
+    device: DeviceRow,
+    candidate: CandidateRow,
+    build: BuildRow,
+    name: str,
+    described: dict[str, Any],
+) -> dict[str, Any]:
+    facts = Build.model_validate(build.facts)
+    variant = session.get_one(VariantRow, candidate.variant_key)
+    made = CompressFacts.model_validate(variant.facts)
+    model = session.get_one(ModelRow, job.model_id)
+    return {
+        "schema": 1,
+        "job": job.id,
+        "device": device.name,
+        "model": {"name": model.name, "version": model.version, "sha256": model.sha256},
+        "variant": short(candidate.variant_key),
+        "recipe": {"name": candidate.recipe, "yaml": variant.recipe},
+        "runtime": build.runtime,
+        "format": build.format,
+        "files": {name: {"sha256": build.sha256, "size_bytes": build.size_bytes}},
+        "inputs": [tensor.model_dump() for tensor in facts.inputs],
+        "outputs": [tensor.model_dump() for tensor in facts.outputs],
+        "options": {"threads": candidate.threads, "batch": candidate.batch},
+        "environment": made.environment,
+        "lineage": [step.model_dump() for step in made.lineage],
+        "measured": described,
+    }
+
+
+def _device_of(session: Session, report: dict[str, Any], text: str) -> DeviceRow:
+    if text:
+        return find_device(session, text)
+    names = [found["device"] for found in report["devices"]]
+    if len(names) != 1:
+        raise NotFound(f"the job has several devices; name one of {', '.join(names)} with --device", field="device")
+    return find_device(session, names[0])
+
+
+def _build_of(session: Session, candidate: CandidateRow) -> BuildRow | None:
+    return session.scalars(
+        select(BuildRow).where(BuildRow.variant_key == candidate.variant_key, BuildRow.runtime == candidate.runtime)
+    ).first()

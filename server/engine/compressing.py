@@ -1,0 +1,238 @@
+"""Making variants: the next one that a running job waits for, in a child, and what its end means."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from fleetfit.compress.tasks import Build, Compress, CompressFacts, DataFacts, Task, TaskProgress
+from fleetfit.core.errors import FleetfitError, IntegrityError
+from fleetfit.proto.v1 import jobs_pb2
+from fleetfit.server.engine.executor import Executor, Finished
+from fleetfit.server.engine.facts import metric_of
+from fleetfit.server.engine.keys import build_key
+from fleetfit.server.engine.library import keep_artifact
+from fleetfit.server.engine.states import CandidateState, JobState, VariantState
+from fleetfit.server.storage.artifacts import ArtifactStore
+from fleetfit.server.storage.database import Database
+from fleetfit.server.storage.tables import BuildRow, CandidateRow, DatasetRow, JobRow, ModelRow, VariantRow
+
+_log: Final = logging.getLogger(__name__)
+_MOST_ATTEMPTS: Final = 3
+
+
+@dataclass(frozen=True)
+class _Work:
+    key: str
+    task: Task
+    inputs: dict[str, str]
+    attempt: int
+
+
+class Compressor:
+    """Makes one variant at a time. `changed` is called with a variant's key whenever its row changed."""
+
+    def __init__(
+        self,
+        database: Database,
+        store: ArtifactStore,
+        executor: Executor,
+        threads: int,
+        changed: Callable[[str], None],
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._executor = executor
+        self._threads = threads
+        self._changed = changed
+        self.progress: dict[str, TaskProgress] = {}
+        self._children: dict[str, asyncio.Task[None]] = {}
+
+    async def recover(self) -> None:
+        """After a start: what was being made when the server died is made again."""
+
+        def free(session: Session) -> None:
+            for row in session.scalars(select(VariantRow).where(VariantRow.state == VariantState.RUNNING)):
+                row.state = VariantState.WAITING
+                # The server's end was not the variant's fault.
+                row.attempts = max(row.attempts - 1, 0)
+
+        await self._database.write(free)
+
+    async def make_next(self) -> bool:
+        """Make the variant that the oldest running job needs next. False where nothing waits."""
+        work = await self._database.write(lambda session: _take(session, self._threads))
+        if work is None:
+            return False
+        self._changed(work.key)
+        child = asyncio.create_task(self._make(work))
+        self._children[work.key] = child
+        try:
+            await asyncio.wait({child})
+        finally:
+            # Reached with the child running only when the engine stops; `recover` then frees the variant.
+            child.cancel()
+            await asyncio.gather(child, return_exceptions=True)
+            self._children.pop(work.key, None)
+            self.progress.pop(work.key, None)
+        if child.cancelled():
+            await self._database.write(lambda session: _give_back(session, work.key))
+        else:
+            child.result()
+        self._changed(work.key)
+        return True
+
+    async def drop_unwanted(self) -> None:
+        """End the children whose variants no running job wants any more."""
+        for key, child in list(self._children.items()):
+            if not await self._database.read(lambda session, key=key: _wanted(session, key)):  # type: ignore[misc]
+                child.cancel()
+
+    async def _make(self, work: _Work) -> None:
+        try:
+            async with self._executor.run(
+                work.task, work.inputs, lambda progress: self._tell(work.key, progress)
+            ) as finished:
+                await self._settle(work, finished)
+        except (FleetfitError, OSError) as error:
+            _log.warning("variant %s: %s", work.key[:10], error)
+            reason = error.message if isinstance(error, FleetfitError) else _told_by_system(error)
+            await self._database.write(lambda session: _end(session, work.key, VariantState.FAILED, reason))
+
+    async def _settle(self, work: _Work, finished: Finished) -> None:
+        result = finished.result
+        if result is not None and result.compress is not None:
+            for build in result.compress.builds:
+                taken = await asyncio.to_thread(self._store.put, finished.out / build.file)
+                if taken != (build.sha256, build.size_bytes):
+                    raise IntegrityError(f"the build {build.file} changed after it was checked; resume the job")
+            facts = result.compress
+            held = {"windows": [window.model_dump() for window in result.held], "confinement": result.confinement}
+            await self._database.write(lambda session: _keep(session, work.key, facts, held))
+            return
+        if result is not None and result.error is not None:
+            _log.warning("variant %s: %s\n%s", work.key[:10], result.error.message, result.error.private)
+            reason = result.error.message
+            await self._database.write(lambda session: _end(session, work.key, VariantState.FAILED, reason))
+            return
+        _log.warning("variant %s: its child ended as %s: %s", work.key[:10], finished.outcome.kind, finished.outcome)
+        # A child that was killed says nothing about the recipe: it may have been someone's kill, or another's memory.
+        again = work.attempt < _MOST_ATTEMPTS and finished.outcome.kind != "timed_out"
+        reason = _ENDINGS.get(finished.outcome.kind, _CRASHED).format(attempts=work.attempt)
+        state = VariantState.WAITING if again else VariantState.FAILED
+        await self._database.write(lambda session: _end(session, work.key, state, "" if again else reason))
+
+    def _tell(self, key: str, progress: TaskProgress) -> None:
+        self.progress[key] = progress
+        self._changed(key)
+
+
+_CRASHED: Final = "compressing crashed {attempts} times; the server's log has the details, please report it"
+_ENDINGS: Final = {
+    "out_of_memory": "compressing was killed {attempts} times, most likely because it needs more memory than a task may "
+    "use; raise the server's limit or use a smaller model or batch, then resume the job",
+    "timed_out": "compressing took longer than a task may; raise the server's limit, then resume the job",
+}
+
+
+def _told_by_system(error: OSError) -> str:
+    return f"the server could not carry the task out ({error.strerror}); put that right, then resume the job"
+
+
+def _take(session: Session, threads: int) -> _Work | None:
+    """Mark the next wanted variant as being made: the oldest job's first, in the order of its plan."""
+    found = session.execute(
+        select(VariantRow, JobRow)
+        .join(CandidateRow, CandidateRow.variant_key == VariantRow.key)
+        .join(JobRow, JobRow.id == CandidateRow.job_id)
+        .where(
+            VariantRow.state == VariantState.WAITING,
+            JobRow.state == JobState.RUNNING,
+            CandidateRow.state.in_([CandidateState.WAITING, CandidateState.COMPRESSING]),
+        )
+        .order_by(JobRow.id, CandidateRow.position)
+        .limit(1)
+    ).first()
+    if found is None:
+        return None
+    variant, job = found.tuple()
+    variant.state = VariantState.RUNNING
+    variant.attempts += 1
+    model = session.get_one(ModelRow, job.model_id)
+    data = session.get(DatasetRow, job.dataset_id) if job.dataset_id else None
+    work = Compress(
+        format=model.format,  # type: ignore[arg-type]
+        recipe=variant.recipe,
+        task=DataFacts.model_validate(data.facts).task if data is not None else "",
+        metric=metric_of(session, job, jobs_pb2.JobSpec.FromString(job.spec)),
+        seed=variant.seed,
+        threads=threads,
+    )
+    inputs = {"model": model.sha256}
+    if data is not None:
+        inputs |= {f"{name}.npz": data.splits[name]["sha256"] for name in ("train", "validation")}
+    # The attempt is in the name, so that a folder of an earlier one cannot be taken for this one's.
+    task = Task(task_id=f"{variant.key[:20]}.{variant.attempts}", work=work)
+    return _Work(variant.key, task, inputs, variant.attempts)
+
+
+def _keep(session: Session, key: str, facts: CompressFacts, held: dict[str, Any]) -> None:
+    _end(session, key, VariantState.DONE, "")
+    row = session.get_one(VariantRow, key)
+    row.facts, row.held = facts.model_dump(), held
+    row.seconds = sum(w["end_monotonic_ns"] - w["begin_monotonic_ns"] for w in held["windows"]) / 1e9
+    for build in facts.builds:
+        keep_artifact(session, build.sha256, build.size_bytes)
+        name = build_key(key, build.runtime, build.format)
+        if session.get(BuildRow, name) is None:
+            session.add(_build_row(name, key, build))
+
+
+def _build_row(name: str, key: str, build: Build) -> BuildRow:
+    return BuildRow(
+        id=name,
+        variant_key=key,
+        runtime=build.runtime,
+        format=build.format,
+        sha256=build.sha256,
+        size_bytes=build.size_bytes,
+        facts=build.model_dump(),
+    )
+
+
+def _end(session: Session, key: str, state: VariantState, reason: str) -> None:
+    row = session.get_one(VariantRow, key)
+    row.state, row.reason = state, reason
+
+
+def _give_back(session: Session, key: str) -> None:
+    row = session.get_one(VariantRow, key)
+    if row.state == VariantState.RUNNING:
+        row.state, row.attempts = VariantState.WAITING, max(row.attempts - 1, 0)
+
+
+def _wanted(session: Session, key: str) -> bool:
+    query = (
+        select(CandidateRow.id)
+        .join(JobRow, JobRow.id == CandidateRow.job_id)
+        .where(CandidateRow.variant_key == key, JobRow.state == JobState.RUNNING)
+        .limit(1)
+    )
+    return session.scalars(query).first() is not None
+
+
+def jobs_wanting(session: Session, key: str) -> list[str]:
+    """The running jobs that have a candidate of this variant."""
+    query = (
+        select(CandidateRow.job_id)
+        .join(JobRow, JobRow.id == CandidateRow.job_id)
+        .where(CandidateRow.variant_key == key, JobRow.state == JobState.RUNNING)
+        .distinct()
+    )
+    return list(session.scalars(query))

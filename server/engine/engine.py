@@ -1,0 +1,437 @@
+"""The engine: what the services call, and the loops that carry jobs on. All its state is in the database."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from fleetfit.core.errors import ChildFailed, Conflict, ExhaustedResource, FleetfitError, NotFound
+from fleetfit.proto.methods import named_method
+from fleetfit.proto.v1 import jobs_pb2, models_pb2, reports_pb2, work_pb2
+from fleetfit.server.engine.builds import find_build
+from fleetfit.server.engine.compressing import Compressor, jobs_wanting
+from fleetfit.server.engine.estimates import plan_message
+from fleetfit.server.engine.executor import Executor
+from fleetfit.server.engine.facts import read_facts
+from fleetfit.server.engine.fleet import Fleet
+from fleetfit.server.engine.flow import advance
+from fleetfit.server.engine.ingestion import Ingestion
+from fleetfit.server.engine.jobs import Request, cancel_job, insert_job, job_message, resume_job
+from fleetfit.server.engine.leases import DEFAULT_LEASE_MS, Leases, fail_task
+from fleetfit.server.engine.library import Library
+from fleetfit.server.engine.lookup import find_device, find_job
+from fleetfit.server.engine.progress import Pace, job_progress
+from fleetfit.server.engine.states import ENDED_JOB, JobState, TaskState
+from fleetfit.server.report.build import build_report
+from fleetfit.server.storage.artifacts import ArtifactStore
+from fleetfit.server.storage.database import Database
+from fleetfit.server.storage.ids import new_id, now_ms
+from fleetfit.server.storage.tables import LOCAL_OWNER, DeviceRow, JobRow, TaskRow, VariantRow
+
+_log: Final = logging.getLogger(__name__)
+_MOST_LISTED: Final = 50
+_REPORTABLE: Final = "only a job that has ended has a report; wait for it with `fleetfit jobs watch`"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a server's administrator may choose."""
+
+    method: str = "standard"
+    """Name of the measuring method (fleetfit.proto.methods)."""
+    compress_threads: int = 1
+    """Threads of a compression child; part of every variant's key."""
+    device_wait_s: float = 24 * 3600.0
+    """For how long a job waits for a device that is away before it gives up on it."""
+    lease_ms: int = DEFAULT_LEASE_MS
+    tick_s: float = 1.0
+    """Between two looks at leases and absent devices."""
+
+
+class Engine:
+    """Plans, runs and reports jobs.
+
+    `fleet`, `library` and `leases` are its parts that the services reach directly for devices, models and datasets, and for
+    what a device may download. Every method may be called from one event loop only, after `start`.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        store: ArtifactStore,
+        executor: Executor,
+        scratch: Path,
+        settings: Settings | None = None,
+    ) -> None:
+        self.settings = settings or Settings()
+        self._database = database
+        self._store = store
+        self._news: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._bells = {name: asyncio.Event() for name in ("intake", "compress", "ingest", "flow")}
+        self._to_advance: set[str] = set()
+        self._loops: list[asyncio.Task[None]] = []
+        self._leased_at: dict[str, float] = {}
+        self._measure_s: list[float] = []
+        self.fleet = Fleet(database)
+        self.library = Library(database, store, executor, self._publish)
+        self.leases = Leases(database, store, named_method(self.settings.method), lease_ms=self.settings.lease_ms)
+        self._compressor = Compressor(database, store, executor, self.settings.compress_threads, self._variant_changed)
+        self._ingestion = Ingestion(database, store, scratch / "reports", self._may_advance)
+        # Variants whose rows changed, until the flow loop has found the jobs that want them.
+        self._changed_variants: set[str] = set()
+
+    async def start(self) -> None:
+        """Go on where an earlier life ended."""
+        self._store.sweep()
+        await self._compressor.recover()
+        await self.leases.extend_all()
+        self._to_advance.update(await self._running_jobs())
+        steps = {
+            "intake": self.library.check_next,
+            "compress": self._compressor.make_next,
+            "ingest": self._ingestion.settle_next,
+            "flow": self._advance_next,
+        }
+        self._loops = [asyncio.create_task(self._forever(name, step)) for name, step in steps.items()]
+        self._loops.append(asyncio.create_task(self._tick()))
+
+    async def stop(self) -> None:
+        """End all children and loops; what they were doing is done again after the next start."""
+        for loop in self._loops:
+            loop.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        self._loops = []
+
+    # Models and datasets
+
+    async def push_model(self, name: str, sha256: str, form: str) -> AsyncIterator[models_pb2.PushModelResponse]:
+        """Register uploaded content, then tell how its check goes; the last message has the accepted or refused model.
+
+        Closing the stream does not stop the check. Raises NotFound where the content was not uploaded.
+        """
+        model_id = await self.library.push_model(name, sha256, form)
+        self._bells["intake"].set()
+        with self._listening(model_id) as news:
+            while (model := await self.library.model(model_id)).state == models_pb2.INTAKE_STATE_CHECKING:
+                yield models_pb2.PushModelResponse(progress=self.library.progress.get(model_id))
+                await _next(news)
+        yield models_pb2.PushModelResponse(model=model)
+
+    async def push_dataset(
+        self, request: models_pb2.PushDatasetRequest
+    ) -> AsyncIterator[models_pb2.PushDatasetResponse]:
+        """As `push_model`, for arrays."""
+        dataset_id = await self.library.push_dataset(request)
+        self._bells["intake"].set()
+        with self._listening(dataset_id) as news:
+            while (dataset := await self.library.dataset(dataset_id)).state == models_pb2.INTAKE_STATE_CHECKING:
+                yield models_pb2.PushDatasetResponse(progress=self.library.progress.get(dataset_id))
+                await _next(news)
+        yield models_pb2.PushDatasetResponse(dataset=dataset)
+
+    # Jobs
+
+    async def plan(self, spec: jobs_pb2.JobSpec) -> jobs_pb2.Plan:
+        """What a job would do. Raises InvalidInput (or a kind of it) or NotFound."""
+
+        def read(session: Session) -> jobs_pb2.Plan:
+            request = Request(session, spec, self.settings.compress_threads)
+            known = {c.variant_key: session.get(VariantRow, c.variant_key) for c in request.candidates}
+            made = {key for key, row in known.items() if row is not None and row.state == "done"}
+            return plan_message(request.candidates, request.model, request.data, made, self._pace())
+
+        return await self._database.read(read)
+
+    async def create_job(self, spec: jobs_pb2.JobSpec, request_id: str, owner: str = LOCAL_OWNER) -> jobs_pb2.Job:
+        """Start a job; the same `request_id` again gives the same job. Raises as `plan` does."""
+
+        def write(session: Session) -> str:
+            if request_id:
+                known = session.scalars(select(JobRow).where(JobRow.request_id == request_id)).first()
+                if known is not None:
+                    if known.spec != spec.SerializeToString(deterministic=True):
+                        raise Conflict("another job was asked for with this request_id; use a new one")
+                    return known.id
+            request = Request(session, spec, self.settings.compress_threads)
+            job = insert_job(session, request, owner, request_id or new_id())
+            advance(session, job)
+            return job.id
+
+        job_id = await self._database.write(write)
+        self._may_advance(job_id)
+        self._bells["compress"].set()
+        return await self.job(job_id)
+
+    async def job(self, text: str) -> jobs_pb2.Job:
+        """One job by its id, the end of it, or `last`. Raises NotFound."""
+        return await self._database.read(lambda session: self._message(session, find_job(session, text)))
+
+    async def jobs(self, limit: int = 0) -> list[jobs_pb2.Job]:
+        """The newest jobs."""
+        query = select(JobRow).order_by(JobRow.id.desc()).limit(limit if limit > 0 else _MOST_LISTED)
+        return await self._database.read(
+            lambda session: [self._message(session, row) for row in session.scalars(query)]
+        )
+
+    async def cancel(self, text: str) -> jobs_pb2.Job:
+        """Stop a running job. Raises Conflict where it has ended."""
+
+        def write(session: Session) -> tuple[str, list[tuple[str, str]]]:
+            job = find_job(session, text)
+            return job.id, cancel_job(session, job)
+
+        job_id, told = await self._database.write(write)
+        for device_id, task_id in told:
+            self.fleet.cancel(device_id, task_id)
+        await self._compressor.drop_unwanted()
+        self._publish(job_id)
+        return await self.job(job_id)
+
+    async def resume(self, text: str) -> jobs_pb2.Job:
+        """Go on with a job that was cancelled or in which something failed. Raises Conflict where there is nothing to do."""
+
+        def write(session: Session) -> str:
+            job = find_job(session, text)
+            resume_job(session, job)
+            advance(session, job)
+            return job.id
+
+        job_id = await self._database.write(write)
+        self._may_advance(job_id)
+        self._bells["compress"].set()
+        for device in await self.fleet.all():
+            self.fleet.wake(device.device_id)
+        return await self.job(job_id)
+
+    async def watch(self, text: str) -> AsyncIterator[jobs_pb2.Job]:
+        """The job now, then after every change, until it has ended."""
+        job = await self.job(text)
+        last = b""
+        with self._listening(job.job_id) as news:
+            while True:
+                job = await self.job(job.job_id)
+                content = job.SerializeToString(deterministic=True)
+                if content != last:
+                    last = content
+                    yield job
+                if job.state not in (jobs_pb2.JOB_STATE_QUEUED, jobs_pb2.JOB_STATE_RUNNING):
+                    return
+                await _next(news)
+
+    # Agents
+
+    async def lease(self, device_id: str, session_number: int) -> work_pb2.TaskLease | None:
+        """The device's next task. Raises Superseded for an older session."""
+        lease = await self.leases.lease(device_id, session_number)
+        if lease is not None:
+            self._leased_at[lease.task_id] = asyncio.get_running_loop().time()
+            self._publish(lease.measure.job_id)
+        return lease
+
+    async def renew(self, device_id: str, request: work_pb2.RenewLeaseRequest) -> work_pb2.RenewLeaseResponse:
+        """More time for a task. Raises LeaseLost or Superseded."""
+        lease_ms, cancelled, job_id = await self.leases.renew(device_id, request)
+        self._publish(job_id)
+        return work_pb2.RenewLeaseResponse(lease_ms=lease_ms, cancelled=cancelled)
+
+    async def report(self, device_id: str, request: work_pb2.ReportTaskRequest) -> work_pb2.ReportTaskResponse:
+        """Take a task's result. Raises LeaseLost, Superseded, or NotFound where the result was not uploaded."""
+        first = await self.leases.report(device_id, request)
+        began = self._leased_at.pop(request.task_id, None)
+        if first and began is not None:
+            self._measure_s = [*self._measure_s[-19:], asyncio.get_running_loop().time() - began]
+        self._bells["ingest"].set()
+        return work_pb2.ReportTaskResponse(first=first)
+
+    async def may_download(self, device_id: str, sha256: str) -> bool:
+        """Whether one of the device's open tasks reads this content."""
+        return await self.leases.may_download(device_id, sha256)
+
+    # Reports
+
+    async def report_json(self, text: str, device: str = "") -> str:
+        """A job's report object, of one device or all. Raises Conflict while the job runs, NotFound for the device."""
+
+        def read(session: Session) -> tuple[str | None, Any, str]:
+            job = find_job(session, text)
+            if job.state not in ENDED_JOB:
+                raise Conflict(_REPORTABLE)
+            name = find_device(session, device).name if device else ""
+            return job.report, None if job.report else read_facts(session, job), name
+
+        stored, facts, name = await self._database.read(read)
+        content = stored or (await asyncio.to_thread(build_report, facts)).model_dump_json(by_alias=True)
+        if not name:
+            return content
+        report = json.loads(content)
+        report["devices"] = [found for found in report["devices"] if found["device"] == name]
+        if not report["devices"]:
+            raise NotFound(f"the job was not run on '{name}'; leave --device out to see all", field="device")
+        return json.dumps(report)
+
+    async def report_html(self, text: str, device: str = "") -> bytes:
+        """The same as one self-contained page."""
+        return await self._ingestion.render(await self.report_json(text, device))
+
+    async def build(self, text: str, device: str, variant: str) -> reports_pb2.GetBuildResponse:
+        """The build to deploy, with its manifest. Raises NotFound or Conflict."""
+        report = json.loads(await self.report_json(text))
+        return await self._database.read(
+            lambda session: find_build(session, find_job(session, text), report, device, variant)
+        )
+
+    # What happens by itself
+
+    def _message(self, session: Session, job: JobRow) -> jobs_pb2.Job:
+        message = job_message(session, job)
+        online = {row.id: self.fleet.online(row.id) for row in session.scalars(select(DeviceRow))}
+        progress = job_progress(session, job, self._pace(), self._compressor.progress, online)
+        message.progress.CopyFrom(progress)
+        return message
+
+    def _pace(self) -> Pace:
+        if not self._measure_s:
+            return Pace()
+        return Pace(measure_s=sum(self._measure_s) / len(self._measure_s))
+
+    def _publish(self, name: str) -> None:
+        for event in self._news.get(name, ()):
+            event.set()
+
+    def _may_advance(self, job_id: str) -> None:
+        self._to_advance.add(job_id)
+        self._bells["flow"].set()
+        self._publish(job_id)
+
+    def _variant_changed(self, key: str) -> None:
+        self._changed_variants.add(key)
+        self._bells["flow"].set()
+
+    @contextlib.contextmanager
+    def _listening(self, name: str) -> Iterator[asyncio.Event]:
+        event = asyncio.Event()
+        self._news[name].add(event)
+        try:
+            yield event
+        finally:
+            self._news[name].discard(event)
+            if not self._news[name]:
+                del self._news[name]
+
+    async def _forever(self, name: str, step: Callable[[], Awaitable[bool]]) -> None:
+        bell = self._bells[name]
+        while True:
+            bell.clear()
+            try:
+                busy = await step()
+            except FleetfitError as error:
+                _log.error("%s: %s %s", name, error.message, error.private)
+                busy = False
+            except Exception:
+                # One broken row must not end the loop for all other jobs.
+                _log.exception("%s", name)
+                busy = False
+            if not busy:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(bell.wait(), self.settings.tick_s)
+
+    async def _advance_next(self) -> bool:
+        changed, self._changed_variants = self._changed_variants, set()
+        for key in changed:
+            wanting = await self._database.read(lambda session, key=key: jobs_wanting(session, key))  # type: ignore[misc]
+            self._to_advance.update(wanting)
+            for job_id in wanting:
+                self._publish(job_id)
+        if not self._to_advance:
+            return False
+        job_id = self._to_advance.pop()
+        try:
+            await self._go_on(job_id)
+        except BaseException:
+            self._to_advance.add(job_id)
+            raise
+        return True
+
+    async def _go_on(self, job_id: str) -> None:
+        wanted = await self._database.write(lambda session: advance(session, session.get_one(JobRow, job_id)))
+        for device_id in wanted.wake:
+            self.fleet.wake(device_id)
+        self._publish(job_id)
+        try:
+            for device_id, split, raw in wanted.drops:
+                await self._ingestion.compare(job_id, device_id, split, raw)
+                self._to_advance.add(job_id)
+        except ChildFailed as error:
+            _log.error("job %s: %s %s", job_id, error.message, error.private)
+            await self._end(job_id, JobState.FAILED, error.message)
+            return
+        if wanted.report:
+            facts = await self._database.read(lambda session: read_facts(session, session.get_one(JobRow, job_id)))
+            report = await asyncio.to_thread(build_report, facts)
+            await self._end(job_id, JobState.DONE, "", report.model_dump_json(by_alias=True))
+
+    async def _end(self, job_id: str, state: JobState, reason: str, report: str | None = None) -> None:
+        def write(session: Session) -> None:
+            job = session.get_one(JobRow, job_id)
+            if job.state == JobState.RUNNING:
+                job.state, job.reason, job.report, job.finished_ms = state, reason, report, now_ms()
+
+        await self._database.write(write)
+        self._publish(job_id)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.tick_s)
+            try:
+                for device_id in await self.leases.expire():
+                    self.fleet.wake(device_id)
+                await self._give_up_on_the_absent()
+                self._to_advance.update(await self._running_jobs())
+                self._bells["flow"].set()
+            except ExhaustedResource as error:
+                _log.error("%s", error.message)
+            except Exception:
+                _log.exception("tick")
+
+    async def _give_up_on_the_absent(self) -> None:
+        wait_s = self.settings.device_wait_s
+
+        def give_up(session: Session) -> None:
+            for task in session.scalars(select(TaskRow).where(TaskRow.state == TaskState.WAITING)):
+                if self.fleet.away_s(task.device_id) > wait_s:
+                    name = session.get_one(DeviceRow, task.device_id).name
+                    fail_task(
+                        session,
+                        task,
+                        f"{name} was away for more than {wait_s / 3600:.3g} h; start its agent, then resume the job",
+                    )
+
+        def any_waiting(session: Session) -> bool:
+            waiting = select(TaskRow.device_id).where(TaskRow.state == TaskState.WAITING).distinct()
+            return any(self.fleet.away_s(device_id) > wait_s for device_id in session.scalars(waiting))
+
+        if await self._database.read(any_waiting):
+            await self._database.write(give_up)
+
+    async def _running_jobs(self) -> list[str]:
+        query = select(JobRow.id).where(JobRow.state == JobState.RUNNING)
+        return await self._database.read(lambda session: list(session.scalars(query)))
+
+
+async def _next(news: asyncio.Event) -> None:
+    """Wait for the next change; at most a second, for the time left goes down by itself."""
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(news.wait(), 1.0)
+    # Changes come in bursts, and each look reads the whole job.
+    await asyncio.sleep(0.05)
+    news.clear()

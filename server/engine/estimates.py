@@ -1,0 +1,64 @@
+"""What a plan costs: bytes for each device, and time. First guesses, replaced by what earlier work really took."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+
+from fleetfit.proto.v1 import jobs_pb2
+from fleetfit.server.engine.planning import (
+    PlannedCandidate,
+    PlannedData,
+    PlannedModel,
+    expected_compress_s,
+    expected_size_bytes,
+)
+from fleetfit.server.engine.progress import Pace
+
+
+def plan_message(
+    candidates: Sequence[PlannedCandidate],
+    model: PlannedModel,
+    data: PlannedData | None,
+    made: Collection[str],
+    pace: Pace,
+) -> jobs_pb2.Plan:
+    """The plan as the protocol has it. `made` are the keys of the variants that exist already."""
+    plan = jobs_pb2.Plan()
+    compress_s: dict[str, float] = {}
+    measure_s: defaultdict[str, float] = defaultdict(float)
+    # A device fetches each build once, and each split once.
+    split_bytes = 0 if data is None else sum(data.sizes.get(name, 0) for name in ("validation", "test"))
+    fetched: set[tuple[str, str]] = set()
+    for candidate in candidates:
+        size = expected_size_bytes(model, candidate.recipe)
+        message = plan.candidates.add(
+            device=candidate.device.name,
+            recipe=candidate.recipe.name,
+            runtime=candidate.runtime,
+            expected_size_bytes=size,
+            cached=candidate.variant_key in made,
+            skip_reason=candidate.skip_reason,
+        )
+        if candidate.skip_reason:
+            continue
+        if (candidate.device.id, "") not in fetched:
+            message.download_bytes += split_bytes
+        if (candidate.device.id, candidate.variant_key) not in fetched:
+            message.download_bytes += size
+        fetched |= {(candidate.device.id, ""), (candidate.device.id, candidate.variant_key)}
+        if not message.cached:
+            compress_s[candidate.variant_key] = expected_compress_s(model, data, candidate.recipe)
+            message.expected_compress_ms = int(compress_s[candidate.variant_key] * 1000)
+        message.expected_measure_ms = int(pace.measure_s * 1000)
+        measure_s[candidate.device.snapshot.host_digest or candidate.device.id] += pace.measure_s
+    total_s = sum(compress_s.values()) + max(measure_s.values(), default=0.0)
+    plan.expected_total_ms = int(total_s * 1000)
+    shared = len(candidates) - len({candidate.variant_key for candidate in candidates})
+    if shared:
+        plan.notes.append(f"{shared} candidates share a variant with another device or condition; each is made once")
+    if any(message.cached for message in plan.candidates):
+        plan.notes.append("variants that exist from earlier jobs are not made again")
+    if model.facts.notes:
+        plan.notes.extend(model.facts.notes)
+    return plan

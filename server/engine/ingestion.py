@@ -1,0 +1,189 @@
+"""From an agent's report to a row: raw samples are summed up and compared in children, because that needs numpy."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from fleetfit.core.children import Limits, run_child
+from fleetfit.core.digests import key_of
+from fleetfit.core.errors import ChildFailed
+from fleetfit.proto.v1 import jobs_pb2
+from fleetfit.server.engine.facts import metric_of
+from fleetfit.server.engine.leases import fail_task
+from fleetfit.server.engine.states import CandidateState, TaskState
+from fleetfit.server.report.summary import Drops, MeasurementSummary
+from fleetfit.server.storage.artifacts import ArtifactStore
+from fleetfit.server.storage.database import Database
+from fleetfit.server.storage.ids import new_id, now_ms
+from fleetfit.server.storage.tables import (
+    BuildRow,
+    CandidateRow,
+    ConditionRow,
+    DeviceRow,
+    DropsRow,
+    JobRow,
+    MeasurementRow,
+    TaskRow,
+)
+
+_log: Final = logging.getLogger(__name__)
+_LIMITS: Final = Limits(memory_bytes=2 << 30, wall_s=120)
+# A child may be killed by someone who needs its memory; one that fails by itself will fail again.
+_MOST_ATTEMPTS: Final = 3
+
+
+class Ingestion:
+    """Settles reported tasks one at a time, below `folder`. `changed` is called with the id of a job that may go on."""
+
+    def __init__(self, database: Database, store: ArtifactStore, folder: Path, changed: Callable[[str], None]) -> None:
+        self._database = database
+        self._store = store
+        self._folder = folder
+        self._changed = changed
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+
+    async def settle_next(self) -> bool:
+        """Sum the oldest reported task's samples up and keep what they say. False where nothing was reported."""
+        task = await self._database.read(_next_reported)
+        if task is None:
+            return False
+        task_id, job_id, digest = task
+        try:
+            text = await self._child("analyse", self._store.path(digest))
+            summary = MeasurementSummary.model_validate_json(text)
+        except (ChildFailed, ValueError) as error:
+            _log.warning("task %s: its result cannot be read: %s", task_id, error)
+            reason = "the device's result cannot be read; update its agent, then resume the job"
+            await self._database.write(lambda session: _drop(session, task_id, digest, reason))
+        else:
+            await self._database.write(lambda session: _keep(session, task_id, digest, summary))
+        self._changed(job_id)
+        return True
+
+    async def compare(self, job_id: str, device_id: str, split: str, raw: dict[str, str]) -> None:
+        """Compute and keep the paired losses of a device's candidates. Raises ChildFailed."""
+        wanted = await self._database.read(lambda session: self._comparison(session, job_id, raw))
+        source = self._folder / f"{job_id}.{device_id}.{split}.json"
+        await asyncio.to_thread(source.write_text, json.dumps(wanted))
+        try:
+            drops = Drops.model_validate_json(await self._child("drops", source))
+        except ValueError as error:
+            raise ChildFailed("the comparison wrote no result", outcome="crashed", private=str(error)) from error
+        finally:
+            source.unlink(missing_ok=True)
+
+        def keep(session: Session) -> None:
+            if session.get(DropsRow, (job_id, device_id, split)) is None:
+                row = DropsRow(job_id=job_id, device_id=device_id, split=split, content=drops.model_dump())
+                session.add(row)
+
+        await self._database.write(keep)
+
+    async def render(self, report: str) -> bytes:
+        """A report's page, self-contained HTML. Raises ChildFailed."""
+        source = self._folder / f"{new_id()}.report.json"
+        await asyncio.to_thread(source.write_text, report)
+        try:
+            return (await self._child("render", source)).encode()
+        finally:
+            source.unlink(missing_ok=True)
+
+    def _comparison(self, session: Session, job_id: str, raw: dict[str, str]) -> dict[str, Any]:
+        job = session.get_one(JobRow, job_id)
+        candidates = []
+        for candidate_id, digest in raw.items():
+            row = session.get_one(CandidateRow, candidate_id)
+            described = {"id": row.id, "role": row.role, "threads": row.threads, "batch": row.batch}
+            candidates.append(described | {"path": str(self._store.path(digest).resolve())})
+        return {"metric": metric_of(session, job, jobs_pb2.JobSpec.FromString(job.spec)), "candidates": candidates}
+
+    async def _child(self, module: str, source: Path) -> str:
+        out = self._folder / f"{new_id()}.out"
+        try:
+            for attempt in range(1, _MOST_ATTEMPTS + 1):
+                outcome = await run_child(
+                    ["-m", f"fleetfit.server.report.{module}", str(source.resolve()), str(out.resolve())],
+                    _LIMITS,
+                    cwd=self._folder,
+                )
+                if outcome.kind == "ok" and out.exists():
+                    return await asyncio.to_thread(out.read_text)
+                if outcome.kind == "failed" or attempt == _MOST_ATTEMPTS:
+                    last = (outcome.stderr_tail.strip().splitlines() or ["it said nothing"])[-1]
+                    raise ChildFailed(
+                        f"a report's step ({module}) ended as {outcome.kind}; the server's log has the details, "
+                        "please report it, and resume the job",
+                        outcome=outcome.kind,
+                        private=f"{last}\n{outcome.stderr_tail}",
+                    )
+            raise AssertionError("the last attempt returns or raises")
+        finally:
+            out.unlink(missing_ok=True)
+
+
+def _next_reported(session: Session) -> tuple[str, str, str] | None:
+    query = select(TaskRow).where(TaskRow.state == TaskState.REPORTED).order_by(TaskRow.id).limit(1)
+    row = session.scalars(query).first()
+    return None if row is None else (row.id, row.job_id, row.result_sha256)
+
+
+def _reported(session: Session, task_id: str, digest: str) -> TaskRow | None:
+    """The task, if its report still is the one that was read: it may have been resumed meanwhile."""
+    task = session.get(TaskRow, task_id)
+    return task if task is not None and (task.state, task.result_sha256) == (TaskState.REPORTED, digest) else None
+
+
+def _drop(session: Session, task_id: str, digest: str, reason: str) -> None:
+    task = _reported(session, task_id, digest)
+    if task is not None:
+        fail_task(session, task, reason)
+
+
+def _keep(session: Session, task_id: str, digest: str, summary: MeasurementSummary) -> None:
+    task = _reported(session, task_id, digest)
+    if task is None:
+        return
+    if summary.status != "measured":
+        fail_task(session, task, summary.message or f"measuring ended as {summary.status.replace('_', ' ')}")
+        return
+    candidate = session.get_one(CandidateRow, task.candidate_id)
+    device = session.get_one(DeviceRow, task.device_id)
+    task.state = TaskState.DONE
+    if candidate.state == CandidateState.MEASURING:
+        candidate.state, candidate.reason = CandidateState.MEASURED, ""
+    condition = {"threads": candidate.threads, "batch": candidate.batch, "runtime": summary.runtime}
+    condition |= {"runtime_version": summary.runtime_version, "details": summary.condition}
+    condition_id = key_of(condition)
+    if session.get(ConditionRow, condition_id) is None:
+        session.add(ConditionRow(id=condition_id, content=condition))
+        session.flush()
+    build = session.scalars(
+        select(BuildRow).where(BuildRow.variant_key == candidate.variant_key, BuildRow.runtime == candidate.runtime)
+    ).one()
+    session.add(
+        MeasurementRow(
+            id=new_id(),
+            task_id=task.id,
+            candidate_id=candidate.id,
+            build_id=build.id,
+            device_id=device.id,
+            snapshot_id=device.snapshot_id or "",
+            condition_id=condition_id,
+            split=task.split,
+            raw_sha256=digest,
+            summary=summary.model_dump(),
+            agent_version=summary.agent_version,
+            method_version=summary.method_version,
+            created_ms=now_ms(),
+        )
+    )

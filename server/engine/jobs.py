@@ -1,0 +1,251 @@
+"""Jobs: from a request to rows, from rows to what people see, and the two ways to stop and go on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from fleetfit.compress.recipe import Recipe, default_recipes, named_recipe
+from fleetfit.compress.tasks import DataFacts, ModelFacts
+from fleetfit.core.errors import Conflict, InvalidInput, UnsupportedHere
+from fleetfit.proto.v1 import jobs_pb2
+from fleetfit.server.engine.fleet import read_snapshot
+from fleetfit.server.engine.library import check_state
+from fleetfit.server.engine.lookup import find_dataset, find_devices, find_model
+from fleetfit.server.engine.planning import PlannedCandidate, PlannedData, PlannedDevice, PlannedModel, plan_candidates
+from fleetfit.server.engine.states import CandidateState, JobState, TaskState, VariantState
+from fleetfit.server.storage.ids import new_id, now_ms
+from fleetfit.server.storage.tables import (
+    CandidateRow,
+    DatasetRow,
+    DeviceRow,
+    DropsRow,
+    JobRow,
+    MeasurementRow,
+    ModelRow,
+    TaskRow,
+    VariantRow,
+)
+
+_JOB_STATES: Final = {
+    JobState.RUNNING: jobs_pb2.JOB_STATE_RUNNING,
+    JobState.DONE: jobs_pb2.JOB_STATE_DONE,
+    JobState.FAILED: jobs_pb2.JOB_STATE_FAILED,
+    JobState.CANCELLED: jobs_pb2.JOB_STATE_CANCELLED,
+}
+
+
+class Request:
+    """A job's specification with all its names looked up. Raises with a sentence for what cannot be met."""
+
+    def __init__(self, session: Session, spec: jobs_pb2.JobSpec, compress_threads: int) -> None:
+        if spec.HasField("incumbent"):
+            raise UnsupportedHere("comparing with an incumbent build is not possible yet; leave --incumbent out")
+        if spec.kind not in (jobs_pb2.JOB_KIND_COMPRESS, jobs_pb2.JOB_KIND_BENCH):
+            raise InvalidInput("the job's kind is unknown to this server; update it, or use compress or bench")
+        model = find_model(session, spec.model)
+        check_state(model.state, model.refusal, f"the model '{model.name}'")
+        data = find_dataset(session, spec.dataset) if spec.dataset else None
+        if data is not None:
+            check_state(data.state, data.refusal, f"the dataset '{data.name}'")
+        self.spec = spec
+        self.model = _planned_model(model)
+        self.data = None if data is None else _planned_data(data)
+        self.devices = _planned_devices(session, spec)
+        recipes = [] if spec.kind == jobs_pb2.JOB_KIND_BENCH else _recipes(spec, self.model, self.data)
+        self.candidates = plan_candidates(
+            spec, self.model, self.data, self.devices, recipes, compress_threads=compress_threads
+        )
+
+
+def insert_job(session: Session, request: Request, owner: str, request_id: str) -> JobRow:
+    """Make the rows of a job: its candidates, and the variants that no earlier job has asked for."""
+    job = JobRow(
+        id=new_id(),
+        owner=owner,
+        request_id=request_id,
+        spec=request.spec.SerializeToString(deterministic=True),
+        model_id=request.model.id,
+        dataset_id=request.data.id if request.data is not None else None,
+        state=JobState.RUNNING,
+        reason="",
+        report=None,
+        created_ms=now_ms(),
+        finished_ms=0,
+    )
+    session.add(job)
+    session.flush()
+    for candidate in request.candidates:
+        _want_variant(session, request, candidate)
+    session.flush()
+    for position, candidate in enumerate(request.candidates):
+        session.add(
+            CandidateRow(
+                id=new_id(),
+                job_id=job.id,
+                device_id=candidate.device.id,
+                variant_key=candidate.variant_key,
+                recipe=candidate.recipe.name,
+                role=candidate.role,
+                runtime=candidate.runtime,
+                threads=candidate.threads,
+                batch=candidate.batch,
+                position=position,
+                state=CandidateState.SKIPPED if candidate.skip_reason else CandidateState.WAITING,
+                reason=candidate.skip_reason,
+            )
+        )
+    session.flush()
+    return job
+
+
+def _want_variant(session: Session, request: Request, candidate: PlannedCandidate) -> None:
+    row = session.get(VariantRow, candidate.variant_key)
+    if row is None:
+        session.add(
+            VariantRow(
+                key=candidate.variant_key,
+                model_id=request.model.id,
+                dataset_id=request.data.id if request.data is not None else None,
+                recipe=candidate.recipe.to_yaml() if candidate.recipe.steps else "",
+                seed=request.spec.seed,
+                state=VariantState.WAITING,
+                attempts=0,
+                reason="",
+                facts=None,
+                seconds=0.0,
+                held=None,
+                created_ms=now_ms(),
+            )
+        )
+    elif row.state == VariantState.FAILED:
+        # What failed may have failed for want of disk or memory: whoever asks again gets another try.
+        row.state, row.attempts, row.reason = VariantState.WAITING, 0, ""
+
+
+def cancel_job(session: Session, job: JobRow) -> list[tuple[str, str]]:
+    """Stop a job; the devices and tasks to tell. What was done stays done."""
+    if job.state != JobState.RUNNING:
+        raise Conflict(f"the job {job.id[-6:]} is {job.state} already; only a running job can be cancelled")
+    job.state, job.reason, job.finished_ms = JobState.CANCELLED, "it was cancelled", now_ms()
+    told = []
+    open_states = (TaskState.WAITING, TaskState.LEASED)
+    for task in session.scalars(select(TaskRow).where(TaskRow.job_id == job.id, TaskRow.state.in_(open_states))):
+        if task.state == TaskState.LEASED:
+            told.append((task.device_id, task.id))
+        task.state = TaskState.CANCELLED
+    return told
+
+
+def resume_job(session: Session, job: JobRow) -> None:
+    """Go on with a job: what was cancelled or failed is tried again, what was measured stays. Raises Conflict."""
+    if job.state == JobState.RUNNING:
+        raise Conflict(f"the job {job.id[-6:]} is running; there is nothing to resume")
+    candidates = session.scalars(select(CandidateRow).where(CandidateRow.job_id == job.id)).all()
+    failed = {row.id for row in candidates if row.state == CandidateState.FAILED}
+    tasks = session.scalars(select(TaskRow).where(TaskRow.job_id == job.id)).all()
+    again = {TaskState.FAILED, TaskState.CANCELLED}
+    if job.state == JobState.DONE and not failed and not any(task.state in again for task in tasks):
+        raise Conflict(f"the job {job.id[-6:]} is done and nothing in it failed; there is nothing to resume")
+    for task in tasks:
+        if task.candidate_id in failed:
+            session.execute(delete(MeasurementRow).where(MeasurementRow.task_id == task.id))
+        if task.candidate_id in failed or task.state in again:
+            # The fence keeps growing: an agent that still holds the old lease must not be believed.
+            task.state, task.attempts, task.progress = TaskState.WAITING, 0, None
+            task.result_sha256, task.result_fence = "", 0
+    waiting = {task.candidate_id for task in tasks if task.state == TaskState.WAITING and not task.metric_only}
+    for row in candidates:
+        if row.id in failed:
+            row.state = CandidateState.MEASURING if row.id in waiting else CandidateState.WAITING
+            row.reason = ""
+            variant = session.get_one(VariantRow, row.variant_key)
+            if variant.state == VariantState.FAILED:
+                variant.state, variant.attempts, variant.reason = VariantState.WAITING, 0, ""
+    if failed:
+        # Computed over the candidates that there were.
+        session.execute(delete(DropsRow).where(DropsRow.job_id == job.id))
+    else:
+        session.execute(delete(DropsRow).where(DropsRow.job_id == job.id, DropsRow.split == "test"))
+    job.state, job.reason, job.report, job.finished_ms = JobState.RUNNING, "", None, 0
+
+
+def job_message(session: Session, job: JobRow) -> jobs_pb2.Job:
+    """A job as the protocol has it, without its progress."""
+    message = jobs_pb2.Job(
+        job_id=job.id,
+        spec=jobs_pb2.JobSpec.FromString(job.spec),
+        state=_JOB_STATES[JobState(job.state)],
+        reason=job.reason,
+        created_unix_ms=job.created_ms,
+        finished_unix_ms=job.finished_ms,
+    )
+    names = dict(session.execute(select(DeviceRow.id, DeviceRow.name)).tuples().all())
+    rows = session.scalars(select(CandidateRow).where(CandidateRow.job_id == job.id).order_by(CandidateRow.position))
+    for row in rows:
+        message.candidates.append(
+            jobs_pb2.CandidateStatus(
+                device=names[row.device_id],
+                recipe=row.recipe,
+                runtime=row.runtime,
+                state=row.state,
+                detail=row.reason,
+            )
+        )
+    return message
+
+
+def _planned_model(row: ModelRow) -> PlannedModel:
+    facts = ModelFacts.model_validate(row.facts)
+    return PlannedModel(row.id, row.name, row.sha256, row.format, row.size_bytes, facts)
+
+
+def _planned_data(row: DatasetRow) -> PlannedData:
+    return PlannedData(
+        row.id,
+        row.name,
+        DataFacts.model_validate(row.facts),
+        {name: split["sha256"] for name, split in row.splits.items()},
+        {name: split["size_bytes"] for name, split in row.splits.items()},
+    )
+
+
+def _planned_devices(session: Session, spec: jobs_pb2.JobSpec) -> list[PlannedDevice]:
+    found = []
+    for row in find_devices(session, spec.devices):
+        snapshot = read_snapshot(session, row)
+        if snapshot is None:
+            raise InvalidInput(
+                f"{row.name} has never connected, so nothing is known about it; start its agent first", field="devices"
+            )
+        found.append(PlannedDevice(row.id, row.name, snapshot))
+    return found
+
+
+def _recipes(spec: jobs_pb2.JobSpec, model: PlannedModel, data: PlannedData | None) -> list[Recipe]:
+    asked = [_recipe(source, number) for number, source in enumerate(spec.recipes, 1)]
+    names = [recipe.name for recipe in asked]
+    twice = next((a for a in asked for b in asked if a.name == b.name and a.key_material() != b.key_material()), None)
+    if twice is not None:
+        raise InvalidInput(f"two different recipes are named '{twice.name}'; rename one", field="recipes")
+    if names:
+        return asked
+    return _that_can_be_made(list(default_recipes().values()), model, data)
+
+
+def _that_can_be_made(recipes: Sequence[Recipe], model: PlannedModel, data: PlannedData | None) -> list[Recipe]:
+    """Of the default set, what this model and these data allow; what a user names is refused instead."""
+    return [
+        recipe
+        for recipe in recipes
+        if (model.facts.trainable or not recipe.needs_trainable()) and (data is not None or not recipe.needs_data())
+    ]
+
+
+def _recipe(source: jobs_pb2.RecipeSource, number: int) -> Recipe:
+    if source.WhichOneof("source") == "yaml":
+        return Recipe.from_user(source.yaml, source=f"recipe {number}")
+    return named_recipe(source.name)

@@ -1,0 +1,109 @@
+"""How far a job is, and for how long it will still run: from its rows, in words and seconds."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from fleetfit.compress.tasks import TaskProgress
+from fleetfit.proto.v1 import common_pb2
+from fleetfit.server.engine.fleet import read_snapshot
+from fleetfit.server.engine.states import ENDED_CANDIDATE, ENDED_TASK, JobState, TaskState, VariantState
+from fleetfit.server.storage.tables import CandidateRow, DeviceRow, JobRow, TaskRow, VariantRow
+
+# Before anything was seen: what a variant and a measurement take, in seconds.
+DEFAULT_COMPRESS_S: Final = 15.0
+DEFAULT_MEASURE_S: Final = 20.0
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds that a variant and a measurement took lately."""
+
+    compress_s: float = DEFAULT_COMPRESS_S
+    measure_s: float = DEFAULT_MEASURE_S
+
+
+def job_progress(
+    session: Session,
+    job: JobRow,
+    pace: Pace,
+    compressing: Mapping[str, TaskProgress],
+    online: Mapping[str, bool],
+) -> common_pb2.Progress:
+    """Progress of a job. `compressing` is by variant key, `online` by device id."""
+    rows = session.scalars(select(CandidateRow).where(CandidateRow.job_id == job.id)).all()
+    if job.state != JobState.RUNNING:
+        return common_pb2.Progress(activity=job.state, fraction=1.0 if job.state == JobState.DONE else 0.0)
+    recipes = {row.variant_key: row.recipe for row in rows}
+    variants = session.scalars(select(VariantRow).where(VariantRow.key.in_(recipes))).all()
+    tasks = session.scalars(select(TaskRow).where(TaskRow.job_id == job.id)).all()
+    left_compress = _left_to_compress(list(variants), compressing, pace)
+    left_measure: defaultdict[str, float] = defaultdict(float)
+    hosts = {row.device_id: _host(session, row.device_id) for row in rows}
+    begun = {task.candidate_id for task in tasks}
+    for row in rows:
+        if row.state not in ENDED_CANDIDATE and row.id not in begun:
+            left_measure[hosts[row.device_id]] += pace.measure_s
+    for task in tasks:
+        if task.state not in ENDED_TASK:
+            part = float((task.progress or {}).get("fraction", 0.0)) if task.state == TaskState.LEASED else 0.0
+            left_measure[hosts[task.device_id]] += pace.measure_s * (1 - min(max(part, 0.0), 1.0))
+    made = sum(v.state == VariantState.DONE for v in variants)
+    ended = sum(row.state in ENDED_CANDIDATE for row in rows)
+    done_s = made * pace.compress_s + ended * pace.measure_s
+    # One host measures one thing at a time; hosts work side by side.
+    left_s = left_compress + max(left_measure.values(), default=0.0)
+    total_left = left_compress + sum(left_measure.values())
+    fraction = done_s / (done_s + total_left) if done_s + total_left > 0 else 0.0
+    progress = common_pb2.Progress(fraction=min(fraction, 0.99), remaining_ms=int(left_s * 1000))
+    progress.activity = _words(session, recipes, list(variants), compressing, list(tasks), (ended, len(rows)), online)
+    return progress
+
+
+def _left_to_compress(variants: list[VariantRow], compressing: Mapping[str, TaskProgress], pace: Pace) -> float:
+    left = 0.0
+    for variant in variants:
+        if variant.state in (VariantState.WAITING, VariantState.RUNNING):
+            told = compressing.get(variant.key)
+            left += told.remaining_s if told is not None and told.remaining_s is not None else pace.compress_s
+    return left
+
+
+def _host(session: Session, device_id: str) -> str:
+    snapshot = read_snapshot(session, session.get_one(DeviceRow, device_id))
+    return (snapshot.host_digest if snapshot is not None else "") or device_id
+
+
+def _words(
+    session: Session,
+    recipes: Mapping[str, str],
+    variants: list[VariantRow],
+    compressing: Mapping[str, TaskProgress],
+    tasks: list[TaskRow],
+    ended: tuple[int, int],
+    online: Mapping[str, bool],
+) -> str:
+    parts = []
+    for variant in variants:
+        if variant.state == VariantState.RUNNING:
+            told = compressing.get(variant.key)
+            parts.append(f"making {recipes[variant.key]}" + (f" ({told.activity})" if told is not None else ""))
+    names = {
+        device.id: device.name
+        for device in session.scalars(select(DeviceRow).where(DeviceRow.id.in_({task.device_id for task in tasks})))
+    }
+    measuring = sorted({names[task.device_id] for task in tasks if task.state == TaskState.LEASED})
+    if measuring:
+        parts.append(f"measuring on {', '.join(measuring)}")
+    waiting = {task.device_id for task in tasks if task.state == TaskState.WAITING}
+    away = sorted(names[device] for device in waiting if not online.get(device, False))
+    if away:
+        parts.append(f"waiting for {', '.join(away)}, which {'is' if len(away) == 1 else 'are'} offline")
+    counted = f"{ended[0]} of {ended[1]} candidates done"
+    return "; ".join([*parts, counted])
