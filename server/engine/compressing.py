@@ -161,7 +161,7 @@ def _take(session: Session, threads: int) -> _Work | None:
     ).first()
     if found is None:
         return None
-    variant, job = found.tuple()
+    variant, job = found[0], found[1]
     variant.state = VariantState.RUNNING
     variant.attempts += 1
     model = session.get_one(ModelRow, job.model_id)

@@ -163,9 +163,7 @@ class Engine:
                         raise Conflict("another job was asked for with this request_id; use a new one")
                     return known.id
             request = Request(session, spec, self.settings.compress_threads)
-            job = insert_job(session, request, owner, request_id or new_id())
-            advance(session, job)
-            return job.id
+            return insert_job(session, request, owner, request_id or new_id()).id
 
         job_id = await self._database.write(write)
         self._may_advance(job_id)
@@ -203,7 +201,6 @@ class Engine:
         def write(session: Session) -> str:
             job = find_job(session, text)
             resume_job(session, job)
-            advance(session, job)
             return job.id
 
         job_id = await self._database.write(write)

@@ -183,7 +183,7 @@ def job_message(session: Session, job: JobRow) -> jobs_pb2.Job:
         created_unix_ms=job.created_ms,
         finished_unix_ms=job.finished_ms,
     )
-    names = dict(session.execute(select(DeviceRow.id, DeviceRow.name)).tuples().all())
+    names = {row.id: row.name for row in session.scalars(select(DeviceRow))}
     rows = session.scalars(select(CandidateRow).where(CandidateRow.job_id == job.id).order_by(CandidateRow.position))
     for row in rows:
         message.candidates.append(

@@ -1,0 +1,476 @@
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fleetfit.compress.tasks import TaskError
+from fleetfit.core.errors import Conflict, InvalidInput, NotFound, UnsupportedHere
+from fleetfit.proto.v1 import common_pb2, jobs_pb2, work_pb2
+from fleetfit.server.engine.engine import Settings
+from fleetfit.server.engine.ingestion import Ingestion
+from fleetfit.server.report.summary import MeasurementSummary
+
+from .harness import (
+    ALL_RECIPES,
+    PRUNED,
+    House,
+    PaperAgent,
+    PaperExecutor,
+    measured,
+    outcome,
+    paper_child,
+    request,
+)
+
+DONE, FAILED, CANCELLED = jobs_pb2.JOB_STATE_DONE, jobs_pb2.JOB_STATE_FAILED, jobs_pb2.JOB_STATE_CANCELLED
+
+
+@pytest.fixture(autouse=True)
+def paper_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ingestion, "_child", paper_child)
+
+
+def states(job: jobs_pb2.Job) -> dict[str, str]:
+    return {f"{c.device} {c.recipe}": c.state for c in job.candidates}
+
+
+def test_a_whole_job(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with House(tmp_path) as house:
+            agents = await house.furnish("one", "two")
+            for agent in agents:
+                house.employ(agent)
+            seen: list[jobs_pb2.Job] = []
+            job = await house.engine.create_job(request(), "r1")
+            async for message in house.engine.watch(job.job_id):
+                seen.append(message)
+            last = seen[-1]
+            assert last.state == DONE
+            assert set(states(last).values()) == {"measured"}
+            assert [c.recipe for c in last.candidates] == list(ALL_RECIPES) * 2
+            assert last.progress.fraction == 1
+            assert all(0 <= m.progress.fraction <= 1 for m in seen)
+            assert any(m.progress.remaining_ms > 0 for m in seen)
+            assert last.finished_unix_ms >= last.created_unix_ms
+            report = await house.report(job.job_id)
+            assert [d["device"] for d in report["devices"]] == ["one", "two"]
+            assert all(d["selected"] for d in report["devices"])
+            counts = await house.measurements()
+            assert set(counts.values()) == {1}
+            assert sorted(split for _, split in counts) == ["test"] * 6 + ["validation"] * 8
+            assert {name: house.executor.runs[name] for name in ALL_RECIPES} == dict.fromkeys(ALL_RECIPES, 1)
+            only = json.loads(await house.engine.report_json("last", "two"))
+            assert [d["device"] for d in only["devices"]] == ["two"]
+            assert (await house.engine.report_html("last")).startswith(b"<html>")
+
+    asyncio.run(run())
+
+
+def test_a_second_job_makes_nothing_again(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with House(tmp_path) as house:
+            for agent in await house.furnish("one"):
+                house.employ(agent)
+            first = await house.ended((await house.engine.create_job(request(), "")).job_id)
+            plan = await house.engine.plan(request())
+            assert all(c.cached and not c.expected_compress_ms for c in plan.candidates)
+            second = await house.ended((await house.engine.create_job(request(), "")).job_id)
+            assert first.job_id != second.job_id
+            assert {house.executor.runs[name] for name in ALL_RECIPES} == {1}
+            assert second.state == DONE
+            counts = await house.measurements()
+            assert set(counts.values()) == {1}
+            assert len(counts) == 14, "each job measures for itself: the device may have changed"
+
+    asyncio.run(run())
+
+
+def test_jobs_at_the_same_time_share_what_is_being_made(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with House(tmp_path) as house:
+            for agent in await house.furnish("one", "two"):
+                house.employ(agent)
+            house.executor.gate.clear()
+            jobs = [await house.engine.create_job(request(), "") for _ in range(3)]
+            house.executor.gate.set()
+            ended = await asyncio.gather(*(house.ended(job.job_id) for job in jobs))
+            assert {job.state for job in ended} == {DONE}
+            assert {house.executor.runs[name] for name in ALL_RECIPES} == {1}
+            assert set((await house.measurements()).values()) == {1}
+
+    asyncio.run(run())
+
+
+def test_the_same_request_id_is_the_same_job(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with House(tmp_path) as house:
+            await house.furnish("one")
+            both = await asyncio.gather(*(house.engine.create_job(request(), "same") for _ in range(5)))
+            assert len({job.job_id for job in both}) == 1
+            with pytest.raises(Conflict, match="use a new one"):
+                await house.engine.create_job(request(PRUNED), "same")
+            assert len(await house.engine.jobs()) == 1
+
+    asyncio.run(run())
+
+
+def test_a_benchmark_without_data(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with House(tmp_path) as house:
+            for agent in await house.furnish("one"):
+                house.employ(agent)
+            spec = jobs_pb2.JobSpec(kind=jobs_pb2.JOB_KIND_BENCH, model="net", devices=["one"])
+            job = await house.ended((await house.engine.create_job(spec, "")).job_id)
+            assert job.state == DONE
+            assert states(job) == {"one original": "measured"}
+            assert await house.measurements() == {(next(iter(await house.measurements()))[0], ""): 1}
+
+    asyncio.run(run())
+
+
+def test_a_killed_child_is_tried_again_and_not_for_ever(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with House(tmp_path) as house:
+            for agent in await house.furnish("one"):
+                house.employ(agent)
+            house.executor.kills.update({"pruned": 2, "trained": 99})
+            job = await house.ended((await house.engine.create_job(request(), "")).job_id)
+            assert job.state == DONE
+            assert states(job)["one pruned"] == "measured"
+            assert states(job)["one trained"] == "failed"
+            assert house.executor.runs["trained"] == 3
+            detail = next(c.detail for c in job.candidates if c.recipe == "trained")
+            assert "killed 3 times" in detail
+            assert "resume" in detail
+            # Asked again with the cause gone, only what failed is made and measured.
+            house.executor.kills.clear()
+            await house.engine.resume(job.job_id)
+            again = await house.ended(job.job_id)
+            assert set(states(again).values()) == {"measured"}
+            assert house.executor.runs["pruned"] == 3
+            assert set((await house.measurements()).values()) == {1}
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("name", ["original", "trained"])
+def test_a_recipe_that_fails_is_a_failed_candidate(tmp_path: Path, name: str) -> None:
+    async def run() -> None:
+        async with House(tmp_path) as house:
+            for agent in await house.furnish("one"):
+                house.employ(agent)
+            house.executor.errors[name] = TaskError(code="INVALID_RECIPE", message="the layer would be empty")
+            job = await house.ended((await house.engine.create_job(request(), "")).job_id)
+            assert job.state == DONE
+            failed = {c.recipe: c.detail for c in job.candidates if c.state == "failed"}
+            assert "the layer would be empty" in failed[name]
+            assert set(failed) == (set(ALL_RECIPES) if name == "original" else {name})
+            assert house.executor.runs[name] == 1
+
+    asyncio.run(run())
+
+
+def test_a_full_disk_fails_cleanly_and_the_job_can_be_resumed(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with House(tmp_path) as house:
+            for agent in await house.furnish("one"):
+                house.employ(agent)
+            house.executor.raises["pruned"] = OSError(errno.ENOSPC, "No space left on device")
+            job = await house.ended((await house.engine.create_job(request(), "")).job_id)
+            assert states(job)["one pruned"] == "failed"
+            assert "No space left on device" in next(c.detail for c in job.candidates if c.recipe == "pruned")
+            house.executor.raises.clear()
+            await house.engine.resume("last")
+            assert states(await house.ended(job.job_id))["one pruned"] == "measured"
+            with pytest.raises(Conflict, match="nothing to resume"):
+                await house.engine.resume("last")
+
+    asyncio.run(run())
+
+
+def test_a_build_the_device_cannot_load(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with House(tmp_path) as house:
+            (agent,) = await house.furnish("one")
+
+            def answer(lease: work_pb2.TaskLease) -> MeasurementSummary:
+                if lease.measure.candidate.build_id == lease.measure.baseline.build_id or lease.measure.metric_only:
+                    return measured(lease)
+                return MeasurementSummary(status="out_of_memory", message="")
+
+            agent.answer = answer
+            house.employ(agent)
+            job = await house.ended((await house.engine.create_job(request(PRUNED), "")).job_id)
+            assert job.state == DONE
+            assert states(job) == {"one original": "measured", "one pruned": "failed"}
+            assert "out of memory" in next(c.detail for c in job.candidates if c.state == "failed")
+            report = await house.report(job.job_id)
+            assert report["devices"][0]["selected"] is None
+            with pytest.raises(Conflict, match="nothing was selected"):
+                await house.engine.build("last", "one", "")
+
+    asyncio.run(run())
+
+
+def test_a_result_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        async with House(tmp_path) as house:
+            (agent,) = await house.furnish("one")
+            house.employ(agent)
+
+            async def nonsense(self: Ingestion, module: str, source: Path) -> str:
+                return "{" if module == "analyse" else await paper_child(self, module, source)
+
+            monkeypatch.setattr(Ingestion, "_child", nonsense)
+            job = await house.ended((await house.engine.create_job(request(PRUNED), "")).job_id)
+            assert job.state == DONE
+            assert set(states(job).values()) == {"failed"}
+            assert "cannot be read" in job.candidates[0].detail
+
+    asyncio.run(run())
+
+
+def test_a_device_that_goes_away_is_waited_for_and_named(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with House(tmp_path) as house:
+            one, two = await house.furnish("one", "two")
+            house.employ(one)
+            job = await house.engine.create_job(request(PRUNED), "")
+            async with asyncio.timeout(10):
+                async for message in house.engine.watch(job.job_id):
+                    done = [s for name, s in states(message).items() if name.startswith("one")]
+                    if set(done) == {"measured"} and "waiting for two" in message.progress.activity:
+                        break
+            assert message.state == jobs_pb2.JOB_STATE_RUNNING
+            assert "two, which is offline" in message.progress.activity
+            house.employ(two)
+            assert set(states(await house.ended(job.job_id)).values()) == {"measured"}
+
+    asyncio.run(run())
+
+
+def test_a_device_that_stays_away_is_given_up(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with House(tmp_path, settings=Settings(method="quick", tick_s=0.05, device_wait_s=0.5)) as house:
+            one, _ = await house.furnish("one", "two")
+            house.employ(one)
+            job = await house.ended((await house.engine.create_job(request(PRUNED), "")).job_id)
+            assert job.state == DONE
+            assert states(job) == {
+                "one original": "measured",
+                "one pruned": "measured",
+                "two original": "failed",
+                "two pruned": "failed",
+            }
+            assert "two was away" in job.candidates[2].detail
+            assert "resume" in job.candidates[2].detail
+
+    asyncio.run(run())
+
+
+def test_cancelling_and_going_on(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with House(tmp_path) as house:
+            (agent,) = await house.furnish("one")
+            house.executor.gate.clear()
+            job = await house.engine.create_job(request(), "")
+            while not house.executor.running:
+                await asyncio.sleep(0.01)
+            cancelled = await house.engine.cancel(job.job_id)
+            assert cancelled.state == CANCELLED
+            async with asyncio.timeout(5):
+                while house.executor.running:
+                    await asyncio.sleep(0.01)
+            with pytest.raises(Conflict, match="cancelled already"):
+                await house.engine.cancel("last")
+            house.executor.gate.set()
+            house.employ(agent)
+            await asyncio.sleep(0.3)
+            assert not agent.measured
+            report = await house.report(job.job_id)
+            assert all(c["status"] == "skipped" for c in report["devices"][0]["candidates"])
+            await house.engine.resume(job.job_id)
+            assert set(states(await house.ended(job.job_id)).values()) == {"measured"}
+
+    asyncio.run(run())
+
+
+def test_a_cancelled_jobs_child_lives_on_for_another_job(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with House(tmp_path) as house:
+            (agent,) = await house.furnish("one")
+            house.employ(agent)
+            house.executor.gate.clear()
+            first, second = [await house.engine.create_job(request(), "") for _ in range(2)]
+            while not house.executor.running:
+                await asyncio.sleep(0.01)
+            await house.engine.cancel(first.job_id)
+            house.executor.gate.set()
+            assert (await house.ended(second.job_id)).state == DONE
+            assert house.executor.runs["original"] == 1
+
+    asyncio.run(run())
+
+
+def test_a_measurement_in_progress_is_told_to_stop(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with House(tmp_path) as house:
+            (agent,) = await house.furnish("one")
+            engine = house.engine
+            number, _, _ = await engine.fleet.hello(agent.device_id, work_pb2.HelloRequest(snapshot=agent.snapshot))
+            messages = engine.fleet.attend(agent.device_id, number)
+            await engine.create_job(request(PRUNED), "")
+            async with asyncio.timeout(10):
+                while (lease := await engine.lease(agent.device_id, number)) is None:
+                    await asyncio.sleep(0.05)
+            await engine.cancel("last")
+            said = []
+            while not messages.empty():
+                said.append(messages.get_nowait())
+            assert [m.cancel_task.task_id for m in said if m.HasField("cancel_task")] == [lease.task_id]
+            renewal = work_pb2.RenewLeaseRequest(session_number=number, task_id=lease.task_id, fence=lease.fence)
+            assert (await engine.renew(agent.device_id, renewal)).cancelled
+            await engine.fleet.leave(agent.device_id, number)
+
+    asyncio.run(run())
+
+
+def test_limits_on_what_can_be_asked(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with House(tmp_path) as house:
+            await house.furnish("one")
+            registered, _ = await house.engine.fleet.register("never-seen", [], "1")
+            wrong: list[tuple[jobs_pb2.JobSpec, type[Exception], str]] = [
+                (request(devices=("jetson",)), NotFound, "no device or label 'jetson'"),
+                (request(devices=("never-seen",)), InvalidInput, "has never connected"),
+                (request(devices=()), InvalidInput, "no device is named"),
+                (request("{name: x, steps: [nonsense: {}]}"), InvalidInput, "unknown pass"),
+                (request("{name: original, steps: [activation_pruning: {}]}"), InvalidInput, "original"),
+                (request(PRUNED, PRUNED.replace("0.5", "0.6")), InvalidInput, "two different recipes"),
+                (request(incumbent=common_pb2.ArtifactRef(sha256="0" * 64)), UnsupportedHere, "leave --incumbent out"),
+                (jobs_pb2.JobSpec(model="net"), InvalidInput, "kind is unknown"),
+                (jobs_pb2.JobSpec(kind=1, model="nett"), NotFound, "did you mean 'net'"),
+            ]
+            for spec, kind, words in wrong:
+                for use in (house.engine.plan(spec), house.engine.create_job(spec, "")):
+                    with pytest.raises(kind, match=words):
+                        await use
+            assert await house.engine.jobs() == []
+            with pytest.raises(NotFound, match="no job yet"):
+                await house.engine.job("last")
+
+    asyncio.run(run())
+
+
+def test_a_running_job_has_no_report_yet(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with House(tmp_path) as house:
+            await house.furnish("one")
+            await house.engine.create_job(request(), "")
+            with pytest.raises(Conflict, match="jobs watch"):
+                await house.engine.report_json("last")
+
+    asyncio.run(run())
+
+
+def test_the_build_to_deploy_comes_with_its_manifest(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with House(tmp_path) as house:
+            for agent in await house.furnish("one", "two"):
+                house.employ(agent)
+            job = await house.ended((await house.engine.create_job(request(), "")).job_id)
+            answer = await house.engine.build(job.job_id, "one", "")
+            manifest = json.loads(answer.manifest_json)
+            content = house.store.path(answer.build.artifact.sha256).read_bytes()
+            assert manifest["recipe"]["name"].encode() in content
+            assert manifest["files"][answer.build.name]["sha256"] == answer.build.artifact.sha256
+            assert manifest["options"] == {"threads": 1, "batch": 1}
+            assert manifest["device"] == "one"
+            assert [tensor["name"] for tensor in manifest["inputs"]] == ["x"]
+            variants = [c["variant"] for c in (await house.report(job.job_id))["devices"][0]["candidates"]]
+            original = await house.engine.build(job.job_id, "one", variants[0])
+            assert json.loads(original.manifest_json)["recipe"]["name"] == "original"
+            with pytest.raises(NotFound, match="name one of one, two"):
+                await house.engine.build(job.job_id, "", "")
+            with pytest.raises(NotFound, match="no build of a variant 'ffff"):
+                await house.engine.build(job.job_id, "one", "ffff")
+
+    asyncio.run(run())
+
+
+async def _until_killed(folder: Path, executor: PaperExecutor, agents: list[PaperAgent], writes: int) -> bool:
+    """One life that dies after so many writes: nothing after them reaches the database. False where it did not come so far."""
+    dead = asyncio.Event()
+    house = House(folder, executor=executor)
+    real, count = house.database.write, 0
+
+    async def write(work: Any) -> Any:
+        nonlocal count
+        if dead.is_set():
+            await asyncio.Event().wait()
+        count += 1
+        result = await real(work)
+        if count >= writes:
+            dead.set()
+            await asyncio.Event().wait()
+        return result
+
+    house.database.write = write  # type: ignore[method-assign]
+    async with house:
+        for agent in agents:
+            house.employ(agent)
+        ending = asyncio.create_task(house.ended("last"))
+        dying = asyncio.create_task(dead.wait())
+        await asyncio.wait({ending, dying}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (ending, dying):
+            task.cancel()
+        await asyncio.gather(ending, dying, return_exceptions=True)
+    return dead.is_set()
+
+
+async def _undisturbed(folder: Path) -> Any:
+    async with House(folder) as house:
+        for agent in await house.furnish("one", "two"):
+            house.employ(agent)
+        job = await house.ended((await house.engine.create_job(request(PRUNED), "")).job_id)
+        return outcome(job, await house.report(job.job_id))
+
+
+@pytest.mark.slow
+def test_killed_after_any_write_a_job_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    """The server dies after its n-th write, for every n, and is started again each time on what it left."""
+
+    async def run() -> None:
+        expected = await _undisturbed(tmp_path / "calm")
+        writes = 0
+        while True:
+            writes += 1
+            folder = tmp_path / str(writes)
+            async with House(folder) as house:
+                agents = await house.furnish("one", "two")
+            executor = PaperExecutor(folder / "paper")
+            async with House(folder, executor=executor) as house:
+                house.executor.gate.clear()
+                await house.engine.create_job(request(PRUNED), "")
+            executor.gate.set()
+            executor.runs.clear()
+            died = await _until_killed(folder, executor, agents, writes)
+            async with House(folder, executor=executor) as house:
+                for agent in agents:
+                    house.employ(agent)
+                job = await house.ended("last")
+                assert outcome(job, await house.report("last")) == expected, f"killed after write {writes}"
+                assert set((await house.measurements()).values()) == {1}, f"killed after write {writes}"
+                assert all(agent.spool == [] for agent in agents)
+            assert max(executor.runs.values()) <= 2
+            assert sum(executor.runs.values()) <= 3, "only what was being made when it died is made again"
+            if not died:
+                break
+        assert writes > 20, "the job was too short to be disturbed everywhere"
+
+    asyncio.run(run())
