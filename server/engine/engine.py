@@ -84,7 +84,13 @@ class Engine:
         self._measure_s: list[float] = []
         self.fleet = Fleet(database)
         self.library = Library(database, store, executor, self._publish)
-        self.leases = Leases(database, store, named_method(self.settings.method), lease_ms=self.settings.lease_ms)
+        self.leases = Leases(
+            database,
+            store,
+            named_method(self.settings.method),
+            lease_ms=self.settings.lease_ms,
+            changed=self._may_advance,
+        )
         self._compressor = Compressor(database, store, executor, self.settings.compress_threads, self._variant_changed)
         self._ingestion = Ingestion(database, store, scratch / "reports", self._may_advance)
         # Variants whose rows changed, until the flow loop has found the jobs that want them.
@@ -393,8 +399,7 @@ class Engine:
                 for device_id in await self.leases.expire():
                     self.fleet.wake(device_id)
                 await self._give_up_on_the_absent()
-                self._to_advance.update(await self._running_jobs())
-                self._bells["flow"].set()
+                await self._use_up_budgets()
             except ExhaustedResource as error:
                 _log.error("%s", error.message)
             except Exception:
@@ -419,6 +424,16 @@ class Engine:
 
         if await self._database.read(any_waiting):
             await self._database.write(give_up)
+            for job_id in await self._running_jobs():
+                self._may_advance(job_id)
+
+    async def _use_up_budgets(self) -> None:
+        def read(session: Session) -> list[str]:
+            running = session.scalars(select(JobRow).where(JobRow.state == JobState.RUNNING))
+            return [row.id for row in running if jobs_pb2.JobSpec.FromString(row.spec).budget_ms]
+
+        for job_id in await self._database.read(read):
+            self._may_advance(job_id)
 
     async def _running_jobs(self) -> list[str]:
         query = select(JobRow.id).where(JobRow.state == JobState.RUNNING)

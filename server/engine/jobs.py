@@ -214,14 +214,20 @@ def _planned_data(row: DatasetRow) -> PlannedData:
 
 
 def _planned_devices(session: Session, spec: jobs_pb2.JobSpec) -> list[PlannedDevice]:
-    found = []
+    found, unknown = [], []
     for row in find_devices(session, spec.devices):
         snapshot = read_snapshot(session, row)
-        if snapshot is None:
-            raise InvalidInput(
-                f"{row.name} has never connected, so nothing is known about it; start its agent first", field="devices"
-            )
-        found.append(PlannedDevice(row.id, row.name, snapshot))
+        if snapshot is not None:
+            found.append(PlannedDevice(row.id, row.name, snapshot))
+        else:
+            unknown.append(row)
+    # A label or `all` means the devices that are there; one that is named is wanted.
+    missed = [row.name for row in unknown if not found or {row.name, row.id} & set(spec.devices)]
+    if missed:
+        raise InvalidInput(
+            f"{', '.join(missed)} has never connected, so nothing is known about it; start its agent first",
+            field="devices",
+        )
     return found
 
 

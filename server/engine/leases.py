@@ -45,12 +45,15 @@ class Leases:
         *,
         lease_ms: int = DEFAULT_LEASE_MS,
         clock_ms: Callable[[], int] = _clock_ms,
+        changed: Callable[[str], None] = lambda job_id: None,
     ) -> None:
         self._database = database
         self._store = store
         self._method = method
         self._lease_ms = lease_ms
         self._clock_ms = clock_ms
+        # Called with the id of a job of which a task failed here.
+        self._changed = changed
 
     async def extend_all(self) -> None:
         """After a start: nobody's lease has run out while nobody could renew."""
@@ -69,6 +72,7 @@ class Leases:
         with the next fencing token.
         """
         deadline = self._clock_ms() + self._lease_ms
+        broken: list[str] = []
 
         def take(session: Session) -> work_pb2.TaskLease | None:
             device = check_session(session, device_id, session_number)
@@ -91,10 +95,14 @@ class Leases:
                     _log.warning("task %s cannot be handed out: %s", task.id, error)
                     fail_task(session, task, f"the server cannot hand this measurement out: {error}; resume the job")
                     session.flush()
+                    broken.append(task.job_id)
                     task = None
             return None
 
-        return await self._database.write(take)
+        lease = await self._database.write(take)
+        for job_id in broken:
+            self._changed(job_id)
+        return lease
 
     def _hand_out(self, session: Session, task: TaskRow, deadline: int) -> work_pb2.TaskLease:
         message = self._message(session, task)
@@ -148,19 +156,27 @@ class Leases:
     async def expire(self) -> set[str]:
         """Make tasks free whose leases ran out; the devices that should be told."""
         now = self._clock_ms()
+        late = select(TaskRow).where(TaskRow.state == TaskState.LEASED, TaskRow.lease_deadline_ms < now)
+        # Looked for by a reader first: writers take turns, and mostly there is nothing to write.
+        if not await self._database.read(lambda session: session.scalars(late).first() is not None):
+            return set()
+        lost: list[str] = []
 
         def free(session: Session) -> set[str]:
-            late = select(TaskRow).where(TaskRow.state == TaskState.LEASED, TaskRow.lease_deadline_ms < now)
             devices = set()
             for task in session.scalars(late):
                 if task.attempts >= _MOST_ATTEMPTS:
                     fail_task(session, task, f"the device was lost {task.attempts} times while it measured this build")
+                    lost.append(task.job_id)
                 else:
                     task.state = TaskState.WAITING
                 devices.add(task.device_id)
             return devices
 
-        return await self._database.write(free)
+        devices = await self._database.write(free)
+        for job_id in lost:
+            self._changed(job_id)
+        return devices
 
     async def may_download(self, device_id: str, sha256: str) -> bool:
         """Whether one of the device's open tasks reads this content."""
