@@ -20,6 +20,10 @@ from fleetfit.server.storage.database import Database
 from fleetfit.server.storage.ids import new_id, now_ms
 from fleetfit.server.storage.tables import DeviceRow, DeviceSnapshotRow, TaskRow
 
+_ANOTHER: Final = (
+    "another agent with this device's identity has connected; one device is one agent: stop the other, or give "
+    "this one an identity of its own with --state"
+)
 _LABEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]{0,63}")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -88,7 +92,10 @@ class Fleet:
         return number, name, matched.profile.model_dump_json()
 
     def attend(self, device_id: str, session_number: int) -> asyncio.Queue[work_pb2.AttendResponse]:
-        """The messages of a session; the device counts as online until `leave`."""
+        """The messages of a session; the device counts as online until `leave`. Raises Superseded for an older session."""
+        present = self._attending.get(device_id)
+        if present is not None and present[0] > session_number:
+            raise Superseded(_ANOTHER)
         queue: asyncio.Queue[work_pb2.AttendResponse] = asyncio.Queue()
         self._attending[device_id] = (session_number, queue)
         self._away_since.pop(device_id, None)
@@ -196,10 +203,7 @@ def check_session(session: Session, device_id: str, session_number: int) -> Devi
     if row is None:
         raise NotFound("this device is not registered here any more; enrol it again with a new token")
     if row.session_number != session_number:
-        raise Superseded(
-            "another agent with this device's identity has connected; one device is one agent: stop the other, or give "
-            "this one an identity of its own with --state"
-        )
+        raise Superseded(_ANOTHER)
     return row
 
 

@@ -264,7 +264,6 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_measurement_candidate_id"), ["candidate_id"], unique=False)
 
 
-
 def downgrade() -> None:
     """Take the tables back."""
     with op.batch_alter_table("measurement", schema=None) as batch_op:
