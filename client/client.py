@@ -1,0 +1,301 @@
+"""The Python interface: `fleetfit.connect()` gives a `Client`, with one method for each thing that the command line does."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+from fleetfit.client.connection import Connection
+from fleetfit.client.pulling import Pulled, place_build
+from fleetfit.client.pushing import Source, check_npz, open_source
+from fleetfit.client.requests import Wanted, job_spec, name_for
+from fleetfit.client.servers import find_server
+from fleetfit.core.errors import FleetfitError, InternalError, InvalidData, InvalidModel
+from fleetfit.proto.v1 import (
+    common_pb2,
+    devices_pb2,
+    devices_pb2_grpc,
+    jobs_pb2,
+    jobs_pb2_grpc,
+    models_pb2,
+    models_pb2_grpc,
+    reports_pb2,
+    reports_pb2_grpc,
+)
+
+__all__ = ["Client", "connect"]
+
+# Called with what is being done, how much of it is done (0 to 1, None where unknown), and the seconds left (or None).
+OnProgress = Callable[[str, float | None, float | None], None]
+_HTML_DEADLINE_S: Final = 180.0
+
+
+def _ignore(activity: str, fraction: float | None, remaining_s: float | None) -> None: ...
+
+
+def connect(server: str = "", token: str = "") -> Client:
+    """A client of a server.
+
+    Args:
+        server: `HOST:PORT`. Empty: `FLEETFIT_SERVER`, else the server of this user that runs on this machine.
+        token: What the server printed at its first start. Empty: `FLEETFIT_TOKEN`, else the credential that a server on this
+            machine has left for its user.
+
+    Raises:
+        NotFound: No server is known.
+        Unauthenticated: The address has no credential.
+        PermissionDenied: The server is not the one that the token is for.
+        Unavailable: Nothing answers there.
+    """
+    return Client(Connection(find_server(server, token)))
+
+
+class Client:
+    """Everything that people ask of a server. Close it when done, or use it in a `with` statement.
+
+    Methods return the protocol's messages and raise FleetfitError with the server's sentence. `on_progress` is called from
+    another thread.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._devices = connection.stub(devices_pb2_grpc.DevicesStub)
+        self._models = connection.stub(models_pb2_grpc.ModelsStub)
+        self._datasets = connection.stub(models_pb2_grpc.DatasetsStub)
+        self._jobs = connection.stub(jobs_pb2_grpc.JobsStub)
+        self._reports = connection.stub(reports_pb2_grpc.ReportsStub)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def address(self) -> str:
+        """The server's address."""
+        return self._connection.address
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    # Devices
+
+    def enrolment_token(
+        self, name: str = "", labels: Sequence[str] = (), valid_ms: int = 0
+    ) -> devices_pb2.CreateEnrolmentTokenResponse:
+        """A one-time token for a new device; `valid_ms` 0 is the server's default."""
+        request = devices_pb2.CreateEnrolmentTokenRequest(name=name, labels=labels, valid_ms=valid_ms)
+        # Not repeated: an answer that was lost would leave a second valid token behind.
+        return self._connection.call(self._devices.CreateEnrolmentToken, request, repeat=False)
+
+    def devices(self, labels: Sequence[str] = ()) -> list[devices_pb2.Device]:
+        """The fleet, or the devices that bear all of the labels."""
+        request = devices_pb2.ListDevicesRequest(labels=labels)
+        return list(self._connection.call(self._devices.ListDevices, request).devices)
+
+    def device(self, device: str) -> devices_pb2.Device:
+        """One device by its name or id."""
+        return self._connection.call(self._devices.GetDevice, devices_pb2.GetDeviceRequest(device=device)).device
+
+    def set_labels(self, device: str, labels: Sequence[str]) -> devices_pb2.Device:
+        """Replace a device's labels."""
+        request = devices_pb2.SetLabelsRequest(device=device, labels=labels)
+        return self._connection.call(self._devices.SetLabels, request).device
+
+    def pause(self, device: str) -> devices_pb2.Device:
+        """Give a device no new work."""
+        return self._connection.call(self._devices.PauseDevice, devices_pb2.PauseDeviceRequest(device=device)).device
+
+    def resume(self, device: str) -> devices_pb2.Device:
+        """Give a paused device work again."""
+        return self._connection.call(self._devices.ResumeDevice, devices_pb2.ResumeDeviceRequest(device=device)).device
+
+    # Models and datasets
+
+    def push_model(
+        self, source: str | Path, name: str = "", *, samples: Path | None = None, on_progress: OnProgress = _ignore
+    ) -> models_pb2.Model:
+        """Register a model: a `.pt2` or `.onnx` file, or `package.module:factory`, which is exported here first.
+
+        `samples` is an `.npz` whose first rows are the sample inputs where a factory returns the model alone. Raises
+        InvalidModel with the server's sentence where the model is refused.
+        """
+        with open_source(str(source), samples, on_progress) as made:
+            return self._push_model(made, name_for(name or made.name), on_progress)
+
+    def _push_model(self, made: Source, name: str, on_progress: OnProgress) -> models_pb2.Model:
+        artifact = self._connection.upload(made.path, _sending(made.path, on_progress))
+        request = models_pb2.PushModelRequest(name=name, artifact=artifact, format=made.format)
+        model: models_pb2.Model | None = None
+        for response in self._connection.follow(self._models.PushModel, request):
+            _forward(response, on_progress)
+            model = response.model if response.HasField("model") else model
+        if model is None:
+            raise InternalError("the server ended the check without a result; see its log")
+        if model.state == models_pb2.INTAKE_STATE_REFUSED:
+            raise InvalidModel(model.refusal, field="model")
+        return model
+
+    def models(self) -> list[models_pb2.Model]:
+        """All versions of all models, newest first."""
+        return list(self._connection.call(self._models.ListModels, models_pb2.ListModelsRequest()).models)
+
+    def model(self, model: str) -> models_pb2.Model:
+        """One model: `name` (its newest version), `name:version`, or an id."""
+        return self._connection.call(self._models.GetModel, models_pb2.GetModelRequest(model=model)).model
+
+    def push_dataset(
+        self,
+        source: str | Path,
+        name: str = "",
+        *,
+        model: str = "",
+        test: str | Path | None = None,
+        metric: str = "",
+        seed: int = 0,
+        on_progress: OnProgress = _ignore,
+    ) -> models_pb2.Dataset:
+        """Register arrays: an `.npz`, or a folder of `.npy` files, one for each input of the model, and `targets`.
+
+        Args:
+            source: The file or folder.
+            name: The dataset's name; the file's without its ending.
+            model: The model that the arrays must fit.
+            test: A test split of one's own; otherwise it is cut from `source`.
+            metric: What to judge by; empty: accuracy for whole-number targets, else the mean absolute error.
+            seed: The seed of the split.
+            on_progress: Told how far the upload and the check are.
+
+        Raises:
+            InvalidData: The arrays are refused; the sentence says why.
+        """
+        request = models_pb2.PushDatasetRequest(
+            name=name_for(name or Path(source).stem), model=model, seed=seed, metric=metric
+        )
+        with check_npz(Path(source)) as path:
+            request.artifact.CopyFrom(self._connection.upload(path, _sending(path, on_progress)))
+        if test is not None:
+            with check_npz(Path(test)) as path:
+                request.test_artifact.CopyFrom(self._connection.upload(path, _sending(path, on_progress)))
+        dataset: models_pb2.Dataset | None = None
+        for response in self._connection.follow(self._datasets.PushDataset, request):
+            _forward(response, on_progress)
+            dataset = response.dataset if response.HasField("dataset") else dataset
+        if dataset is None:
+            raise InternalError("the server ended the check without a result; see its log")
+        if dataset.state == models_pb2.INTAKE_STATE_REFUSED:
+            raise InvalidData(dataset.refusal, field="data")
+        return dataset
+
+    def datasets(self) -> list[models_pb2.Dataset]:
+        """All versions of all datasets, newest first."""
+        return list(self._connection.call(self._datasets.ListDatasets, models_pb2.ListDatasetsRequest()).datasets)
+
+    def dataset(self, dataset: str) -> models_pb2.Dataset:
+        """One dataset: `name` (its newest version), `name:version`, or an id."""
+        return self._connection.call(self._datasets.GetDataset, models_pb2.GetDatasetRequest(dataset=dataset)).dataset
+
+    # Jobs
+
+    def plan(self, wanted: Wanted) -> jobs_pb2.Plan:
+        """What a job would do; nothing is started."""
+        return self._connection.call(self._jobs.PlanJob, jobs_pb2.PlanJobRequest(spec=job_spec(wanted))).plan
+
+    def start(self, wanted: Wanted) -> jobs_pb2.Job:
+        """Start a job."""
+        # The id makes repeating safe: the server gives the same job again.
+        request = jobs_pb2.CreateJobRequest(spec=job_spec(wanted), request_id=uuid.uuid4().hex)
+        return self._connection.call(self._jobs.CreateJob, request).job
+
+    def compress(self, model: str, **options: Any) -> jobs_pb2.Job:
+        """Start a compression job; the options are the fields of `fleetfit.client.requests.Wanted`."""
+        return self.start(Wanted(model, **options))
+
+    def bench(self, model: str, **options: Any) -> jobs_pb2.Job:
+        """Start a job that measures the model as it is."""
+        return self.start(Wanted(model, bench=True, **options))
+
+    def jobs(self, limit: int = 0) -> list[jobs_pb2.Job]:
+        """The newest jobs; `limit` 0 is 50."""
+        return list(self._connection.call(self._jobs.ListJobs, jobs_pb2.ListJobsRequest(limit=limit)).jobs)
+
+    def job(self, job: str) -> jobs_pb2.Job:
+        """One job by its id, the end of its id, or `last`."""
+        return self._connection.call(self._jobs.GetJob, jobs_pb2.GetJobRequest(job=job)).job
+
+    def watch(self, job: str, on_lost: Callable[[FleetfitError], None] = lambda error: None) -> Iterator[jobs_pb2.Job]:
+        """The job as it is, then after every change, until it has ended; a server that restarts meanwhile is waited for."""
+        # `last` must not become another job where the connection is lost.
+        job_id = self.job(job).job_id
+        request = jobs_pb2.WatchJobRequest(job=job_id)
+        for response in self._connection.follow(self._jobs.WatchJob, request, on_lost):
+            yield response.job
+
+    def wait(self, job: str) -> jobs_pb2.Job:
+        """Wait until a job has ended; the job as it then is."""
+        states = list(self.watch(job))
+        if not states:
+            raise InternalError("the server ended the watch without telling the job's state; see its log")
+        return states[-1]
+
+    def cancel(self, job: str) -> jobs_pb2.Job:
+        """Stop a job; what was done stays done."""
+        return self._connection.call(self._jobs.CancelJob, jobs_pb2.CancelJobRequest(job=job), repeat=False).job
+
+    def resume_job(self, job: str) -> jobs_pb2.Job:
+        """Go on with a job that was cancelled, or in which something failed."""
+        return self._connection.call(self._jobs.ResumeJob, jobs_pb2.ResumeJobRequest(job=job), repeat=False).job
+
+    # Reports
+
+    def report(self, job: str, device: str = "") -> dict[str, Any]:
+        """The report of a job that has ended (schema 1), of one device or of all."""
+        request = reports_pb2.GetReportRequest(job=job, device=device, format=reports_pb2.REPORT_FORMAT_JSON)
+        found: dict[str, Any] = json.loads(self._connection.call(self._reports.GetReport, request).content)
+        return found
+
+    def report_html(self, job: str, device: str = "") -> bytes:
+        """The report as one self-contained page."""
+        request = reports_pb2.GetReportRequest(job=job, device=device, format=reports_pb2.REPORT_FORMAT_HTML)
+        return self._connection.call(self._reports.GetReport, request, deadline_s=_HTML_DEADLINE_S).content
+
+    def pull(
+        self, job: str, device: str, folder: str | Path, *, variant: str = "", on_progress: OnProgress = _ignore
+    ) -> Pulled:
+        """Put the build that was selected for a device (or another variant) into a new folder, with manifest and `run.py`.
+
+        The folder appears whole or not at all, and every digest is checked. Raises AlreadyExists where it is not empty.
+        """
+        request = reports_pb2.GetBuildRequest(job=job, device=device, variant=variant)
+        answer = self._connection.call(self._reports.GetBuild, request)
+
+        def download(artifact: common_pb2.ArtifactRef, path: Path) -> None:
+            self._connection.download(artifact, path, _moving(f"fetching {path.name}", on_progress))
+
+        return place_build(answer, Path(folder), download)
+
+
+def _moving(activity: str, on_progress: OnProgress) -> Callable[[int, int], None]:
+    def told(done: int, total: int) -> None:
+        on_progress(activity, done / total if total else 1.0, None)
+
+    return told
+
+
+def _sending(path: Path, on_progress: OnProgress) -> Callable[[int, int], None]:
+    return _moving(f"sending {path.name}", on_progress)
+
+
+def _forward(response: models_pb2.PushModelResponse | models_pb2.PushDatasetResponse, on_progress: OnProgress) -> None:
+    if response.HasField("progress"):
+        progress = response.progress
+        remaining = progress.remaining_ms / 1000 if progress.HasField("remaining_ms") else None
+        on_progress(progress.activity or "checking", progress.fraction, remaining)
