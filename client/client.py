@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +14,7 @@ from fleetfit.client.connection import Connection
 from fleetfit.client.pulling import Pulled, place_build
 from fleetfit.client.pushing import Source, check_npz, open_source
 from fleetfit.client.requests import Wanted, job_spec, name_for
-from fleetfit.client.servers import find_server
+from fleetfit.client.servers import Credential, find_server
 from fleetfit.core.errors import FleetfitError, InternalError, InvalidData, InvalidModel
 from fleetfit.proto.v1 import (
     common_pb2,
@@ -81,6 +82,11 @@ class Client:
     def address(self) -> str:
         """The server's address."""
         return self._connection.address
+
+    @property
+    def credential(self) -> Credential:
+        """Where the server is and how it is trusted."""
+        return self._connection.credential
 
     def close(self) -> None:
         """Close the connection."""
@@ -241,10 +247,10 @@ class Client:
 
     def wait(self, job: str) -> jobs_pb2.Job:
         """Wait until a job has ended; the job as it then is."""
-        states = list(self.watch(job))
+        states = deque(self.watch(job), maxlen=1)
         if not states:
             raise InternalError("the server ended the watch without telling the job's state; see its log")
-        return states[-1]
+        return states.pop()
 
     def cancel(self, job: str) -> jobs_pb2.Job:
         """Stop a job; what was done stays done."""

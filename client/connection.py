@@ -39,6 +39,7 @@ class Connection:
     """One channel to one server, used from ordinary (not asynchronous) code of any thread."""
 
     def __init__(self, credential: Credential) -> None:
+        self.credential = credential
         self.address = credential.address
         self._metadata = bearer(credential.secret)
         self._closed = False

@@ -20,17 +20,26 @@ from fleetfit.core.errors import InvalidInput, NotFound, PermissionDenied, Unaut
 from fleetfit.proto.trust import fetch_ca, parse_token, split_address
 
 _ANY_HOST: Final = ("0.0.0.0", "::", "*")  # noqa: S104 - compared with, never bound to
-_LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
+LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 _ANSWER_S: Final = 0.5
 
 
 @dataclass(frozen=True)
 class Credential:
-    """Where a server is, the CA (PEM) that certifies it, and the secret that names the caller."""
+    """Where a server is, the CA (PEM) that certifies it, and the secret that names the caller.
+
+    `listens_on` is what the server listens on, as it wrote itself; empty where that is not known.
+    """
 
     address: str
     ca_pem: bytes = field(repr=False)
     secret: str = field(repr=False)
+    listens_on: str = ""
+
+    @property
+    def listens_everywhere(self) -> bool:
+        """Whether the server can be reached by any address of this machine."""
+        return bool(self.listens_on) and split_address(self.listens_on)[0] in _ANY_HOST
 
 
 def config_folder() -> Path:
@@ -95,7 +104,11 @@ def read_credential(file: Path) -> Credential:
                 f"{file} can be changed by other users; delete it and restart the server, which writes it anew"
             )
         content = json.loads(file.read_text())
-        return Credential(str(content["address"]), str(content["ca_pem"]).encode(), str(content["token"]).split(".")[0])
+        listens_on, ca_pem = str(content["address"]), str(content["ca_pem"]).encode()
+        host, port = split_address(listens_on)
+        # An address that stands for all of them can be listened on but not dialled everywhere.
+        address = f"127.0.0.1:{port}" if host in _ANY_HOST else listens_on
+        return Credential(address, ca_pem, str(content["token"]).split(".")[0], listens_on)
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidInput(
             f"{file} is damaged; delete it and restart the server, which writes it anew", private=str(error)
@@ -105,8 +118,8 @@ def read_credential(file: Path) -> Credential:
 def _for_address(address: str, known: Sequence[Credential]) -> Credential:
     host, port = split_address(address)
     for one in known:
-        if _same_server(host, port, one.address):
-            return Credential(address, one.ca_pem, one.secret)
+        if _same_server(host, port, one.listens_on):
+            return Credential(address, one.ca_pem, one.secret, one.listens_on)
     raise Unauthenticated(
         f"there is no credential for {address} on this machine; set FLEETFIT_TOKEN to the token that this server printed "
         "when it first started",
@@ -120,7 +133,7 @@ def _same_server(host: str, port: int, other: str) -> bool:
         return False
     # A server that listens everywhere may be given by any of its names. A wrong guess is harmless: the secret is sent only
     # to a server that this credential's CA certifies.
-    return host == other_host or other_host in _ANY_HOST or (host in _LOOPBACK and other_host in _LOOPBACK)
+    return host == other_host or other_host in _ANY_HOST or (host in LOOPBACK and other_host in LOOPBACK)
 
 
 def _answers(address: str) -> bool:

@@ -1,0 +1,150 @@
+"""`fleetfit devices`: the fleet."""
+
+from __future__ import annotations
+
+import shlex
+import socket
+import time
+from typing import Annotated
+
+import typer
+
+from fleetfit.client.client import Client, connect
+from fleetfit.client.commands.options import AsJson, Server, application
+from fleetfit.client.output import Output
+from fleetfit.client.plain import to_plain
+from fleetfit.client.requests import duration_ms, split_names
+from fleetfit.client.servers import LOOPBACK
+from fleetfit.client.tables.words import duration
+from fleetfit.proto.trust import split_address
+from fleetfit.proto.v1 import devices_pb2
+
+app = application("Register devices, list them, label or pause them.")
+
+Device = Annotated[str, typer.Argument(metavar="DEVICE", help="A device's name or id.", show_default=False)]
+
+
+@app.command()
+def enroll(
+    name: Annotated[str, typer.Option(help="A name for the device; else it takes its host name.")] = "",
+    label: Annotated[list[str], typer.Option(help="A label for the device; may be repeated.", show_default=False)] = [],  # noqa: B006 - typer reads it
+    valid: Annotated[str, typer.Option(help="How long the token may be used, for example 30m; else one hour.")] = "",
+    server: Server = "",
+    as_json: AsJson = False,
+) -> None:
+    """Make a one-time token for a new device, and print the line to paste on it."""
+    output = Output(as_json)
+    with connect(server) as client:
+        made = client.enrolment_token(name, split_names(label), duration_ms(valid) if valid else 0)
+        address, only_here = reachable_address(client)
+    words = ["fleetfit", "agent", "--server", address, "--token", made.token, *(["--name", name] if name else [])]
+    line = shlex.join(words)
+    if as_json:
+        output.json({"token": made.token, "command": line, "server": address, "expires_unix_ms": made.expires_unix_ms})
+        return
+    left = duration(made.expires_unix_ms / 1000 - time.time())
+    output.say(f"Paste this on the device (it works once, within {left}):\n\n    {line}\n")
+    if only_here:
+        output.say(
+            "The server listens on this machine only, so this must be it. For other devices, start the server with\n"
+            "--listen 0.0.0.0:7600 --agent-listen 0.0.0.0:7601."
+        )
+
+
+@app.command("list")
+def list_devices(
+    label: Annotated[
+        list[str], typer.Option(help="Only devices with this label; may be repeated.", show_default=False)
+    ] = [],  # noqa: B006 - typer reads it
+    server: Server = "",
+    as_json: AsJson = False,
+) -> None:
+    """List the registered devices."""
+    output = Output(as_json)
+    with connect(server) as client:
+        devices = client.devices(split_names(label))
+    if as_json:
+        output.json({"devices": [to_plain(device) for device in devices]})
+    elif not devices:
+        what = (
+            "no device bears that label" if label else "no device is registered yet; `fleetfit devices enroll` adds one"
+        )
+        output.say(what)
+    else:
+        from fleetfit.client.tables.lists import devices_table
+
+        output.show(devices_table(devices))
+
+
+@app.command()
+def show(device: Device, server: Server = "", as_json: AsJson = False) -> None:
+    """Show what is known about a device."""
+    output = Output(as_json)
+    with connect(server) as client:
+        found = client.device(device)
+    if as_json:
+        output.json({"device": to_plain(found)})
+        return
+    from fleetfit.client.tables.lists import device_facts
+
+    output.show(device_facts(found))
+
+
+@app.command()
+def label(
+    device: Device,
+    labels: Annotated[list[str] | None, typer.Argument(metavar="LABEL...", show_default=False)] = None,
+    remove: Annotated[list[str], typer.Option(metavar="LABEL", help="Take a label away; may be repeated.")] = [],  # noqa: B006 - typer reads it
+    only: Annotated[bool, typer.Option("--only", help="Take all other labels away.")] = False,
+    server: Server = "",
+    as_json: AsJson = False,
+) -> None:
+    """Add labels to a device, or take some away."""
+    added, removed = split_names(labels or []), set(split_names(remove))
+    if not (added or removed or only):
+        raise typer.BadParameter("name labels to add, --remove some, or --only to take all away")
+    with connect(server) as client:
+        before = [] if only else list(client.device(device).labels)
+        wanted = [one for one in dict.fromkeys([*before, *added]) if one not in removed]
+        _tell(Output(as_json), client.set_labels(device, wanted), "now has " + (", ".join(wanted) or "no labels"))
+
+
+@app.command()
+def pause(device: Device, server: Server = "", as_json: AsJson = False) -> None:
+    """Give a device no new work; what it holds it finishes."""
+    with connect(server) as client:
+        _tell(Output(as_json), client.pause(device), "is paused; `fleetfit devices resume` gives it work again")
+
+
+@app.command()
+def resume(device: Device, server: Server = "", as_json: AsJson = False) -> None:
+    """Give a paused device work again."""
+    with connect(server) as client:
+        _tell(Output(as_json), client.resume(device), "takes work again")
+
+
+def _tell(output: Output, device: devices_pb2.Device, what: str) -> None:
+    if output.as_json:
+        output.json({"device": to_plain(device)})
+    else:
+        output.say(f"{device.name} {what}")
+
+
+def reachable_address(client: Client) -> tuple[str, bool]:
+    """The server's address as a device needs it, and whether it is good on this machine only."""
+    host, port = split_address(client.address)
+    if client.credential.listens_everywhere and host in LOOPBACK:
+        found = _own_address()
+        return f"{found or host}:{port}", found is None
+    return client.address, host in LOOPBACK
+
+
+def _own_address() -> str | None:
+    """The address of this machine on the network it reaches others by; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            # TEST-NET-1 of RFC 5737: routed like any address elsewhere, owned by nobody.
+            probe.connect(("192.0.2.1", 9))
+            return str(probe.getsockname()[0])
+        except OSError:
+            return None

@@ -1,0 +1,214 @@
+"""Tables of devices, models, datasets, jobs, and of a job's plan. All fit 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from fleetfit.client.plain import enum_word
+from fleetfit.client.tables.words import ago, count, duration, job_id, shape, size
+from fleetfit.proto.v1 import common_pb2, devices_pb2, jobs_pb2, models_pb2
+
+if TYPE_CHECKING:
+    from rich.console import JustifyMethod
+
+_STATE_STYLES = {
+    "online": "green",
+    "done": "green",
+    "accepted": "green",
+    "measured": "green",
+    "failed": "red",
+    "refused": "red",
+    "running": "cyan",
+    "offline": "dim",
+    "cancelled": "dim",
+    "skipped": "dim",
+}
+
+
+def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> Table:
+    """A table of plain text. A column is its heading and `left` or `right`; a cell that is a known state gets its colour."""
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_edge=False)
+    for heading, side in columns:
+        justify: JustifyMethod = "right" if side == "right" else "left"
+        made.add_column(Text(heading), justify=justify, overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(cell, style=_STATE_STYLES.get(cell, "")) for cell in row))
+    return made
+
+
+def devices_table(devices: Sequence[devices_pb2.Device]) -> Table:
+    """The fleet."""
+    rows = []
+    for device in devices:
+        state = device_state(device)
+        profile = (device.profile or "-") + (" (emulated)" if device.emulated else "")
+        rows.append((device.name, state, profile, ", ".join(device.labels) or "-", ago(device.last_seen_unix_ms)))
+    return table((("DEVICE", ""), ("STATE", ""), ("PROFILE", ""), ("LABELS", ""), ("SEEN", "")), rows)
+
+
+def device_state(device: devices_pb2.Device) -> str:
+    """A device's state in a word or two."""
+    state = enum_word(devices_pb2.DeviceState.DESCRIPTOR, device.state)
+    return f"{state}, paused" if device.paused else state
+
+
+def device_facts(device: devices_pb2.Device) -> Table:
+    """Everything known about one device."""
+    snapshot = device.snapshot
+    processor = snapshot.processor
+    clock = f", up to {processor.max_frequency_hz / 1e9:.2f} GHz" if processor.HasField("max_frequency_hz") else ""
+    cores = f"{processor.model or snapshot.machine}, {processor.usable_cores} cores{clock}"
+    facts = [
+        ("id", device.device_id),
+        ("state", device_state(device)),
+        ("labels", ", ".join(device.labels) or "-"),
+        (
+            "profile",
+            f"{device.profile or '-'}: {device.profile_reason}" if device.profile_reason else device.profile or "-",
+        ),
+        ("emulated", "yes: its timings mean nothing" if device.emulated else "no"),
+        ("board", snapshot.device_tree_model or "-"),
+        ("processor", cores if device.snapshot_id else "not known yet; the agent has never connected"),
+        ("memory", size(snapshot.memory_bytes) if snapshot.HasField("memory_bytes") else "-"),
+        ("system", ", ".join(part for part in (snapshot.os.name, snapshot.os.kernel, snapshot.os.l4t) if part) or "-"),
+        ("threads", str(snapshot.threads) if snapshot.threads else "-"),
+        ("power mode", snapshot.power_mode or "-"),
+        ("meters", ", ".join(snapshot.meters) or "-"),
+        ("agent", device.agent_version or "-"),
+        ("seen", ago(device.last_seen_unix_ms)),
+        ("working on", device.current_task_id or "-"),
+    ]
+    for runtime in snapshot.runtimes:
+        facts.append((runtime.name, runtime.version if runtime.available else f"not available: {runtime.reason}"))
+    return table(((device.name, ""), ("", "")), facts)
+
+
+def models_table(models: Sequence[models_pb2.Model]) -> Table:
+    """Versions of models."""
+    rows = [
+        (
+            f"{model.name}:{model.version}",
+            enum_word(models_pb2.IntakeState.DESCRIPTOR, model.state),
+            model.format,
+            count(model.parameters) if model.parameters else "-",
+            size(model.artifact.size_bytes),
+            ago(model.created_unix_ms),
+        )
+        for model in models
+    ]
+    return table(
+        (("MODEL", ""), ("STATE", ""), ("FORMAT", ""), ("PARAMETERS", "right"), ("SIZE", "right"), ("PUSHED", "")), rows
+    )
+
+
+def model_facts(model: models_pb2.Model) -> Table:
+    """Everything known about one model."""
+    facts = [
+        ("id", model.model_id),
+        ("state", enum_word(models_pb2.IntakeState.DESCRIPTOR, model.state)),
+        ("format", model.format + ("" if model.trainable else " (to measure and quantize only)")),
+        ("size", size(model.artifact.size_bytes)),
+        ("parameters", count(model.parameters) if model.parameters else "-"),
+        ("multiply-adds", f"{count(model.macs)} for one sample" if model.macs else "-"),
+        *tensor_rows("input", model.inputs),
+        *tensor_rows("output", model.outputs),
+        ("sha256", model.artifact.sha256),
+        *(("note", note) for note in model.notes),
+    ]
+    if model.trainable:
+        facts.insert(
+            6, ("recognised", f"{model.recognised_share:.0%} of the parameters lie in layers that passes know")
+        )
+    if model.refusal:
+        facts.append(("refused", model.refusal))
+    return table(((f"{model.name}:{model.version}", ""), ("", "")), facts)
+
+
+def tensor_rows(word: str, tensors: Iterable[common_pb2.TensorSpec]) -> list[tuple[str, str]]:
+    """One row for each input or output."""
+    return [(word, f"{tensor.name}: {tensor.dtype} {shape(tensor.shape)}") for tensor in tensors]
+
+
+def datasets_table(datasets: Sequence[models_pb2.Dataset]) -> Table:
+    """Versions of datasets."""
+    rows = [
+        (
+            f"{data.name}:{data.version}",
+            enum_word(models_pb2.IntakeState.DESCRIPTOR, data.state),
+            data.task or "-",
+            data.metric or "-",
+            count(sum(split.count for split in data.splits)),
+            ago(data.created_unix_ms),
+        )
+        for data in datasets
+    ]
+    return table(
+        (("DATASET", ""), ("STATE", ""), ("TASK", ""), ("METRIC", ""), ("SAMPLES", "right"), ("PUSHED", "")), rows
+    )
+
+
+def dataset_facts(data: models_pb2.Dataset) -> Table:
+    """Everything known about one dataset."""
+    facts = [
+        ("id", data.dataset_id),
+        ("state", enum_word(models_pb2.IntakeState.DESCRIPTOR, data.state)),
+        ("task", data.task + (f", {data.classes} classes" if data.classes else "") if data.task else "- (no targets)"),
+        ("judged by", data.metric or "-"),
+        *tensor_rows("input", data.inputs),
+        *(tensor_rows("targets", [data.targets]) if data.HasField("targets") else []),
+        *((f"{split.name} split", f"{count(split.count)} samples") for split in data.splits),
+        *(("note", note) for note in data.notes),
+    ]
+    if data.refusal:
+        facts.append(("refused", data.refusal))
+    return table(((f"{data.name}:{data.version}", ""), ("", "")), facts)
+
+
+def jobs_table(jobs: Sequence[jobs_pb2.Job]) -> Table:
+    """Jobs, newest first."""
+    rows = [
+        (
+            job_id(job.job_id),
+            enum_word(jobs_pb2.JobState.DESCRIPTOR, job.state),
+            enum_word(jobs_pb2.JobKind.DESCRIPTOR, job.spec.kind),
+            job.spec.model,
+            ", ".join(job.spec.devices),
+            f"{job.progress.fraction:.0%}",
+            ago(job.created_unix_ms),
+        )
+        for job in jobs
+    ]
+    headings = ("JOB", "STATE", "KIND", "MODEL", "ON", "PROGRESS", "BEGUN")
+    return table([(heading, "right" if heading == "PROGRESS" else "") for heading in headings], rows)
+
+
+def job_candidates(job: jobs_pb2.Job) -> Table:
+    """How far each candidate of a job is."""
+    rows = [(one.device, one.recipe, one.runtime, one.state, one.detail) for one in job.candidates]
+    return table((("DEVICE", ""), ("RECIPE", ""), ("RUNTIME", ""), ("STATE", ""), ("", "")), rows)
+
+
+def plan_table(plan: jobs_pb2.Plan) -> Table:
+    """What a job would do."""
+    rows = [
+        (
+            one.device,
+            one.recipe,
+            one.runtime,
+            size(one.expected_size_bytes or None),
+            size(one.download_bytes),
+            "made" if one.cached else duration(one.expected_compress_ms / 1000),
+            duration(one.expected_measure_ms / 1000),
+            f"skipped: {one.skip_reason}" if one.skip_reason else "",
+        )
+        for one in plan.candidates
+    ]
+    columns = [("DEVICE", ""), ("RECIPE", ""), ("RUNTIME", ""), ("SIZE", "right"), ("FETCH", "right")]
+    columns += [("COMPRESS", "right"), ("MEASURE", "right")]
+    if any(row[-1] for row in rows):
+        columns.append(("", ""))
+    return table(columns, [row[: len(columns)] for row in rows])

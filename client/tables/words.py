@@ -1,0 +1,73 @@
+"""Figures as people read them: bytes, lengths of time, moments, counts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+_SIZES = ("B", "kB", "MB", "GB", "TB")
+
+
+def size(count: int | float | None) -> str:
+    """Bytes in decimal units (1 kB is 1000 bytes): `812 B`, `1.24 MB`; `-` where unknown."""
+    if count is None:
+        return "-"
+    value = float(count)
+    for unit in _SIZES:
+        if abs(value) < 999.5 or unit == _SIZES[-1]:
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" else f"{significant(value, 3)} {unit}"
+
+
+def count(number: int | None) -> str:
+    """A whole number with thousands marked, `-` where unknown."""
+    return "-" if number is None else f"{number:,}"
+
+
+def duration(seconds: float | None) -> str:
+    """A length of time: `8 s`, `2 min`, `1 h 20 min`; `-` where unknown."""
+    if seconds is None:
+        return "-"
+    whole = max(0, round(seconds))
+    if whole < 100:
+        return f"{whole} s"
+    minutes = round(whole / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes < 48 * 60 else f"{minutes // 1440} d"
+
+
+def ago(unix_ms: int) -> str:
+    """How long ago a moment was, `never` for 0."""
+    if unix_ms <= 0:
+        return "never"
+    seconds = time.time() - unix_ms / 1000
+    return "now" if seconds < 5 else f"{duration(seconds)} ago"
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """A number with so many digits that carry something: 0.4123 -> `0.412`, 12.34 -> `12.3`, 1234.5 -> `1234`."""
+    if value == 0:
+        return "0"
+    magnitude = len(str(int(abs(value)))) if abs(value) >= 1 else 0
+    if magnitude >= digits:
+        return f"{value:.0f}"
+    if abs(value) >= 1:
+        return f"{value:.{digits - magnitude}f}"
+    return (
+        f"{value:.{digits}g}"
+        if abs(value) < 1e-4
+        else f"{float(f'{value:.{digits}g}'):.{digits + 2}f}".rstrip("0").rstrip(".")
+    )
+
+
+def shape(sizes: Sequence[int]) -> str:
+    """A tensor's shape, with `N` for the batch and `?` for other sizes that may vary."""
+    shown = ["N" if n < 0 and not at else "?" if n < 0 else str(n) for at, n in enumerate(sizes)]
+    return "(" + ", ".join(shown) + ("," if len(shown) == 1 else "") + ")"
+
+
+def job_id(text: str) -> str:
+    """The end of a job's id, which names it as well as the whole does."""
+    return text[-8:]
