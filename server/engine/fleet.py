@@ -91,6 +91,10 @@ class Fleet:
             older[1].put_nowait(work_pb2.AttendResponse(superseded=work_pb2.Superseded()))
         return number, name, matched.profile.model_dump_json()
 
+    async def check_session(self, device_id: str, session_number: int) -> None:
+        """Raise Superseded where a session is not the device's newest, NotFound where there is no such device."""
+        await self._database.read(lambda session: check_session(session, device_id, session_number))
+
     def attend(self, device_id: str, session_number: int) -> asyncio.Queue[work_pb2.AttendResponse]:
         """The messages of a session; the device counts as online until `leave`. Raises Superseded for an older session."""
         present = self._attending.get(device_id)
@@ -148,11 +152,7 @@ class Fleet:
 
     async def set_labels(self, text: str, labels: Sequence[str]) -> devices_pb2.Device:
         """Replace a device's labels."""
-        for label in labels:
-            if not _LABEL.fullmatch(label) or label == "all":
-                raise InvalidInput(
-                    f"'{label[:80]}' cannot be a label; use letters, digits, '-', '_', '.', '='", field="labels"
-                )
+        check_labels(labels)
 
         def change(session: Session) -> devices_pb2.Device:
             row = find_device(session, text)
@@ -213,6 +213,15 @@ def check_device_name(name: str) -> None:
         raise InvalidInput(
             f"'{name[:80]}' cannot be a device's name; use letters, digits, '-', '_' and '.'", field="name"
         )
+
+
+def check_labels(labels: Sequence[str]) -> None:
+    """Raise InvalidInput for what cannot be a device's label."""
+    for label in labels:
+        if not _LABEL.fullmatch(label) or label == "all":
+            raise InvalidInput(
+                f"'{label[:80]}' cannot be a label; use letters, digits, '-', '_', '.', '='", field="labels"
+            )
 
 
 def read_snapshot(session: Session, row: DeviceRow) -> snapshot_pb2.DeviceSnapshot | None:

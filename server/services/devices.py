@@ -1,0 +1,46 @@
+"""The fleet, for people."""
+
+from __future__ import annotations
+
+from fleetfit.proto.v1 import devices_pb2, devices_pb2_grpc
+from fleetfit.server.engine.fleet import Fleet, check_device_name, check_labels
+from fleetfit.server.security.enrolment import EnrolmentTokens
+from fleetfit.server.services.edge import Context
+
+
+class Devices(devices_pb2_grpc.DevicesServicer):
+    """See proto/v1/devices.proto."""
+
+    def __init__(self, fleet: Fleet, tokens: EnrolmentTokens) -> None:
+        self._fleet = fleet
+        self._tokens = tokens
+
+    async def CreateEnrolmentToken(
+        self, request: devices_pb2.CreateEnrolmentTokenRequest, context: Context
+    ) -> devices_pb2.CreateEnrolmentTokenResponse:
+        if request.name:
+            check_device_name(request.name)
+        check_labels(request.labels)
+        token, expires_ms = await self._tokens.create(request.name, request.labels, request.valid_ms)
+        return devices_pb2.CreateEnrolmentTokenResponse(token=token, expires_unix_ms=expires_ms)
+
+    async def ListDevices(
+        self, request: devices_pb2.ListDevicesRequest, context: Context
+    ) -> devices_pb2.ListDevicesResponse:
+        return devices_pb2.ListDevicesResponse(devices=await self._fleet.all(request.labels))
+
+    async def GetDevice(self, request: devices_pb2.GetDeviceRequest, context: Context) -> devices_pb2.GetDeviceResponse:
+        return devices_pb2.GetDeviceResponse(device=await self._fleet.get(request.device))
+
+    async def SetLabels(self, request: devices_pb2.SetLabelsRequest, context: Context) -> devices_pb2.SetLabelsResponse:
+        return devices_pb2.SetLabelsResponse(device=await self._fleet.set_labels(request.device, request.labels))
+
+    async def PauseDevice(
+        self, request: devices_pb2.PauseDeviceRequest, context: Context
+    ) -> devices_pb2.PauseDeviceResponse:
+        return devices_pb2.PauseDeviceResponse(device=await self._fleet.set_paused(request.device, True))
+
+    async def ResumeDevice(
+        self, request: devices_pb2.ResumeDeviceRequest, context: Context
+    ) -> devices_pb2.ResumeDeviceResponse:
+        return devices_pb2.ResumeDeviceResponse(device=await self._fleet.set_paused(request.device, False))

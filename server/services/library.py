@@ -1,0 +1,53 @@
+"""Models and datasets, for people."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from fleetfit.proto.v1 import models_pb2, models_pb2_grpc
+from fleetfit.server.engine.engine import Engine
+from fleetfit.server.services.edge import Context
+
+
+class Models(models_pb2_grpc.ModelsServicer):
+    """See proto/v1/models.proto."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def PushModel(
+        self, request: models_pb2.PushModelRequest, context: Context
+    ) -> AsyncIterator[models_pb2.PushModelResponse]:
+        async for response in self._engine.push_model(request.name, request.artifact.sha256, request.format):
+            yield response
+
+    async def ListModels(
+        self, request: models_pb2.ListModelsRequest, context: Context
+    ) -> models_pb2.ListModelsResponse:
+        return models_pb2.ListModelsResponse(models=await self._engine.library.models())
+
+    async def GetModel(self, request: models_pb2.GetModelRequest, context: Context) -> models_pb2.GetModelResponse:
+        return models_pb2.GetModelResponse(model=await self._engine.library.model(request.model))
+
+
+class Datasets(models_pb2_grpc.DatasetsServicer):
+    """See proto/v1/models.proto."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def PushDataset(
+        self, request: models_pb2.PushDatasetRequest, context: Context
+    ) -> AsyncIterator[models_pb2.PushDatasetResponse]:
+        async for response in self._engine.push_dataset(request):
+            yield response
+
+    async def ListDatasets(
+        self, request: models_pb2.ListDatasetsRequest, context: Context
+    ) -> models_pb2.ListDatasetsResponse:
+        return models_pb2.ListDatasetsResponse(datasets=await self._engine.library.datasets())
+
+    async def GetDataset(
+        self, request: models_pb2.GetDatasetRequest, context: Context
+    ) -> models_pb2.GetDatasetResponse:
+        return models_pb2.GetDatasetResponse(dataset=await self._engine.library.dataset(request.dataset))
