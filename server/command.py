@@ -1,0 +1,105 @@
+"""`fleetfit server`: starts the server, or checks that it could start."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_MB = 1 << 20
+
+
+def server(
+    listen: Annotated[str, typer.Option(help="Address for people and enrolment (TLS); port 0 takes a free one.")] = (
+        "127.0.0.1:7600"
+    ),
+    agent_listen: Annotated[str, typer.Option(help="Address for agents (mutual TLS).")] = "127.0.0.1:7601",
+    web: Annotated[
+        str, typer.Option(help="Address for read-only web pages, on this machine only, for example 127.0.0.1:7602.")
+    ] = "",
+    state: Annotated[
+        Path | None, typer.Option(help="Folder for everything the server keeps.", show_default=False)
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Check the folder, and end.")] = False,
+    dev: Annotated[bool, typer.Option("--dev", help="For development: gRPC reflection, and more in the log.")] = False,
+    new_token: Annotated[
+        bool, typer.Option("--new-token", help="Print a new token for people on other machines; the older one ends.")
+    ] = False,
+    task_memory_mb: Annotated[int, typer.Option(min=256, help="Memory that one compression process may use.")] = 8192,
+    task_minutes: Annotated[int, typer.Option(min=1, help="Time that one compression process may take.")] = 240,
+    method: Annotated[str, typer.Option(help="How devices measure: standard, or quick for trials.")] = "standard",
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output, one object per line.")] = False,
+) -> None:
+    """Run the server that compresses models and leads the devices, until it is stopped."""
+    # gRPC's core logs a line of its own for every handshake that fails; ours says it better.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from fleetfit.core.children import Limits
+    from fleetfit.core.errors import InvalidInput
+    from fleetfit.proto.methods import named_method
+    from fleetfit.server.engine.engine import Settings
+    from fleetfit.server.running import Options, Running, check_addresses, check_state, serve
+    from fleetfit.server.state import default_state
+
+    options = Options(
+        listen=listen,
+        agent_listen=agent_listen,
+        web=web,
+        state=(state or default_state()).absolute(),
+        settings=Settings(method=method),
+        task_limits=Limits(memory_bytes=task_memory_mb * _MB, wall_s=task_minutes * 60),
+        dev=dev,
+        new_token=new_token,
+    )
+    try:
+        named_method(method)
+        check_addresses(options)
+    except InvalidInput as error:
+        # A wrong option, which has an exit code of its own.
+        raise typer.BadParameter(error.message) from error
+    if check:
+        found = check_state(options.state)
+        said = json.dumps({"ok": True, **found}) if as_json else f"{options.state} is in order"
+        print(said, flush=True)
+        return
+    _log_to_stderr(as_json, dev)
+
+    def ready(running: Running) -> None:
+        if as_json:
+            line = {"ready": True, **running.public(), "state": str(running.state)}
+            print(json.dumps(line | ({"token": running.token} if running.token else {})), flush=True)
+            return
+        print(f"people and enrolment: {running.listen}\nagents:               {running.agent_listen}")
+        if running.web:
+            print(f"web pages:            http://{running.web}/")
+        if running.token:
+            print(
+                "\nOn another machine, use this server with (shown only now; make another with --new-token):\n"
+                f"  export FLEETFIT_SERVER={running.listen} FLEETFIT_TOKEN={running.token}"
+            )
+        print("\nServing; stop with Ctrl-C.", flush=True)
+
+    asyncio.run(serve(options, ready))
+
+
+def _log_to_stderr(as_json: bool, dev: bool) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_JsonLines() if as_json else logging.Formatter("%(asctime)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("fleetfit").setLevel(logging.DEBUG if dev else logging.INFO)
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": record.created,
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
