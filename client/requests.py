@@ -12,6 +12,13 @@ from typing import Final
 from fleetfit.core.errors import InvalidInput
 from fleetfit.proto.v1 import jobs_pb2
 
+
+class UsageError(InvalidInput):
+    """An option whose value cannot be meant; the command line ends with its exit code for wrong usage."""
+
+    code = "USAGE"
+
+
 _UNITS_S: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
 _NUMBER: Final = re.compile(r"\d+(?:\.\d+)?")
@@ -53,10 +60,10 @@ class Wanted:
 
 
 def job_spec(wanted: Wanted) -> jobs_pb2.JobSpec:
-    """The request for a job. Raises InvalidInput for what cannot be meant."""
+    """The request for a job. Raises UsageError for what cannot be meant, InvalidInput for an unreadable recipe file."""
     devices = split_names(wanted.on)
     if not devices:
-        raise InvalidInput(
+        raise UsageError(
             "no device is named; give a name, a label or 'all' (`fleetfit devices list` shows them)", field="on"
         )
     return jobs_pb2.JobSpec(
@@ -81,7 +88,7 @@ def drop(text: str) -> tuple[float, bool]:
     trimmed = text.strip()
     number = trimmed.removesuffix("%").strip()
     if _NUMBER.fullmatch(number) is None:
-        raise InvalidInput(
+        raise UsageError(
             f"'{text}' is not a loss of the metric; write points such as 1, or percent of the original's value such as 2%",
             field="max-drop",
         )
@@ -93,7 +100,7 @@ def duration_ms(text: str) -> int:
     match = _DURATION.fullmatch(text.strip().lower())
     milliseconds = round(float(match[1]) * _UNITS_S[match[2] or "s"] * 1000) if match is not None else 0
     if not 0 < milliseconds < 2**63:
-        raise InvalidInput(f"'{text}' is not a length of time; write for example 90s, 30m or 2h", field="budget")
+        raise UsageError(f"'{text}' is not a length of time; write for example 90s, 30m or 2h", field="budget")
     return milliseconds
 
 
@@ -102,7 +109,7 @@ def objective(text: str) -> jobs_pb2.Objective.ValueType:
     try:
         return _OBJECTIVES[text]
     except KeyError:
-        raise InvalidInput(
+        raise UsageError(
             f"'{text}' cannot be minimized; choose one of {', '.join(_OBJECTIVES)}", field="minimize"
         ) from None
 
@@ -164,11 +171,11 @@ def _limits(wanted: Wanted) -> jobs_pb2.Limits:
 
 def _positive(value: float, option: str) -> float:
     if not (math.isfinite(value) and 0 < value < 1e9):
-        raise InvalidInput(f"--{option} {value:g} is no limit; give a number above 0", field=option)
+        raise UsageError(f"--{option} {value:g} is no limit; give a number above 0", field=option)
     return value
 
 
 def _count(value: int, option: str) -> int:
     if not 1 <= value <= 1024:
-        raise InvalidInput(f"--{option} {value} is not possible; give a whole number from 1 to 1024", field=option)
+        raise UsageError(f"--{option} {value} is not possible; give a whole number from 1 to 1024", field=option)
     return value

@@ -26,6 +26,8 @@ from fleetfit.core.errors import FleetfitError, UnsupportedHere
 
 GROUP: Final = "fleetfit.commands"
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+# An error of this code is wrong usage too: a value that only the command can judge.
+_USAGE_CODE: Final = "USAGE"
 
 # In the order of first use. Kept here because asking a command for its own summary would import it.
 _SUMMARIES: Final = {
@@ -59,7 +61,7 @@ def run(arguments: Sequence[str]) -> int:
         return code
     except FleetfitError as error:
         _say(error.code, error.message, error.field, as_json)
-        return FAILED
+        return USAGE if error.code == _USAGE_CODE else FAILED
     except KeyboardInterrupt:
         _say("INTERRUPTED", "interrupted", "", as_json)
         return INTERRUPTED
@@ -103,7 +105,7 @@ def _dispatch(arguments: list[str]) -> int:
         near = difflib.get_close_matches(first, known, 1, cutoff=0.5)
         hint = f"did you mean 'fleetfit {near[0]}'?" if near else "`fleetfit --help` lists the commands"
         what = "option" if first.startswith("-") else "command"
-        _say("USAGE", f"there is no {what} '{first}'; {hint}", "", "--json" in arguments)
+        _say(_USAGE_CODE, f"there is no {what} '{first}'; {hint}", "", "--json" in arguments)
         return USAGE
     return _run_command(entry, arguments[1:])
 
@@ -118,7 +120,7 @@ def _run_command(entry: EntryPoint, arguments: list[str]) -> int:
     try:
         code = command.main(args=arguments, prog_name=f"fleetfit {entry.name}", standalone_mode=False)
     except usage_error as error:
-        _say("USAGE", _usage_sentence(error), "", as_json, hint=_usage_hint(error, entry.name))
+        _say(_USAGE_CODE, _usage_sentence(error), "", as_json, hint=_usage_hint(error, entry.name))
         return USAGE
     except typer.Abort:
         raise KeyboardInterrupt from None

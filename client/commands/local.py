@@ -1,0 +1,67 @@
+"""`fleetfit compress --local`: one recipe on one file, with no server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fleetfit.client.output import Output
+from fleetfit.client.progress import Follower
+from fleetfit.client.requests import UsageError, read_recipe, recipe_source
+from fleetfit.client.tables.words import count, duration, significant, size
+
+
+def compress_here(
+    model: Path,
+    data: str,
+    recipes: Sequence[str],
+    out: Path | None,
+    *,
+    metric: str,
+    seed: int,
+    threads: Sequence[int],
+    as_json: bool,
+) -> None:
+    """Carry the recipe out, and show what each of its steps did."""
+    if len(recipes) != 1:
+        raise UsageError("--local carries out one recipe; name it with --recipe NAME_OR_FILE", field="recipe")
+    if out is None:
+        raise UsageError("no folder is named; give -o DIR for the build and its lineage", field="output")
+    if len(threads) > 1:
+        raise UsageError("--local computes with one number of threads; give one", field="threads")
+    # The only command that compresses: these are not imported by any other.
+    from fleetfit.compress.local import compress_local
+    from fleetfit.compress.recipe import Recipe, named_recipe
+
+    given = recipes[0]
+    is_file = recipe_source(given).WhichOneof("source") == "yaml"
+    recipe = Recipe.from_user(read_recipe(Path(given)), source=given) if is_file else named_recipe(given)
+    output = Output(as_json)
+    with Follower() as told:
+        result = compress_local(
+            model,
+            Path(data) if data else None,
+            recipe,
+            out,
+            metric=metric,
+            seed=seed,
+            threads=threads[0] if threads else 1,
+            report=lambda fraction, activity: told(activity, fraction),
+        )
+    if as_json:
+        output.json({"folder": str(out), "result": result.model_dump(mode="json")})
+        return
+    from fleetfit.client.tables.lists import table
+
+    rows = []
+    for step in result.lineage:
+        judged = "-" if step.metric is None else significant(step.metric.value, 4)
+        rows.append((step.pass_name, count(step.parameters), size(step.weight_bytes), judged, duration(step.seconds)))
+    named = next((step.metric.name for step in result.lineage if step.metric is not None), "metric").upper()
+    columns = [("STEP", ""), ("PARAMETERS", "right"), ("WEIGHTS", "right"), (named, "right"), ("TOOK", "right")]
+    output.show(table(columns, rows))
+    for build in result.builds:
+        output.say(f"\n{out / build.file}: {size(build.size_bytes)}, for {build.runtime}")
+    for note in result.notes:
+        output.say(f"note: {note}")
+    output.say("nothing was measured on a device: whether it is faster there, `fleetfit compress --on DEVICE` says")

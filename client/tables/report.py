@@ -1,0 +1,146 @@
+"""A report as people read it in a terminal: for each device a table, the choice and why, and why not the others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from fleetfit.client.tables.report_rows import Row, Span, rows_of
+from fleetfit.client.tables.words import job_id, significant, size
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def report_parts(report: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """What to print, from top to bottom."""
+    metric = report.get("metric") or {}
+    yield Text(f"job {job_id(report['job'])} of {report['model']}", style="bold")
+    if metric.get("name"):
+        better = "higher" if metric.get("higher_is_better") else "lower"
+        yield Text(f"judged by {metric['name']}, in {metric.get('unit') or 'its own unit'}; {better} is better")
+    if limits := limits_sentence(report.get("limits") or {}):
+        yield Text(limits)
+    for device in report.get("devices") or []:
+        yield Text()
+        yield from _device_parts(report, device)
+    yield Text()
+    yield Text(
+        "Below each figure stands its 95 % interval. A ratio of 2 means twice as fast; faster is only what has its whole "
+        "interval above 1.",
+        style="dim",
+    )
+
+
+def limits_sentence(limits: Mapping[str, Any]) -> str:
+    """The job's limits in one line; empty where there are none."""
+    words = []
+    if limits.get("max_drop_points") is not None:
+        words.append(f"a drop of at most {limits['max_drop_points']:g}")
+    if limits.get("max_drop_percent") is not None:
+        words.append(f"a drop of at most {limits['max_drop_percent']:g} % of the original's value")
+    if limits.get("p95_ms") is not None:
+        words.append(f"p95 at most {limits['p95_ms']:g} ms")
+    if limits.get("max_peak_memory_bytes") is not None:
+        words.append(f"memory at most {size(limits['max_peak_memory_bytes'])}")
+    if limits.get("max_size_bytes") is not None:
+        words.append(f"size at most {size(limits['max_size_bytes'])}")
+    return f"wanted: {', '.join(words)}" if words else ""
+
+
+def _device_parts(report: Mapping[str, Any], device: Mapping[str, Any]) -> Iterator[RenderableType]:
+    profile = f" ({device['profile']})" if device.get("profile") else ""
+    yield Text(f"{device['device']}{profile}", style="bold underline")
+    if device.get("emulated"):
+        yield Text("This device is emulated: its timings mean nothing.", style="yellow")
+    rows = rows_of(report, device)
+    yield _table(rows)
+    yield Text()
+    chosen = next((row for row in rows if row.selected), None)
+    verdict = f"Chosen: {chosen.recipe}. " if chosen is not None else "Nothing was chosen. "
+    yield Text.assemble((verdict, "bold green" if chosen is not None else "bold yellow"), str(device.get("why") or ""))
+    rejected = [row for row in rows if not row.selected and (row.rejected_because or row.status != "measured")]
+    if rejected:
+        yield Text("Not chosen:", style="bold")
+        for row in rejected:
+            reasons = "; ".join(row.rejected_because or row.notes) or row.status
+            yield _item(f"{row.recipe}{_condition(row, rows)}: {reasons}")
+    for note in dict.fromkeys(note for row in rows for note in _notes(row)):
+        yield _item(note, style="dim")
+
+
+def _table(rows: list[Row]) -> Table:
+    made = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    made.add_column(Text("RECIPE"), overflow="fold", min_width=12)
+    for heading in ("P50 MS", "x ORIGINAL", "x BEST UNC."):
+        made.add_column(Text(heading), justify="right", overflow="fold")
+    for heading in ("DROP", "SIZE", "MEMORY"):
+        made.add_column(Text(heading), justify="right", overflow="fold")
+    for row in rows:
+        style = "bold green" if row.selected else "dim" if row.status != "measured" else ""
+        mark = "* " if row.selected else ""
+        below = row.variant + _condition(row, rows)
+        made.add_row(
+            Text.assemble((mark + row.recipe, style), ("\n" + below, "dim")),
+            _cell(row.p50_ms, style) if row.status == "measured" else Text(row.status, style="red"),
+            _cell(row.versus_original, style),
+            _cell(row.versus_best_uncompressed, style),
+            _cell(row.drop, style, digits=2),
+            Text(size(row.size_bytes), style=style),
+            Text(size(row.peak_memory_bytes), style=style),
+        )
+    return made
+
+
+def _cell(span: Span | None, style: str, *, digits: int | None = None) -> Text:
+    if span is None:
+        return Text("-", style="dim")
+    return Text.assemble((_figure(span.value, digits), style), ("\n" + interval(span, digits), "dim"))
+
+
+def interval(span: Span, digits: int | None = None) -> str:
+    """The interval as `0.41-0.43`; with ` to ` between where a bound is negative; empty where both are unknown."""
+    if span.low is None and span.high is None:
+        return ""
+    low, high = (_figure(bound, digits) if bound is not None else "?" for bound in (span.low, span.high))
+    negative = any(bound is not None and bound < 0 for bound in (span.low, span.high))
+    return f"{low} to {high}" if negative else f"{low}-{high}"
+
+
+def _figure(value: float, digits: int | None) -> str:
+    if math.isinf(value):
+        return "inf"
+    if digits is None:
+        return significant(value, 3)
+    # A drop of accuracy reads best with fixed decimals; a regression's error may be tiny, or large.
+    return f"{value:.{digits}f}" if 0.1 <= abs(value) < 1000 or value == 0 else significant(value, 2)
+
+
+def _condition(row: Row, rows: list[Row]) -> str:
+    """Threads and batch, where the rows differ in them."""
+    parts = []
+    if len({one.runtime for one in rows}) > 1:
+        parts.append(row.runtime)
+    if len({one.threads for one in rows}) > 1:
+        parts.append(f"{row.threads} thr")
+    if len({one.batch for one in rows}) > 1:
+        parts.append(f"batch {row.batch}")
+    return f" {' '.join(parts)}" if parts else ""
+
+
+def _notes(row: Row) -> Iterator[str]:
+    if row.trust and row.trust != "clean":
+        yield f"{row.recipe} was measured on a {row.trust} device"
+    if row.tie_with:
+        yield f"{row.recipe} cannot be told apart in speed from {', '.join(row.tie_with)}"
+    if row.status == "measured":
+        yield from row.notes
+
+
+def _item(text: str, style: str = "") -> Padding:
+    return Padding(Text(f"- {text}", style=style), (0, 0, 0, 2))

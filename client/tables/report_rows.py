@@ -1,0 +1,119 @@
+"""A report's candidates as flat rows: what its table, its CSV and its Markdown are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Span:
+    """A figure with its 95 % interval; a bound that is not known is None."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One candidate. Figures that were not measured are None."""
+
+    device: str
+    emulated: bool
+    variant: str
+    recipe: str
+    runtime: str
+    threads: int | None
+    batch: int | None
+    status: str
+    baseline: bool
+    selected: bool
+    meets_limits: bool
+    p50_ms: Span | None
+    p95_ms: float | None
+    p99_ms: float | None
+    versus_original: Span | None
+    versus_best_uncompressed: Span | None
+    metric: Span | None
+    test_metric: Span | None
+    drop: Span | None
+    size_bytes: int | None
+    parameters: int | None
+    peak_memory_bytes: int | None
+    trust: str
+    tie_with: tuple[str, ...]
+    rejected_because: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def rows_of(report: Mapping[str, Any], device: Mapping[str, Any]) -> list[Row]:
+    """The rows of one device of a report, in the report's order."""
+    higher_is_better = bool((report.get("metric") or {}).get("higher_is_better", True))
+    candidates = device.get("candidates") or []
+    reference = next((_span(c.get("metric")) for c in candidates if c.get("baseline")), None)
+    return [_row(device, candidate, reference, higher_is_better) for candidate in candidates]
+
+
+def _row(device: Mapping[str, Any], c: Mapping[str, Any], reference: Span | None, higher_is_better: bool) -> Row:
+    condition, latency = c.get("condition") or {}, c.get("latency_ms") or {}
+    speedup = c.get("speedup") or {}
+    metric = _span(c.get("metric"))
+    drop = _span(c.get("drop"))
+    if drop is None and metric is not None and reference is not None:
+        worse = reference.value - metric.value if higher_is_better else metric.value - reference.value
+        drop = Span(worse, None, None)
+    p50 = latency.get("p50")
+    selected = device.get("selected")
+    return Row(
+        device=str(device.get("device", "")),
+        emulated=bool(device.get("emulated")),
+        variant=str(c.get("variant", "")),
+        recipe=str(c.get("recipe", "")),
+        runtime=str(c.get("runtime", "")),
+        threads=condition.get("threads"),
+        batch=condition.get("batch"),
+        status=str(c.get("status", "")),
+        baseline=bool(c.get("baseline")),
+        selected=_is_selected(device, c) if selected else False,
+        meets_limits=bool(c.get("meets_limits")),
+        p50_ms=None if p50 is None else Span(p50, *_bounds(latency)),
+        p95_ms=latency.get("p95"),
+        p99_ms=latency.get("p99"),
+        versus_original=_span(speedup.get("original"), "ratio"),
+        versus_best_uncompressed=_span(speedup.get("best_uncompressed"), "ratio"),
+        metric=metric,
+        test_metric=_span(c.get("test_metric")),
+        drop=drop,
+        size_bytes=c.get("size_bytes"),
+        parameters=c.get("parameters"),
+        peak_memory_bytes=c.get("peak_memory_bytes"),
+        trust=str(c.get("trust") or ""),
+        tie_with=tuple(c.get("tie_with") or ()),
+        rejected_because=tuple(c.get("rejected_because") or ()),
+        notes=tuple(c.get("notes") or ()),
+    )
+
+
+def _is_selected(device: Mapping[str, Any], c: Mapping[str, Any]) -> bool:
+    """Whether a candidate is the chosen one: the variant, under the condition that it was chosen for."""
+    if c.get("variant") != device.get("selected"):
+        return False
+    same = [one for one in device.get("candidates") or [] if one.get("variant") == device.get("selected")]
+    if len(same) == 1:
+        return True
+    # The same variant under several conditions: the one that no reason speaks against.
+    accepted = [one for one in same if not one.get("rejected_because") and one.get("meets_limits")]
+    return c is (accepted or same)[0]
+
+
+def _span(figure: Mapping[str, Any] | None, key: str = "value") -> Span | None:
+    if not figure or figure.get(key) is None:
+        return None
+    return Span(figure[key], *_bounds(figure))
+
+
+def _bounds(figure: Mapping[str, Any]) -> Sequence[float | None]:
+    bounds = figure.get("ci95") or (None, None)
+    return bounds[0], bounds[1]

@@ -1,0 +1,100 @@
+"""A report as CSV and as Markdown."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from fleetfit.client.tables.report import interval, limits_sentence
+from fleetfit.client.tables.report_rows import Row, Span, rows_of
+from fleetfit.client.tables.words import significant, size
+
+_FORMULA = ("=", "+", "-", "@")
+
+
+def report_csv(report: Mapping[str, Any]) -> str:
+    """One line for each candidate on each device; an interval becomes two columns, `_low` and `_high`."""
+    names = [field.name for field in dataclasses.fields(Row)]
+    spans = {field.name for field in dataclasses.fields(Row) if "Span" in str(field.type)}
+    header = [part for name in names for part in ((name, f"{name}_low", f"{name}_high") if name in spans else (name,))]
+    target = io.StringIO()
+    writer = csv.writer(target, lineterminator="\n")
+    writer.writerow(["job", *header])
+    for device in report.get("devices") or []:
+        for row in rows_of(report, device):
+            cells: list[Any] = [report.get("job", "")]
+            for name in names:
+                cells += _cells(getattr(row, name), name in spans)
+            writer.writerow(cells)
+    return target.getvalue()
+
+
+def _cells(value: Any, is_span: bool) -> list[Any]:
+    if is_span:
+        return ["", "", ""] if value is None else [value.value, _blank(value.low), _blank(value.high)]
+    if isinstance(value, tuple):
+        value = "; ".join(value)
+    if isinstance(value, bool):
+        return [str(value).lower()]
+    if isinstance(value, str) and value.startswith(_FORMULA):
+        # A spreadsheet would take such a text for a formula.
+        return [f"'{value}"]
+    return [_blank(value)]
+
+
+def _blank(value: Any) -> Any:
+    return "" if value is None else value
+
+
+def report_markdown(report: Mapping[str, Any]) -> str:
+    """Headings, one table for each device, the choice and the reasons."""
+    metric = report.get("metric") or {}
+    lines = [f"# {report.get('model', '')}: job {report.get('job', '')}", ""]
+    if metric.get("name"):
+        lines += [f"Judged by {metric['name']} ({metric.get('unit', '')}).", ""]
+    if limits := limits_sentence(report.get("limits") or {}):
+        lines += [f"{limits[:1].upper()}{limits[1:]}.", ""]
+    for device in report.get("devices") or []:
+        profile = f" ({device['profile']})" if device.get("profile") else ""
+        lines += [f"## {_plain(str(device['device']) + profile)}", ""]
+        if device.get("emulated"):
+            lines += ["**This device is emulated: its timings mean nothing.**", ""]
+        lines += [f"{_plain(str(device.get('why') or ''))}", ""]
+        lines += _table(rows_of(report, device))
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _table(rows: list[Row]) -> list[str]:
+    head = ("", "recipe", "variant", "threads", "batch", "p50 ms", "x original", "x best uncompressed", "drop", "size")
+    lines = ["| " + " | ".join((*head, "memory", "not chosen because")) + " |", "|" + " --- |" * (len(head) + 2)]
+    for row in rows:
+        cells = [
+            "**chosen**" if row.selected else "",
+            row.recipe,
+            row.variant,
+            str(_blank(row.threads)),
+            str(_blank(row.batch)),
+            *(_span(span) for span in (row.p50_ms, row.versus_original, row.versus_best_uncompressed, row.drop)),
+            size(row.size_bytes),
+            size(row.peak_memory_bytes),
+            "; ".join(row.rejected_because or (() if row.status == "measured" else (row.status, *row.notes))),
+        ]
+        lines.append("| " + " | ".join(cell if cell == "**chosen**" else _plain(cell) for cell in cells) + " |")
+    return [*lines, ""]
+
+
+def _span(span: Span | None) -> str:
+    if span is None:
+        return "-"
+    bounds = interval(span)
+    return f"{significant(span.value)} ({bounds})" if bounds else significant(span.value)
+
+
+def _plain(text: str) -> str:
+    """Text that cannot end a cell or start markup."""
+    for character in "\\|*_`<>[]":
+        text = text.replace(character, f"\\{character}")
+    return " ".join(text.split())
