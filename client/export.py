@@ -78,7 +78,8 @@ def export(
     torch = _torch()
     if not isinstance(model, torch.nn.Module):
         raise InvalidModel(f"export takes a torch.nn.Module, not a {type(model).__name__}; give it the model itself.")
-    samples = _bind_samples(torch, model, sample_inputs)
+    # Copies: a slice of a whole dataset would take the dataset into the archive.
+    samples = {key: value.detach().clone() for key, value in _bind_samples(torch, model, sample_inputs).items()}
     notes: list[str] = []
     target = Path(path)
     with _ready(torch, model):

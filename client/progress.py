@@ -25,9 +25,8 @@ class Follower:
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
         self._lock = threading.Lock()
-        self._began = time.monotonic()
         self._activity = ""
-        self._activity_began = self._began
+        self._activity_began = 0.0
         self._last_line = (0.0, "")
         self._bar: Any = None
         self._bar_task: Any = None
@@ -54,10 +53,11 @@ class Follower:
                 self._activity, self._activity_began = activity, now
             if remaining_s is None and fraction is not None and fraction > 0.05:
                 remaining_s = (now - self._activity_began) * (1 - fraction) / fraction
-            if self._terminal:
-                if now - self._began >= _SHOW_AFTER_S or self._bar is not None:
-                    self._draw(activity, fraction, remaining_s)
-            else:
+            # Work of unknown length is told of once, at its begin; of other work there will be more calls.
+            due = fraction is None or now - self._activity_began >= _SHOW_AFTER_S
+            if self._terminal and (due or self._bar is not None):
+                self._draw(activity, fraction, remaining_s)
+            elif due and not self._terminal:
                 self._write(activity, fraction, remaining_s, now)
 
     def note(self, sentence: str) -> None:
@@ -86,7 +86,7 @@ class Follower:
 
     def _write(self, activity: str, fraction: float | None, remaining_s: float | None, now: float) -> None:
         last, said = self._last_line
-        if now - self._began < _SHOW_AFTER_S or (activity == said and now - last < _LINE_EVERY_S) or now - last < 1.0:
+        if activity == said and now - last < _LINE_EVERY_S:
             return
         self._last_line = (now, activity)
         done = f": {fraction:.0%}" if fraction is not None else ""
