@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
 from fleetfit.client.client import Client
 from fleetfit.client.progress import Follower
-from fleetfit.client.tables.words import job_id
+from fleetfit.client.tables.words import condition, job_id
 from fleetfit.core.errors import FleetfitError, InternalError
 from fleetfit.proto.v1 import jobs_pb2
 
@@ -46,30 +45,24 @@ def follow_job(client: Client, job: str, told: Follower, on_state: OnState = lam
 
 def _progress(job: jobs_pb2.Job) -> tuple[str, float | None, float | None]:
     progress = job.progress
-    activity = progress.activity or "waiting"
-    through = sum(one.state in _THROUGH for one in job.candidates)
-    counted = f"{activity} ({through}/{len(job.candidates)})" if job.candidates else activity
     remaining = progress.remaining_ms / 1000 if progress.HasField("remaining_ms") else None
-    return counted, progress.fraction, remaining
+    return progress.activity or "waiting", progress.fraction, remaining
 
 
 class _News:
     """What changed since the last state of a job, in sentences."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, str, str, int], str] = {}
+        self._known: dict[tuple[str, str, str, int, int], str] = {}
 
     def of(self, job: jobs_pb2.Job) -> list[str]:
         """A sentence for each candidate that is through since the last call."""
         sentences = []
-        seen: Counter[tuple[str, str, str]] = Counter()
         for one in job.candidates:
             # The same recipe runs on a device once for each number of threads and each batch.
-            name = (one.device, one.recipe, one.runtime)
-            key = (*name, seen[name])
-            seen[name] += 1
+            key = (one.device, one.recipe, one.runtime, one.threads, one.batch)
             if self._known.get(key) != one.state and one.state in _THROUGH:
                 detail = f": {one.detail}" if one.detail else ""
-                sentences.append(f"{one.device}  {one.recipe}  {one.state}{detail}")
+                sentences.append(f"{one.device}  {one.recipe}{condition(one, job.candidates)}  {one.state}{detail}")
             self._known[key] = one.state
         return sentences

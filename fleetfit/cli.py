@@ -120,6 +120,9 @@ def _run_command(entry: EntryPoint, arguments: list[str]) -> int:
     try:
         code = command.main(args=arguments, prog_name=f"fleetfit {entry.name}", standalone_mode=False)
     except usage_error as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message(), file=sys.stderr)
+            return USAGE
         _say(_USAGE_CODE, _usage_sentence(error), "", as_json, hint=_usage_hint(error, entry.name))
         return USAGE
     except typer.Abort:

@@ -32,10 +32,14 @@ def ended_badly(job: jobs_pb2.Job) -> bool:
 
 def ending(job: jobs_pb2.Job) -> str:
     """How a job ended, in a sentence that says what to do next."""
-    name, reason = job_id(job.job_id), f": {job.reason}" if job.reason else ""
+    name = job_id(job.job_id)
     if job.state == jobs_pb2.JOB_STATE_DONE:
         return f"the job {name} is done; `fleetfit report {name}` shows what was measured"
-    return f"the job {name} {state_of(job)}{reason}; `fleetfit jobs resume {name}` goes on with it"
+    if job.state == jobs_pb2.JOB_STATE_CANCELLED:
+        return f"the job {name} was cancelled; `fleetfit jobs resume {name}` goes on with it"
+    return (
+        f"the job {name} failed{': ' + job.reason if job.reason else ''}; `fleetfit jobs resume {name}` goes on with it"
+    )
 
 
 @app.command("list")

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fleetfit.client.plain import enum_word
-from fleetfit.client.tables.words import ago, count, duration, job_id, shape, size
+from fleetfit.client.tables.words import ago, condition, count, duration, job_id, shape, size
 from fleetfit.proto.v1 import common_pb2, devices_pb2, jobs_pb2, models_pb2
 
 if TYPE_CHECKING:
@@ -188,7 +188,10 @@ def jobs_table(jobs: Sequence[jobs_pb2.Job]) -> Table:
 
 def job_candidates(job: jobs_pb2.Job) -> Table:
     """How far each candidate of a job is."""
-    rows = [(one.device, one.recipe, one.runtime, one.state, one.detail) for one in job.candidates]
+    rows = [
+        (one.device, one.recipe + condition(one, job.candidates), one.runtime, one.state, one.detail)
+        for one in job.candidates
+    ]
     return table((("DEVICE", ""), ("RECIPE", ""), ("RUNTIME", ""), ("STATE", ""), ("", "")), rows)
 
 
@@ -197,7 +200,7 @@ def plan_table(plan: jobs_pb2.Plan) -> Table:
     rows = [
         (
             one.device,
-            one.recipe,
+            one.recipe + condition(one, plan.candidates),
             one.runtime,
             size(one.expected_size_bytes or None),
             size(one.download_bytes),

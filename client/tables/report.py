@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fleetfit.client.tables.report_rows import Row, Span, rows_of
-from fleetfit.client.tables.words import job_id, significant, size
+from fleetfit.client.tables.words import condition, job_id, significant, size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -122,15 +122,9 @@ def _figure(value: float, digits: int | None) -> str:
 
 
 def _condition(row: Row, rows: list[Row]) -> str:
-    """Threads and batch, where the rows differ in them."""
-    parts = []
-    if len({one.runtime for one in rows}) > 1:
-        parts.append(row.runtime)
-    if len({one.threads for one in rows}) > 1:
-        parts.append(f"{row.threads} thr")
-    if len({one.batch for one in rows}) > 1:
-        parts.append(f"batch {row.batch}")
-    return f" {' '.join(parts)}" if parts else ""
+    """Runtime, threads and batch, where the rows differ in them."""
+    runtime = f" {row.runtime}" if len({one.runtime for one in rows}) > 1 else ""
+    return runtime + condition(row, rows)
 
 
 def _notes(row: Row) -> Iterator[str]:

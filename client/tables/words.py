@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Protocol
 
 _SIZES = ("B", "kB", "MB", "GB", "TB")
 
@@ -71,3 +72,22 @@ def shape(sizes: Sequence[int]) -> str:
 def job_id(text: str) -> str:
     """The end of a job's id, which names it as well as the whole does."""
     return text[-8:]
+
+
+class Conditioned(Protocol):
+    """What is measured with some threads and some batch."""
+
+    @property
+    def threads(self) -> int | None:
+        """Threads of the inference."""
+
+    @property
+    def batch(self) -> int | None:
+        """Samples in one inference."""
+
+
+def condition(one: Conditioned, among: Sequence[Conditioned]) -> str:
+    """Threads and batch as ` 2 thr batch 8`, each only where the others' differ."""
+    threads = f" {one.threads} thr" if len({other.threads for other in among}) > 1 else ""
+    batch = f" batch {one.batch}" if len({other.batch for other in among}) > 1 else ""
+    return threads + batch

@@ -261,6 +261,8 @@ class PlannedCandidate(_message.Message):
     EXPECTED_MEASURE_MS_FIELD_NUMBER: _builtins.int
     CACHED_FIELD_NUMBER: _builtins.int
     SKIP_REASON_FIELD_NUMBER: _builtins.int
+    THREADS_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     device: _builtins.str
     recipe: _builtins.str
     runtime: _builtins.str
@@ -274,6 +276,9 @@ class PlannedCandidate(_message.Message):
     """The variant exists already from an earlier job."""
     skip_reason: _builtins.str
     """Why it will be skipped, if it will."""
+    threads: _builtins.int
+    """What it is measured with; 0 from a server that does not say."""
+    batch: _builtins.int
     def __init__(
         self,
         *,
@@ -286,10 +291,12 @@ class PlannedCandidate(_message.Message):
         expected_measure_ms: _builtins.int = ...,
         cached: _builtins.bool = ...,
         skip_reason: _builtins.str = ...,
+        threads: _builtins.int = ...,
+        batch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "device", b"device", "download_bytes", b"download_bytes", "expected_compress_ms", b"expected_compress_ms", "expected_measure_ms", b"expected_measure_ms", "expected_size_bytes", b"expected_size_bytes", "recipe", b"recipe", "runtime", b"runtime", "skip_reason", b"skip_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "cached", b"cached", "device", b"device", "download_bytes", b"download_bytes", "expected_compress_ms", b"expected_compress_ms", "expected_measure_ms", b"expected_measure_ms", "expected_size_bytes", b"expected_size_bytes", "recipe", b"recipe", "runtime", b"runtime", "skip_reason", b"skip_reason", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -335,12 +342,17 @@ class CandidateStatus(_message.Message):
     RUNTIME_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
+    THREADS_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     device: _builtins.str
     recipe: _builtins.str
     runtime: _builtins.str
     state: _builtins.str
     """`waiting`, `compressing`, `measuring`, `measured`, `failed`, `skipped`."""
     detail: _builtins.str
+    threads: _builtins.int
+    """What it is measured with; 0 from a server that does not say."""
+    batch: _builtins.int
     def __init__(
         self,
         *,
@@ -349,10 +361,12 @@ class CandidateStatus(_message.Message):
         runtime: _builtins.str = ...,
         state: _builtins.str = ...,
         detail: _builtins.str = ...,
+        threads: _builtins.int = ...,
+        batch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "device", b"device", "recipe", b"recipe", "runtime", b"runtime", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "detail", b"detail", "device", b"device", "recipe", b"recipe", "runtime", b"runtime", "state", b"state", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -39,6 +39,8 @@ def plan_message(
             expected_size_bytes=size,
             cached=candidate.variant_key in made,
             skip_reason=candidate.skip_reason,
+            threads=candidate.threads,
+            batch=candidate.batch,
         )
         if candidate.skip_reason:
             continue

@@ -193,6 +193,8 @@ def job_message(session: Session, job: JobRow) -> jobs_pb2.Job:
                 runtime=row.runtime,
                 state=row.state,
                 detail=row.reason,
+                threads=row.threads,
+                batch=row.batch,
             )
         )
     return message
