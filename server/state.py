@@ -89,7 +89,7 @@ def _explained(root: Path) -> Iterator[None]:
             raise ExhaustedResource(
                 f"the disk of {root} is full; make room there, or name a folder on another disk with --state"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise InvalidInput(
                 f"{error.filename or root} cannot be written ({error.strerror}); name another folder with --state",
                 field="state",

@@ -85,9 +85,7 @@ class Site:
 
     def people_channel(self) -> grpc.aio.Channel:
         return self._keep(
-            grpc.aio.secure_channel(
-                self.people.address, people_credentials(self.authority.pem), options=CLIENT_OPTIONS
-            )
+            grpc.aio.secure_channel(self.people.address, people_credentials(self.authority.pem), options=CLIENT_OPTIONS)
         )
 
     def agent_channel(self, member: Member, ca_pem: bytes | None = None) -> grpc.aio.Channel:

@@ -10,7 +10,14 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from fleetfit.core.errors import FleetfitError, PermissionDenied, Superseded, Unauthenticated, Unavailable, VersionTooOld
+from fleetfit.core.errors import (
+    FleetfitError,
+    PermissionDenied,
+    Superseded,
+    Unauthenticated,
+    Unavailable,
+    VersionTooOld,
+)
 from fleetfit.proto.channels import bearer
 from fleetfit.proto.v1 import devices_pb2, devices_pb2_grpc, work_pb2, work_pb2_grpc
 from fleetfit.server.security.authority import Authority
