@@ -8,7 +8,10 @@ from html.parser import HTMLParser
 from typing import Final
 
 # Nothing from elsewhere, no scripts, in nobody's frame.
-OWN_PAGE_POLICY: Final = "default-src 'none'; style-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+OWN_PAGE_POLICY: Final = (
+    "default-src 'none'; style-src 'self'; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 COMMON_HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -61,5 +64,6 @@ class _Scripts(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         if tag == "script" and self._inside is not None:
-            self.found.append("".join(self._inside))
+            # Browsers turn all line ends into one form before they look at a script.
+            self.found.append("".join(self._inside).replace("\r\n", "\n").replace("\r", "\n"))
             self._inside = None
