@@ -127,6 +127,9 @@ def _run_command(entry: EntryPoint, arguments: list[str]) -> int:
         return USAGE
     except typer.Abort:
         raise KeyboardInterrupt from None
+    if code == INTERRUPTED:
+        # Newer versions of typer answer an interrupt with this code, without a word.
+        raise KeyboardInterrupt
     return code if isinstance(code, int) else DONE
 
 
