@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Protocol
@@ -48,19 +49,13 @@ def ago(unix_ms: int) -> str:
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """A number with so many digits that carry something: 0.4123 -> `0.412`, 12.34 -> `12.3`, 1234.5 -> `1234`."""
-    if value == 0:
+    """A number with so many digits that carry something: 0.9 -> `0.900`, 12.34 -> `12.3`, 1234.5 -> `1234`."""
+    rounded = abs(float(f"{value:.{digits}g}"))
+    if rounded == 0:
         return "0"
-    magnitude = len(str(int(abs(value)))) if abs(value) >= 1 else 0
-    if magnitude >= digits:
-        return f"{value:.0f}"
-    if abs(value) >= 1:
-        return f"{value:.{digits - magnitude}f}"
-    return (
-        f"{value:.{digits}g}"
-        if abs(value) < 1e-4
-        else f"{float(f'{value:.{digits}g}'):.{digits + 2}f}".rstrip("0").rstrip(".")
-    )
+    if not 1e-4 <= rounded < 1e15:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:.{max(0, digits - 1 - math.floor(math.log10(rounded)))}f}"
 
 
 def shape(sizes: Sequence[int]) -> str:

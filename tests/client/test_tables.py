@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from rich.console import Console, RenderableType
+
+from fleetfit.client.tables import lists
+from fleetfit.client.tables.report import interval, report_parts
+from fleetfit.client.tables.report_rows import Span, rows_of
+from fleetfit.client.tables.report_text import report_csv, report_markdown
+from fleetfit.proto.v1 import common_pb2, devices_pb2, jobs_pb2, models_pb2, snapshot_pb2
+
+LONG = "a-very-long-name-that-somebody-gave-to-a-thing-of-theirs-1234567"
+
+
+def candidate(recipe: str, variant: str, **other: Any) -> dict[str, Any]:
+    found = {
+        "variant": variant,
+        "recipe": recipe,
+        "runtime": "onnxruntime",
+        "baseline": False,
+        "status": "measured",
+        "condition": {"threads": 1, "batch": 1, "power_mode": "performance"},
+        "metric": {"value": 90.5, "ci95": [89.0, 92.0], "n": 900, "split": "validation", "where": "device"},
+        "test_metric": None,
+        "size_bytes": 123_456,
+        "parameters": 30_000,
+        "latency_ms": {"p50": 0.4123, "p95": 0.51, "p99": None, "ci95": [0.409, 0.415], "samples": 700, "processes": 5},
+        "speedup": {
+            "original": {"ratio": 2.31, "ci95": [2.25, 2.38]},
+            "best_uncompressed": {"ratio": 2.31, "ci95": [2.25, 2.38]},
+            "incumbent": None,
+        },
+        "peak_memory_bytes": 3_200_000,
+        "trust": "clean",
+        "tie_with": [],
+        "meets_limits": True,
+        "rejected_because": [],
+        "notes": [],
+    }
+    return found | other
+
+
+@pytest.fixture
+def report() -> dict[str, Any]:
+    ratio_one = {"original": {"ratio": 1.0, "ci95": [0.99, 1.01]}, "best_uncompressed": None, "incumbent": None}
+    return {
+        "schema": 1,
+        "job": "01m874te31q3hktkhhnmtet2ra",
+        "model": "signals:1",
+        "metric": {"name": "accuracy", "unit": "points", "higher_is_better": True},
+        "limits": {"max_drop_points": 1.0, "p95_ms": None},
+        "devices": [
+            {
+                "device": LONG,
+                "profile": "x86-server-avx512-vnni",
+                "snapshot": "s",
+                "emulated": True,
+                "selected": "aaaaaaaaaa",
+                "why": "pruned-int8 is 2.3 times as fast as the original [with all of its interval above 1].",
+                "candidates": [
+                    candidate("original", "0000000000", baseline=True, speedup=ratio_one, parameters=286_533,
+                              metric={"value": 91.0, "ci95": [89.5, 92.5], "n": 900, "split": "validation", "where": "device"}),
+                    candidate("pruned-int8", "aaaaaaaaaa", drop={"value": 0.5, "ci95": [-0.2, 1.2]}),
+                    candidate(LONG, "bbbbbbbbbb", meets_limits=False, trust="noisy", tie_with=["aaaaaaaaaa"],
+                              rejected_because=["loses 2.10 points where 1 is allowed", "is no faster than the original"]),
+                    candidate("low-rank", "cccccccccc", status="failed", metric=None, latency_ms=None, speedup=None,
+                              size_bytes=None, peak_memory_bytes=None, meets_limits=False,
+                              notes=["the device ran out of memory [exit 86]"]),
+                ],
+            }
+        ],
+    }  # fmt: skip
+
+
+def printed(parts: Iterable[RenderableType], *, width: int = 80, terminal: bool = False) -> str:
+    screen = Console(
+        file=io.StringIO(),
+        width=width,
+        markup=False,
+        highlight=False,
+        force_terminal=terminal,
+        color_system="truecolor" if terminal else None,
+    )
+    with screen.capture() as captured:
+        for part in parts:
+            screen.print(part)
+    return captured.get()
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_the_report_fits_80_columns_and_says_everything(report: dict[str, Any]) -> None:
+    text = printed(report_parts(report))
+    assert max(map(len, text.splitlines())) <= 80
+    flat = one_line(text)
+    for words in (
+        "emulated: its timings mean nothing",
+        "Chosen: pruned-int8. pruned-int8 is 2.3 times as fast as the original [with all of its interval above 1].",
+        "wanted: a drop of at most 1",
+        "0.412", "0.409-0.415", "2.31", "2.25-2.38", "0.50", "123 kB", "3.20 MB", "aaaaaaaaaa",
+        "loses 2.10 points where 1 is allowed; is no faster than the original",
+        "low-rank: the device ran out of memory [exit 86]",
+        "was measured on a noisy device",
+        "cannot be told apart in speed from aaaaaaaaaa",
+    ):  # fmt: skip
+        assert words in flat, words
+    assert "-0.20 to" in flat, "an interval with a negative bound does not read like a range of two minus signs"
+
+
+def test_no_colour_codes_where_there_is_no_terminal(report: dict[str, Any]) -> None:
+    assert "\x1b" not in printed(report_parts(report))
+    assert "\x1b" in printed(report_parts(report), terminal=True), "the test would not see colours at all"
+
+
+def test_a_drop_is_taken_from_the_metric_where_the_report_has_none(report: dict[str, Any]) -> None:
+    rows = rows_of(report, report["devices"][0])
+    assert rows[1].drop == Span(0.5, -0.2, 1.2)
+    assert rows[2].drop == Span(0.5, None, None)
+    assert rows[3].drop is None
+    report["metric"]["higher_is_better"] = False
+    assert rows_of(report, report["devices"][0])[2].drop == Span(-0.5, None, None)
+
+
+def test_one_row_is_chosen_even_where_its_variant_ran_under_several_conditions(report: dict[str, Any]) -> None:
+    device = report["devices"][0]
+    twice = candidate("pruned-int8", "aaaaaaaaaa", condition={"threads": 2, "batch": 1}, rejected_because=["slower"])
+    device["candidates"].insert(0, twice)
+    rows = rows_of(report, device)
+    assert [row.selected for row in rows] == [False, False, True, False, False]
+    assert "pruned-int8 2 thr: slower" in one_line(printed(report_parts(report)))
+
+
+def test_a_report_with_nothing_chosen_and_nothing_measured(report: dict[str, Any]) -> None:
+    device = report["devices"][0]
+    device |= {
+        "selected": None,
+        "why": "Nothing meets the limits; the closest is low-rank.",
+        "candidates": device["candidates"][3:],
+    }
+    text = one_line(printed(report_parts(report)))
+    assert "Nothing was chosen. Nothing meets the limits" in text
+    assert "Chosen:" not in text
+
+
+def test_intervals_read_well() -> None:
+    assert interval(Span(1.0, 0.9, 1.1)) == "0.900-1.10"
+    assert interval(Span(1.0, None, None)) == ""
+    assert interval(Span(0.0, -0.5, 0.5), 2) == "-0.50 to 0.50"
+    assert interval(Span(1.0, 0.5, None)) == "0.500-?"
+
+
+def test_csv_has_one_line_for_each_candidate_and_no_formulas(report: dict[str, Any]) -> None:
+    report["devices"][0]["candidates"][2]["recipe"] = "=cmd()"
+    rows = list(csv.DictReader(io.StringIO(report_csv(report))))
+    assert len(rows) == 4
+    assert rows[1]["recipe"] == "pruned-int8" and rows[1]["selected"] == "true"
+    assert (rows[1]["p50_ms"], rows[1]["p50_ms_low"], rows[1]["drop_high"]) == ("0.4123", "0.409", "1.2")
+    assert rows[2]["recipe"] == "'=cmd()"
+    assert rows[3]["p50_ms"] == "" and rows[3]["status"] == "failed"
+    assert rows[2]["rejected_because"].count(";") == 1
+
+
+def test_markdown_rows_have_as_many_cells_as_their_heading(report: dict[str, Any]) -> None:
+    report["devices"][0]["candidates"][2]["rejected_because"] = ["a | b\nand <b>more</b>"]
+    text = report_markdown(report)
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(lines) == 6
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {13}
+    assert "<b>" not in text.replace("\\<b\\>", "")
+
+
+def test_every_list_fits_80_columns_with_long_names() -> None:
+    device = devices_pb2.Device(
+        name=LONG, device_id="d" * 26, labels=[LONG, LONG], state=devices_pb2.DEVICE_STATE_ONLINE, paused=True, emulated=True,
+        profile="x86-server-avx512-vnni", profile_reason="its flags have avx512_vnni " * 4, snapshot_id="s",
+        snapshot=snapshot_pb2.DeviceSnapshot(
+            memory_bytes=8 << 30, runtimes=[snapshot_pb2.Runtime(name="openvino", reason='pip install "x[openvino]"')]
+        ),
+    )  # fmt: skip
+    tensor = common_pb2.TensorSpec(name="x", dtype="float32", shape=[-1, 3])
+    model = models_pb2.Model(
+        name=LONG,
+        version=12,
+        format="pt2",
+        state=models_pb2.INTAKE_STATE_REFUSED,
+        refusal="no [good] " * 20,
+        inputs=[tensor],
+    )
+    data = models_pb2.Dataset(
+        name=LONG, version=3, task="classification", metric="mean_absolute_error", inputs=[tensor]
+    )
+    state = jobs_pb2.CandidateStatus(
+        device=LONG, recipe=LONG, runtime="onnxruntime", state="failed", detail="because " * 20
+    )
+    job = jobs_pb2.Job(
+        job_id="j" * 26, spec=jobs_pb2.JobSpec(model=LONG, devices=[LONG, LONG]), candidates=[state],
+        progress=common_pb2.Progress(fraction=0.5),
+    )  # fmt: skip
+    plan = jobs_pb2.Plan(
+        candidates=[
+            jobs_pb2.PlannedCandidate(
+                device=LONG, recipe=LONG, runtime="onnxruntime", threads=1, batch=1, skip_reason="no " * 30
+            ),
+            jobs_pb2.PlannedCandidate(device="pi", recipe="original", runtime="onnxruntime", threads=2, batch=8),
+        ]
+    )
+    for part in (
+        lists.devices_table([device]), lists.device_facts(device), lists.models_table([model]), lists.model_facts(model),
+        lists.datasets_table([data]), lists.dataset_facts(data), lists.jobs_table([job]), lists.job_candidates(job),
+        lists.plan_table(plan),
+    ):  # fmt: skip
+        text = printed([part])
+        assert max(map(len, text.splitlines())) <= 80
+        assert "\x1b" not in text
+    assert '[openvino]"' in printed([lists.device_facts(device)]), "text in brackets is not markup"
+    assert "[good]" in printed([lists.model_facts(model)])
