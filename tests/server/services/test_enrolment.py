@@ -4,7 +4,9 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleetfit.core.errors import InvalidInput, PermissionDenied, Unauthenticated, VersionTooOld
 from fleetfit.proto.trust import fetch_ca, parse_token
@@ -82,9 +84,10 @@ def test_a_request_that_cannot_be_granted_leaves_the_token_usable(tmp_path: Path
         token = await site.new_token()
         _, pem = signing_request()
         _, wrong_curve = signing_request(ec.generate_private_key(ec.SECP521R1()))
-        body = pem.splitlines()
-        # The signature is at the end: the last full line, with its letters turned around.
-        damaged = "\n".join([*body[:-2], body[-2].swapcase(), body[-1]])
+        # Well-formed, but the last byte of its signature is another.
+        der = bytearray(x509.load_pem_x509_csr(pem.encode()).public_bytes(Encoding.DER))
+        der[-1] ^= 1
+        damaged = x509.load_der_x509_csr(bytes(der)).public_bytes(Encoding.PEM).decode()
         for bad in ("", "nonsense", damaged, wrong_curve, pem * 50):
             error = await refused(site.enrol(token, signing_request_pem=bad))
             assert isinstance(error, InvalidInput), bad
