@@ -39,7 +39,7 @@ def _ignore(activity: str, fraction: float | None, remaining_s: float | None) ->
 
 
 def connect(server: str = "", token: str = "") -> Client:
-    """A client of a server.
+    """A client of a server. Nothing is sent before its first call, but a token's server is looked at to see whether it is the one.
 
     Args:
         server: `HOST:PORT`. Empty: `FLEETFIT_SERVER`, else the server of this user that runs on this machine.
@@ -50,7 +50,7 @@ def connect(server: str = "", token: str = "") -> Client:
         NotFound: No server is known.
         Unauthenticated: The address has no credential.
         PermissionDenied: The server is not the one that the token is for.
-        Unavailable: Nothing answers there.
+        Unavailable: A token is given and nothing answers.
     """
     return Client(Connection(find_server(server, token)))
 
@@ -211,14 +211,14 @@ class Client:
 
     # Jobs
 
-    def plan(self, wanted: Wanted) -> jobs_pb2.Plan:
+    def plan(self, wanted: Wanted | jobs_pb2.JobSpec) -> jobs_pb2.Plan:
         """What a job would do; nothing is started."""
-        return self._connection.call(self._jobs.PlanJob, jobs_pb2.PlanJobRequest(spec=job_spec(wanted))).plan
+        return self._connection.call(self._jobs.PlanJob, jobs_pb2.PlanJobRequest(spec=_spec(wanted))).plan
 
-    def start(self, wanted: Wanted) -> jobs_pb2.Job:
+    def start(self, wanted: Wanted | jobs_pb2.JobSpec) -> jobs_pb2.Job:
         """Start a job."""
         # The id makes repeating safe: the server gives the same job again.
-        request = jobs_pb2.CreateJobRequest(spec=job_spec(wanted), request_id=uuid.uuid4().hex)
+        request = jobs_pb2.CreateJobRequest(spec=_spec(wanted), request_id=uuid.uuid4().hex)
         return self._connection.call(self._jobs.CreateJob, request).job
 
     def compress(self, model: str, **options: Any) -> jobs_pb2.Job:
@@ -287,6 +287,10 @@ class Client:
             self._connection.download(artifact, path, _moving(f"fetching {path.name}", on_progress))
 
         return place_build(answer, Path(folder), download)
+
+
+def _spec(wanted: Wanted | jobs_pb2.JobSpec) -> jobs_pb2.JobSpec:
+    return job_spec(wanted) if isinstance(wanted, Wanted) else wanted
 
 
 def _moving(activity: str, on_progress: OnProgress) -> Callable[[int, int], None]:

@@ -72,6 +72,7 @@ class Connection:
         deadline_s: float = DEADLINE_S,
     ) -> _Result:
         """One call with one answer. `repeat` says that it may be made again where the server could not be reached."""
+        self._check_open()
         return SHARED_LOOP.run(self._call(method, request, repeat, deadline_s))
 
     async def _call(
@@ -94,6 +95,7 @@ class Connection:
 
         `on_lost` is called with each loss. Raises Unavailable where the server stays away for two minutes.
         """
+        self._check_open()
         # One reader task and a queue: cancelling a read leaks in gRPC (#43360), ending the call does not.
         messages: queue.Queue[Any] = queue.Queue()
         reader = SHARED_LOOP.start(self._read(method, request, messages, on_lost))
@@ -135,10 +137,12 @@ class Connection:
 
     def upload(self, path: Path, on_progress: OnProgress) -> common_pb2.ArtifactRef:
         """Send a file; it goes on where a lost connection stopped."""
+        self._check_open()
         return self._transfer(upload_file(self._channel, path, metadata=self._metadata, on_progress=on_progress))
 
     def download(self, artifact: common_pb2.ArtifactRef, path: Path, on_progress: OnProgress) -> None:
         """Fetch an artifact; `path` appears when it is whole and its digest was checked."""
+        self._check_open()
         self._transfer(download_file(self._channel, artifact, path, metadata=self._metadata, on_progress=on_progress))
 
     def _transfer(self, work: Coroutine[Any, Any, _Result]) -> _Result:
@@ -157,6 +161,10 @@ class Connection:
                 SHARED_LOOP.run(self._channel.close())
             finally:
                 SHARED_LOOP.leave()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the client is closed; call fleetfit.connect() again")
 
     def _error(self, error: grpc.RpcError) -> FleetfitError:
         translated = from_rpc_error(error, peer=f"the server at {self.address}")

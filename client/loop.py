@@ -48,7 +48,7 @@ class SharedLoop:
         """Begin `work` on the loop."""
         if self._loop is None:
             work.close()
-            raise RuntimeError("the client is closed; call fleetfit.connect() again")
+            raise RuntimeError("the loop has no user; enter it first")
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def run(self, work: Coroutine[Any, Any, _Result]) -> _Result:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fleetfit.client.output import Output
 from fleetfit.client.progress import Follower
-from fleetfit.client.requests import UsageError, read_recipe, recipe_source
+from fleetfit.client.requests import UsageError, recipe_source
 from fleetfit.client.tables.words import count, duration, significant, size
 
 
@@ -34,8 +34,9 @@ def compress_here(
     from fleetfit.compress.recipe import Recipe, named_recipe
 
     given = recipes[0]
-    is_file = recipe_source(given).WhichOneof("source") == "yaml"
-    recipe = Recipe.from_user(read_recipe(Path(given)), source=given) if is_file else named_recipe(given)
+    source = recipe_source(given)
+    is_file = source.WhichOneof("source") == "yaml"
+    recipe = Recipe.from_user(source.yaml, source=given) if is_file else named_recipe(given)
     output = Output(as_json)
     with Follower() as told:
         result = compress_local(

@@ -20,14 +20,14 @@ def start_job(wanted: Wanted, server: str, *, wait: bool, plan: bool, as_json: b
     """Carry out `--plan`, `--wait` or neither. With `wait` a job that fails ends the command with 1."""
     if wait and plan:
         raise UsageError("--plan starts nothing, so there is nothing to --wait for; leave one of the two out")
-    # What cannot be meant is said before a server is looked for.
-    job_spec(wanted)
+    # What cannot be meant is said before a server is looked for. Made once: a recipe may come through a pipe.
+    spec = job_spec(wanted)
     output = Output(as_json)
     with connect(server) as client:
         if plan:
-            _show_plan(client.plan(wanted), output)
+            _show_plan(client.plan(spec), output)
             return
-        job = client.start(wanted)
+        job = client.start(spec)
         name = job_id(job.job_id)
         if not wait:
             if as_json:

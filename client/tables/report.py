@@ -70,8 +70,10 @@ def _device_parts(report: Mapping[str, Any], device: Mapping[str, Any]) -> Itera
         for row in rejected:
             reasons = "; ".join(row.rejected_because or row.notes) or row.status
             yield _item(f"{row.recipe}{_condition(row, rows)}: {reasons}")
-    for note in dict.fromkeys(note for row in rows for note in _notes(row)):
-        yield _item(note, style="dim")
+    notes = dict.fromkeys(note for row in rows for note in _notes(row))
+    if notes:
+        yield Text("Notes:", style="bold")
+        yield from (_item(note, style="dim") for note in notes)
 
 
 def _table(rows: list[Row]) -> Table:
