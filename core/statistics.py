@@ -1,6 +1,6 @@
 """Scores, intervals and tests on samples: how a figure and its uncertainty are computed, in one place for all.
 
-NumPy throughout; SciPy only inside the functions that need a quantile, because agents have none.
+NumPy throughout and no SciPy: agents have none.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fleetfit.core.errors import InvalidData
 from fleetfit.core.metrics import metric_info
+from fleetfit.core.statistics_student import student_quantile
 
 Floats = NDArray[np.floating[Any]]
 _Z95: Final = 1.959963984540054
@@ -33,10 +34,14 @@ def score_samples(metric: str, outputs: Mapping[str, NDArray[Any]], targets: NDA
     """One score per sample: 1 or 0 for accuracy, the sample's mean error for regressions.
 
     The first output is judged. For accuracy it is logits of shape (N, classes), or (N,) or (N, 1) for two classes; for
-    errors it has the targets' number of values per sample. Raises InvalidData where the shapes do not fit.
+    errors it has the targets' number of values per sample. A class chosen among values that are not numbers counts as
+    wrong; an error that is not a number stays one. Raises InvalidData where the shapes do not fit or an output is not an
+    array of numbers, one row per sample.
     """
     info = metric_info(metric)
     output = next(iter(outputs.values()))
+    if not isinstance(output, np.ndarray) or output.dtype.kind not in "fiub" or output.ndim == 0:
+        raise InvalidData("the model's first output is no array of numbers with one row per sample; export one that is")
     if len(output) != len(targets):
         raise InvalidData(f"the model gave {len(output)} outputs for {len(targets)} targets; its batch is not kept")
     if info.task == "classification":
@@ -44,7 +49,9 @@ def score_samples(metric: str, outputs: Mapping[str, NDArray[Any]], targets: NDA
             chosen = output.reshape(len(output), -1, output.shape[-1])[:, -1].argmax(axis=-1)
         else:
             chosen = (output.reshape(len(output), -1)[:, 0] > 0).astype(np.int64)
-        right: NDArray[np.float32] = (chosen == targets.reshape(len(targets), -1)[:, 0]).astype(np.float32)
+        # Comparisons with NaN are all false, so that argmax would name a class at random and might be right.
+        known = ~np.isnan(output.reshape(len(output), -1).astype(np.float64)).any(axis=1)
+        right: NDArray[np.float32] = ((chosen == targets.reshape(len(targets), -1)[:, 0]) & known).astype(np.float32)
         return right
     flat, wanted = output.reshape(len(output), -1), targets.reshape(len(targets), -1)
     if flat.shape != wanted.shape:
@@ -59,32 +66,52 @@ def score_samples(metric: str, outputs: Mapping[str, NDArray[Any]], targets: NDA
 
 
 def metric_value(metric: str, scores: Floats) -> Interval:
-    """The metric over per-sample scores, with its interval: Wilson's for accuracy, the normal one for errors.
+    """The metric over per-sample scores, with its interval: Wilson's for accuracy, Student's for errors.
 
-    Accuracy is in points, 0 to 100. Source of the interval: E. B. Wilson, JASA 22 (1927).
+    Accuracy is in points, 0 to 100. Raises InvalidData where there are no scores. Source of the interval: E. B. Wilson,
+    JASA 22 (1927).
     """
     n = len(scores)
+    if n == 0:
+        raise InvalidData("a metric needs at least one sample; push a split that is not empty")
     mean = float(np.mean(scores, dtype=np.float64))
     if metric_info(metric).task == "classification":
         centre = (mean + _Z95**2 / (2 * n)) / (1 + _Z95**2 / n)
         half = _Z95 / (1 + _Z95**2 / n) * math.sqrt(mean * (1 - mean) / n + _Z95**2 / (4 * n * n))
         return Interval(100 * mean, 100 * min(centre - half, mean), 100 * max(centre + half, mean))
-    half = _Z95 * float(np.std(scores, ddof=1, dtype=np.float64)) / math.sqrt(n) if n > 1 else math.inf
-    return Interval(mean, mean - half, mean + half)
+    low, high = _mean_bounds(np.asarray(scores, dtype=np.float64))
+    return Interval(mean, max(low, 0.0), high)
+
+
+def _mean_bounds(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Student's interval of the mean; unbounded for one value, which says nothing about the spread."""
+    n, mean = len(values), float(values.mean())
+    if n < 2:
+        return -math.inf, math.inf
+    half = student_quantile(0.975, n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
+    return mean - half, mean + half
 
 
 def paired_drop(metric: str, scores: Floats, reference: Floats) -> Interval:
-    """How much worse `scores` are than `reference`, sample by sample, in the metric's units (positive: worse)."""
+    """How much worse `scores` are than `reference`, sample by sample, in the metric's units (positive: worse).
+
+    For accuracy half a sample is added to each of the four ways in which two builds can be right and wrong, so that two
+    builds which never differ on a small split are not called equal without doubt. Raises InvalidData where the two are not
+    of the same split. Source: A. Agresti and Y. Min, Statistics in Medicine 24 (2005).
+    """
     info = metric_info(metric)
-    if len(scores) != len(reference):
+    if len(scores) != len(reference) or len(scores) == 0:
         raise InvalidData(f"{len(scores)} scores cannot be compared with {len(reference)}; both need the same split")
-    worse = (
-        (reference.astype(np.float64) - scores) if info.higher_is_better else (scores.astype(np.float64) - reference)
-    )
-    scale = 100.0 if info.task == "classification" else 1.0
-    mean = float(worse.mean()) * scale
-    half = _Z95 * float(worse.std(ddof=1)) / math.sqrt(len(worse)) * scale if len(worse) > 1 else math.inf
-    return Interval(mean, mean - half, mean + half)
+    ours, theirs = scores.astype(np.float64), reference.astype(np.float64)
+    worse = theirs - ours if info.higher_is_better else ours - theirs
+    mean = float(worse.mean())
+    if info.task != "classification":
+        return Interval(mean, *_mean_bounds(worse))
+    lost, won = float((worse > 0).sum()) + 0.5, float((worse < 0).sum()) + 0.5
+    n = len(worse) + 2
+    centre = (lost - won) / n
+    half = _Z95 * math.sqrt(max(lost + won - (lost - won) ** 2 / n, 0.0)) / n
+    return Interval(100 * mean, 100 * max(min(centre - half, mean), -1), 100 * min(max(centre + half, mean), 1))
 
 
 def percentile_supported(percent: float, samples: int) -> bool:
@@ -126,16 +153,14 @@ def steady(samples: Sequence[float] | Floats, *, tolerance: float = 0.03) -> boo
 def geometric_interval(values: Sequence[float]) -> Interval:
     """The geometric mean of independent repetitions, with Student's interval of their logarithms.
 
-    One value gives an interval without bounds: a single process says nothing about the spread between processes.
+    One value gives an interval without bounds (0 to infinity): a single process says nothing about the spread between
+    processes. Raises InvalidData for no values.
     """
+    if not len(values):
+        raise InvalidData("there is nothing to compare: no trial was measured")
     logs = np.log(np.asarray(values, dtype=np.float64))
-    mean = float(logs.mean())
-    if len(logs) < 2:
-        return Interval(math.exp(mean), 0.0, math.inf)
-    from scipy import stats
-
-    half = float(stats.t.ppf(0.975, len(logs) - 1)) * float(logs.std(ddof=1)) / math.sqrt(len(logs))
-    return Interval(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
+    low, high = _mean_bounds(logs)
+    return Interval(math.exp(float(logs.mean())), math.exp(low), math.exp(high))
 
 
 def median_interval(processes: Sequence[Floats]) -> Interval:
@@ -146,16 +171,24 @@ def median_interval(processes: Sequence[Floats]) -> Interval:
 def ratio_interval(pairs: Sequence[tuple[Sequence[Floats], Sequence[Floats]]]) -> Interval:
     """How many times faster than its baseline a candidate is.
 
-    `pairs` has one entry per fresh process: the candidate's blocks of samples and the baseline's, interleaved in that
-    process. A process gives one ratio, of the medians of its blocks' medians; drift that is slower than a block cancels.
+    `pairs` has one entry per fresh process: the candidate's blocks of samples and the baseline's, each in the order they
+    were taken, so that the blocks at one place in both lists stand next to each other in time. A process gives one ratio:
+    the median over these neighbours, because what slows both down for longer than a block then cancels (on a shared
+    machine the spread between processes of one build against itself was 0.4 of that of the ratio of two overall medians).
     The interval is Student's over processes, so it holds the spread between processes and that within.
+
+    Raises InvalidData where a process has no blocks of one of the two.
     """
-    ratios = []
-    for candidate, baseline in pairs:
-        ours = float(np.median([np.median(block) for block in candidate]))
-        theirs = float(np.median([np.median(block) for block in baseline]))
-        ratios.append(theirs / ours)
-    return geometric_interval(ratios)
+    return geometric_interval([_process_ratio(candidate, baseline) for candidate, baseline in pairs])
+
+
+def _process_ratio(candidate: Sequence[Floats], baseline: Sequence[Floats]) -> float:
+    ours = np.asarray([np.median(block) for block in candidate if len(block)], dtype=np.float64)
+    theirs = np.asarray([np.median(block) for block in baseline if len(block)], dtype=np.float64)
+    if not len(ours) or not len(theirs):
+        raise InvalidData("a pair trial has samples of one build only; measure again")
+    together = min(len(ours), len(theirs))
+    return float(np.exp(np.median(np.log(theirs[:together] / ours[:together]))))
 
 
 def is_tie(a: Interval, b: Interval) -> bool:

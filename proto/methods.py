@@ -18,8 +18,9 @@ def named_method(name: str) -> measurement_pb2.Method:
     """`standard`, or `quick` for trials of the machinery, whose intervals are wide. Raises InvalidInput."""
     if name == "standard":
         return measurement_pb2.Method(
-            # Student's factor falls from 4.3 (3 processes) to 2.8 (5); more processes cost more than they narrow.
-            pair_processes=5,
+            # Student's factor falls from 4.3 (3 processes) to 2.6 (6); more cost more than they narrow. Even, because the
+            # build that is loaded first is faster or slower by up to 1.5 % on some machines, and half load either first.
+            pair_processes=6,
             blocks_per_process=12,
             block_ns=12 * _MS,
             warmup_limit_ns=1 * _S,
@@ -31,7 +32,7 @@ def named_method(name: str) -> measurement_pb2.Method:
         )
     if name == "quick":
         return measurement_pb2.Method(
-            pair_processes=3,
+            pair_processes=4,
             blocks_per_process=4,
             block_ns=3 * _MS,
             warmup_limit_ns=_S // 5,
