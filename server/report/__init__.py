@@ -1,0 +1,1 @@
+"""From measurements to a report: summaries of raw samples, the report object, its page."""

@@ -1,0 +1,70 @@
+"""What is kept of a measurement beside its raw samples: every figure with its interval. No numpy here."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Figure(_Frozen):
+    """A value with its 95 % interval; a bound that is not known is None."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+class Latency(_Frozen):
+    """Time of one inference call, in milliseconds. Percentiles are None where the samples cannot carry them."""
+
+    p50_ms: Figure
+    p95_ms: float | None
+    p99_ms: float | None
+    samples: int
+    processes: int
+    load_ms: float
+    first_ms: float
+    steady: bool
+
+
+class MetricSummary(_Frozen):
+    """The metric, computed on the device over `n` samples of `split`."""
+
+    name: str
+    split: str
+    figure: Figure
+    n: int
+
+
+class MeasurementSummary(_Frozen):
+    """One measurement. `status` is `measured` or what went wrong (`not_loadable`, `out_of_memory`, ...)."""
+
+    status: str
+    message: str = ""
+    latency: Latency | None = None
+    ratio: Figure | None = None
+    """How many times faster than the original, from interleaved trials."""
+    peak_memory_bytes: int | None = None
+    """Resident memory of the trial's process at its peak, over what the runtime needs without a model."""
+    metric: MetricSummary | None = None
+    trust: str = "clean"
+    """`clean`, `noisy` or `throttled`."""
+    runtime: str = ""
+    runtime_version: str = ""
+    agent_version: str = ""
+    method_version: str = ""
+    condition: dict[str, str] = {}
+    notes: list[str] = []
+
+
+class Drops(_Frozen):
+    """Losses of the metric on one device and split, paired sample by sample; positive is worse.
+
+    `against` names the candidate that stands for the original: the original, or the control where that is better.
+    """
+
+    against: str
+    by_candidate: dict[str, Figure]
