@@ -68,3 +68,5 @@ class Drops(_Frozen):
 
     against: str
     by_candidate: dict[str, Figure]
+    references: dict[str, str] = {}
+    """What each candidate was compared with, where the job has several conditions: the stand-in under its own."""

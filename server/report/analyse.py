@@ -1,0 +1,177 @@
+"""`python -m fleetfit.server.report.analyse IN.pb.gz OUT.json`: raw samples to a summary with intervals.
+
+A child of the server, because NumPy has no place in the server's process. The input came from a device: it is read as data.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleetfit.core.statistics import Interval, median_interval, metric_value, percentile, ratio_interval
+from fleetfit.proto.v1 import measurement_pb2
+from fleetfit.server.report.summary import Figure, Latency, MeasurementSummary, MetricSummary
+
+_MS: Final = 1e-6
+# The same bounds by which an agent calls its device quiet.
+_OTHERS_PERCENT: Final = 20.0
+_STEAL_PERCENT: Final = 5.0
+# A device sends what its lease allows; more than this is not a measurement.
+_MOST_BYTES: Final = 256 << 20
+
+
+def read_result(path: Path) -> measurement_pb2.MeasurementResult:
+    """A stored raw result. Raises ValueError where it is none."""
+    with gzip.open(path) as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"the result has more than {_MOST_BYTES >> 20} MiB; it is no measurement")
+    return measurement_pb2.MeasurementResult.FromString(content)
+
+
+def summarize(raw: measurement_pb2.MeasurementResult) -> MeasurementSummary:
+    """Every figure that the raw samples carry, each with its interval; what they cannot carry is None and noted."""
+    status = measurement_pb2.MeasurementStatus.Name(raw.status).removeprefix("MEASUREMENT_STATUS_").lower()
+    if status == "unspecified":
+        status = "crashed"
+    notes = list(raw.notes)
+    latency = _latency(raw, notes)
+    return MeasurementSummary(
+        status=status,
+        message=raw.message,
+        latency=latency,
+        ratio=_ratio(raw, notes),
+        peak_memory_bytes=_memory(raw, notes),
+        metric=_metric(raw),
+        trust=_trust(raw, notes),
+        runtime=raw.runtime,
+        runtime_version=raw.runtime_version,
+        agent_version=raw.agent_version,
+        method_version=raw.method_version,
+        condition=dict(raw.condition),
+        notes=notes,
+    )
+
+
+def _latency(raw: measurement_pb2.MeasurementResult, notes: list[str]) -> Latency | None:
+    """p50 knows the spread between processes; percentiles are of all processes' samples, so that they know it too."""
+    processes = [_array(raw.solo.latency_ns)] if raw.HasField("solo") else []
+    processes += [_array([ns for b in run.blocks if b.candidate for ns in b.latency_ns]) for run in raw.pairs]
+    processes = [samples for samples in processes if len(samples)]
+    if not processes:
+        return None
+    pooled = np.concatenate(processes)
+    p95, p99 = percentile(95, pooled), percentile(99, pooled)
+    for name, value in (("p95", p95), ("p99", p99)):
+        if value is None:
+            notes.append(f"{name} is not given: {len(pooled)} samples cannot carry it")
+    p50 = figure(median_interval(processes))
+    if p50.low is None:
+        notes.append("the median has no interval: one process says nothing about the spread between processes")
+    steady = (not raw.HasField("solo") or raw.solo.steady) and all(run.steady for run in raw.pairs)
+    if not steady:
+        notes.append("the samples still drifted when the warm-up's time was over")
+    return Latency(
+        p50_ms=p50,
+        p95_ms=p95,
+        p99_ms=p99,
+        samples=len(pooled),
+        processes=len(processes),
+        load_ms=raw.solo.load_ns * _MS,
+        first_ms=raw.solo.first_inference_ns * _MS,
+        steady=steady,
+    )
+
+
+def _ratio(raw: measurement_pb2.MeasurementResult, notes: list[str]) -> Figure | None:
+    pairs = []
+    for run in raw.pairs:
+        blocks = [(block.candidate, _array(block.latency_ns)) for block in run.blocks if len(block.latency_ns)]
+        ours = [samples for is_candidate, samples in blocks if is_candidate]
+        theirs = [samples for is_candidate, samples in blocks if not is_candidate]
+        if ours and len(ours) == len(theirs):
+            pairs.append((ours, theirs))
+    if not pairs:
+        return None
+    ratio = figure(ratio_interval(pairs))
+    if ratio.low is None:
+        notes.append("the ratio has no interval: one process says nothing about the spread between processes")
+    return ratio
+
+
+def _memory(raw: measurement_pb2.MeasurementResult, notes: list[str]) -> int | None:
+    if not raw.HasField("solo"):
+        return None
+    if raw.solo.peak_memory_bytes <= 0 or raw.solo.floor_memory_bytes <= 0:
+        notes.append("peak memory is not given: the device does not tell it")
+        return None
+    return max(0, raw.solo.peak_memory_bytes - raw.solo.floor_memory_bytes)
+
+
+def _metric(raw: measurement_pb2.MeasurementResult) -> MetricSummary | None:
+    if not raw.HasField("metric") or not raw.metric.scores:
+        return None
+    # From the scores, not from the value beside them: every figure can be computed again.
+    value = metric_value(raw.metric.metric, np.asarray(raw.metric.scores, dtype=np.float32))
+    return MetricSummary(name=raw.metric.metric, split=raw.metric.split, figure=figure(value), n=len(raw.metric.scores))
+
+
+def _trust(raw: measurement_pb2.MeasurementResult, notes: list[str]) -> str:
+    """`throttled` where the device said so, `noisy` where others worked beside it, else `clean`."""
+    noisy = False
+    if raw.disturbance:
+        notes.append(f"the device was not quiet: {raw.disturbance}")
+        noisy = True
+    if raw.HasField("solo") and not raw.quiet and not raw.disturbance:
+        noisy = True
+    others = [r.other_cpu_percent for r in raw.readings if r.HasField("other_cpu_percent")]
+    stolen = [r.steal_percent for r in raw.readings if r.HasField("steal_percent")]
+    if max(others, default=0.0) > _OTHERS_PERCENT and not raw.disturbance:
+        notes.append(f"other processes used up to {max(others):.0f} % of the processors meanwhile")
+        noisy = True
+    if max(stolen, default=0.0) > _STEAL_PERCENT and not raw.disturbance:
+        notes.append(f"the hypervisor took up to {max(stolen):.0f} % of the processor time meanwhile")
+        noisy = True
+    if any(reading.throttled for reading in raw.readings):
+        temperatures = [r.temperature_celsius for r in raw.readings if r.HasField("temperature_celsius")]
+        at = f" at {max(temperatures):.0f} °C" if temperatures else ""
+        notes.append(f"the device throttled its clocks{at}")
+        return "throttled"
+    return "noisy" if noisy else "clean"
+
+
+def figure(interval: Interval) -> Figure:
+    """An interval as it is stored: bounds that say nothing (infinite, or 0 of a ratio) are None."""
+    unknown = math.isinf(interval.high) or math.isinf(interval.low)
+    return Figure(value=interval.value, low=None if unknown else interval.low, high=None if unknown else interval.high)
+
+
+def _array(samples_ns: Sequence[int]) -> NDArray[np.floating[Any]]:
+    # A clock that did not move between two looks gives 0, which has no logarithm: one nanosecond is as good.
+    return np.maximum(np.asarray(samples_ns, dtype=np.float64), 1.0) * _MS
+
+
+def write(content: str, out: Path) -> None:
+    """Put a result where the server looks for it, whole or not at all."""
+    fresh = out.with_name(out.name + ".new")
+    fresh.write_text(content)
+    os.replace(fresh, out)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Summarize one result."""
+    source, out = Path(arguments[0]), Path(arguments[1])
+    write(summarize(read_result(source)).model_dump_json(), out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,207 @@
+"""From a job's facts to its report. No NumPy: the server's process builds reports."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from typing import Final, Literal, cast
+
+from fleetfit.core.metrics import METRICS
+from fleetfit.server.report.facts import CandidateFacts, DeviceFacts, JobFacts, LimitFacts
+from fleetfit.server.report.model import (
+    Bounds,
+    CandidateReport,
+    ConditionReport,
+    DeviceReport,
+    DropFigure,
+    LatencyFigure,
+    LimitsReport,
+    MetricFigure,
+    MetricReport,
+    RatioFigure,
+    Report,
+    SpeedupReport,
+)
+from fleetfit.server.report.summary import Drops, Figure, MeasurementSummary
+from fleetfit.server.selection.choose import Verdict, select_variant
+from fleetfit.server.selection.words import interval, number
+
+_EMULATED: Final = "its timings mean nothing: the device is emulated"
+
+
+def build_report(facts: JobFacts) -> Report:
+    """The report object of a job, chosen variants and reasons included."""
+    info = METRICS.get(facts.metric)
+    return Report(
+        job=facts.job_id,
+        model=facts.model,
+        metric=MetricReport(
+            name=facts.metric,
+            unit=info.unit if info else "",
+            higher_is_better=info.higher_is_better if info else True,
+        ),
+        devices=[_device(facts, device) for device in facts.devices],
+        kind=facts.kind,
+        objective=facts.objective,
+        limits=_limits(facts.limits),
+        created=datetime.datetime.fromtimestamp(facts.created_ms / 1000, datetime.timezone.utc).isoformat(),
+    )
+
+
+def _limits(limits: LimitFacts) -> LimitsReport:
+    return LimitsReport(
+        max_drop_points=limits.max_drop_points,
+        max_drop_percent=limits.max_drop_percent,
+        p95_ms=limits.p95_ms,
+        max_peak_memory_bytes=limits.max_peak_memory_bytes,
+        max_size_bytes=limits.max_size_bytes,
+    )
+
+
+def _device(job: JobFacts, device: DeviceFacts) -> DeviceReport:
+    choice = select_variant(job, device)
+    variants = {c.id: c.variant for c in device.candidates}
+    return DeviceReport(
+        device=device.name,
+        profile=device.profile,
+        snapshot=device.snapshot_id,
+        emulated=device.emulated,
+        selected=variants[choice.selected] if choice.selected else None,
+        why=choice.why,
+        candidates=[
+            _candidate(job, device, c, choice.verdicts[c.id], selected=c.id == choice.selected)
+            for c in device.candidates
+        ],
+        closest=variants[choice.closest] if choice.closest else None,
+    )
+
+
+def _candidate(
+    job: JobFacts, device: DeviceFacts, c: CandidateFacts, verdict: Verdict, *, selected: bool
+) -> CandidateReport:
+    summary = c.validation if c.state == "measured" else None
+    drop = _drop(device, c, device.validation_drops)
+    test_drop = _drop(device, c, device.test_drops)
+    return CandidateReport(
+        variant=c.variant,
+        recipe=c.recipe,
+        runtime=c.runtime,
+        baseline=not c.compressed,
+        status=cast(Literal["measured", "failed", "skipped"], c.state),
+        condition=_condition(c, summary),
+        metric=_metric(summary),
+        test_metric=_metric(c.test),
+        size_bytes=c.size_bytes,
+        parameters=c.parameters,
+        latency_ms=_latency(summary),
+        speedup=SpeedupReport(
+            original=_ratio(verdict.versus_original), best_uncompressed=_ratio(verdict.versus_best_uncompressed)
+        ),
+        peak_memory_bytes=summary.peak_memory_bytes if summary else None,
+        trust=cast(Literal["clean", "noisy", "throttled"], summary.trust) if summary else "clean",
+        tie_with=list(verdict.tie_with),
+        meets_limits=verdict.meets_limits,
+        rejected_because=list(verdict.rejected_because),
+        notes=_notes(job, device, c, summary, drop),
+        role=cast(Literal["original", "control", "recipe"], c.role),
+        selected=selected,
+        drop=drop,
+        test_drop=test_drop,
+        macs=c.macs,
+        integer_operators=c.integer_operators,
+        total_operators=c.total_operators,
+        lineage=[dict(step) for step in c.lineage],
+    )
+
+
+def _condition(c: CandidateFacts, summary: MeasurementSummary | None) -> ConditionReport:
+    found: dict[str, str] = dict(summary.condition) if summary else {}
+    more = {key: value for key, value in found.items() if key not in ("threads", "batch")}
+    return ConditionReport.model_validate({"power_mode": "", **more, "threads": c.threads, "batch": c.batch})
+
+
+def _metric(summary: MeasurementSummary | None) -> MetricFigure | None:
+    if summary is None or summary.metric is None:
+        return None
+    found = summary.metric
+    return MetricFigure(value=found.figure.value, ci95=_bounds(found.figure), n=found.n, split=found.split)
+
+
+def _latency(summary: MeasurementSummary | None) -> LatencyFigure | None:
+    if summary is None or summary.latency is None:
+        return None
+    found = summary.latency
+    return LatencyFigure(
+        p50=found.p50_ms.value,
+        p95=found.p95_ms,
+        p99=found.p99_ms,
+        ci95=_bounds(found.p50_ms),
+        samples=found.samples,
+        processes=found.processes,
+        load=found.load_ms,
+        first=found.first_ms,
+    )
+
+
+def _ratio(figure: Figure | None) -> RatioFigure | None:
+    return None if figure is None else RatioFigure(ratio=figure.value, ci95=_bounds(figure))
+
+
+def _drop(device: DeviceFacts, c: CandidateFacts, drops: Drops | None) -> DropFigure | None:
+    figure = drops.by_candidate.get(c.id) if drops else None
+    if drops is None or figure is None:
+        return None
+    reference = drops.references.get(c.id, drops.against)
+    against = next((one.recipe for one in device.candidates if one.id == reference), "original")
+    return DropFigure(value=figure.value, ci95=_bounds(figure), against=against)
+
+
+def _bounds(figure: Figure) -> Bounds:
+    return figure.low, figure.high
+
+
+def _notes(
+    job: JobFacts,
+    device: DeviceFacts,
+    c: CandidateFacts,
+    summary: MeasurementSummary | None,
+    drop: DropFigure | None,
+) -> list[str]:
+    """What a reader should know, and why figures are missing."""
+    if c.state != "measured":
+        return [c.reason or f"it was {c.state}, so it has no figures", *c.notes]
+    found = [*c.notes, *(summary.notes if summary else ())]
+    found += _beside_itself(c, summary)
+    if device.emulated:
+        found.append(_EMULATED)
+    if summary is None or summary.latency is None:
+        found.append("latency was not measured")
+    if summary is not None and summary.ratio is None and c.role != "original":
+        found.append("its speed was not measured beside the original's")
+    if summary is not None and summary.peak_memory_bytes is None and not _mentions("memory", found):
+        found.append("peak memory was not measured")
+    if not job.metric:
+        found.append("no metric: the job has no targets to judge by")
+    elif summary is not None and summary.metric is None:
+        found.append(f"{job.metric} was not measured")
+    elif drop is None:
+        found.append("its loss could not be paired with the original's, sample by sample")
+    if job.metric and c.test is None:
+        found.append("the test split is run for the originals and the selected variant only")
+    found.append("no build that is shipped today was given, so there is no ratio against it")
+    return list(dict.fromkeys(found))
+
+
+def _mentions(word: str, notes: Sequence[str]) -> bool:
+    return any(word in note for note in notes)
+
+
+def _beside_itself(c: CandidateFacts, summary: MeasurementSummary | None) -> list[str]:
+    """The original timed against itself: what the device makes of no difference at all."""
+    ratio = summary.ratio if summary and c.role == "original" else None
+    if ratio is None or ratio.low is None or ratio.high is None:
+        return []
+    text = f"timed beside itself the original came out {number(ratio.value)} times as fast{interval(ratio)}"
+    if ratio.low <= 1 <= ratio.high:
+        return [f"{text}, as it should"]
+    return [f"{text}: differences of this size mean nothing on this device"]

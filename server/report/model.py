@@ -1,0 +1,156 @@
+"""The report object, schema 1: what `fleetfit report --json` prints. Fields may be added, never renamed.
+
+Any figure may be null; the notes beside it then say why.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Bounds = tuple[float | None, float | None]
+
+
+class _Part(BaseModel):
+    # Reports of newer servers must stay readable.
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+
+class MetricReport(_Part):
+    """What candidates are judged by; all empty where the job had no targets to judge by."""
+
+    name: str
+    unit: str
+    higher_is_better: bool
+
+
+class LimitsReport(_Part):
+    """What the job asked a selected variant to hold; null is no limit. Drops: in the metric's unit, or in percent."""
+
+    max_drop_points: float | None = None
+    max_drop_percent: float | None = None
+    p95_ms: float | None = None
+    max_peak_memory_bytes: int | None = None
+    max_size_bytes: int | None = None
+
+
+class ConditionReport(BaseModel):
+    """What figures were measured under. Figures are compared only within one condition."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    threads: int
+    batch: int
+    power_mode: str = ""
+
+
+class MetricFigure(_Part):
+    """The metric's value over `n` samples of a split."""
+
+    value: float
+    ci95: Bounds
+    n: int
+    split: str
+    where: Literal["device", "server"] = "device"
+
+
+class DropFigure(_Part):
+    """The loss of the metric, paired sample by sample, in the metric's unit; positive is worse.
+
+    `against` is the recipe that stands for the original: `original`, or `original-retrained`, the original given the same
+    training.
+    """
+
+    value: float
+    ci95: Bounds
+    against: str
+
+
+class LatencyFigure(_Part):
+    """Time of one inference call, in milliseconds; `ci95` belongs to p50."""
+
+    p50: float
+    p95: float | None
+    p99: float | None
+    ci95: Bounds
+    samples: int
+    processes: int
+    load: float | None = None
+    first: float | None = None
+
+
+class RatioFigure(_Part):
+    """How many times as fast: 2 is twice as fast."""
+
+    ratio: float
+    ci95: Bounds
+
+
+class SpeedupReport(_Part):
+    """The three questions: against the original in the same runtime, the best uncompressed build here, today's build."""
+
+    original: RatioFigure | None = None
+    best_uncompressed: RatioFigure | None = None
+    incumbent: RatioFigure | None = None
+
+
+class CandidateReport(_Part):
+    """One variant under one condition on one device."""
+
+    variant: str
+    recipe: str
+    runtime: str
+    baseline: bool
+    status: Literal["measured", "failed", "skipped"]
+    condition: ConditionReport
+    metric: MetricFigure | None
+    test_metric: MetricFigure | None
+    size_bytes: int | None
+    parameters: int | None
+    latency_ms: LatencyFigure | None
+    speedup: SpeedupReport
+    peak_memory_bytes: int | None
+    trust: Literal["clean", "noisy", "throttled"]
+    tie_with: list[str]
+    meets_limits: bool
+    rejected_because: list[str]
+    notes: list[str]
+    role: Literal["original", "control", "recipe"] = "recipe"
+    selected: bool = False
+    """True for exactly one candidate of a device that has a selected variant: the condition chosen for is its own."""
+    drop: DropFigure | None = None
+    test_drop: DropFigure | None = None
+    macs: int | None = None
+    integer_operators: int = 0
+    total_operators: int = 0
+    lineage: list[dict[str, Any]] = []
+
+
+class DeviceReport(_Part):
+    """One device: what was chosen for it, why, and everything that was measured on it."""
+
+    device: str
+    profile: str
+    snapshot: str
+    emulated: bool
+    selected: str | None
+    why: str
+    candidates: list[CandidateReport]
+    closest: str | None = None
+    """Where nothing meets the limits: the variant that comes nearest."""
+
+
+class Report(_Part):
+    """Everything measured for a job."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    job: str
+    model: str
+    metric: MetricReport
+    devices: list[DeviceReport]
+    kind: str = "compress"
+    objective: str = "latency"
+    limits: LimitsReport = LimitsReport()
+    created: str = ""
+    """When the job was asked for, ISO 8601, UTC."""

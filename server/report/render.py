@@ -1,0 +1,1 @@
+"""`python -m fleetfit.server.report.render REPORT.json OUT.html`: one self-contained page."""

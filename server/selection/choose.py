@@ -1,0 +1,267 @@
+"""The choice for one device: among what meets the limits and is worth it, the best by the objective.
+
+Only figures of the validation split are read here, so that the best of many is not flattered by the split it is shown
+with. The order of candidates does not matter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fleetfit.server.report.facts import CandidateFacts, DeviceFacts, JobFacts
+from fleetfit.server.report.summary import Figure
+from fleetfit.server.selection.limits import Breach, Judged, broken_limits
+from fleetfit.server.selection.objectives import better_because, cost, why_not_worth
+from fleetfit.server.selection.ratios import UNITY, is_faster, is_tie, quotient
+from fleetfit.server.selection.sentences import Chosen, no_choice, sentence
+from fleetfit.server.selection.words import condition
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the choice says of one candidate. Names in `tie_with` are variants under the same condition."""
+
+    meets_limits: bool
+    rejected_because: tuple[str, ...]
+    tie_with: tuple[str, ...]
+    versus_original: Figure | None
+    versus_best_uncompressed: Figure | None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The choice for a device. `selected` and `closest` are candidates' ids; `closest` is set where limits left nothing."""
+
+    selected: str | None
+    why: str
+    closest: str | None
+    verdicts: Mapping[str, Verdict]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The candidates of one condition; figures are compared within it only."""
+
+    original: CandidateFacts | None
+    best_uncompressed: CandidateFacts | None
+    measured: tuple[CandidateFacts, ...]
+
+
+@dataclass(frozen=True)
+class _Rated:
+    """A measured recipe with everything that decides about it."""
+
+    facts: CandidateFacts
+    group: _Group
+    breaches: tuple[Breach, ...]
+    not_worth: str
+    judged: Judged
+
+
+def select_variant(job: JobFacts, device: DeviceFacts) -> Selection:
+    """The choice for `device`, with a verdict on each of its candidates."""
+    candidates = sorted(device.candidates, key=_canonical)
+    groups = {
+        key: _group([c for c in candidates if _condition(c) == key]) for key in sorted(map(_condition, candidates))
+    }
+    rated = [_rate(job, device, c, groups[_condition(c)]) for c in candidates if c.compressed and c.state == "measured"]
+    eligible = [one for one in rated if not one.breaches and not one.not_worth]
+    obstacle = _obstacle(job, device)
+    winners = [_winner(job, [one for one in eligible if one.group is group]) for group in groups.values()]
+    chosen = None if obstacle else min((w for w in winners if w), key=_across_conditions, default=None)
+    closest = None if chosen or obstacle else _closest(rated)
+    verdicts = {c.id: _verdict(job, device, c, groups[_condition(c)], rated, chosen) for c in candidates}
+    if chosen is None:
+        would_be = min((w for w in winners if w), key=_across_conditions, default=None) if obstacle else None
+        nearest = _nearest_in_speed(rated)
+        why = no_choice(
+            job,
+            device,
+            obstacle=obstacle,
+            would_be=would_be.facts if would_be else None,
+            closest=(closest.facts, closest.breaches, closest.not_worth) if closest else None,
+            nearest=(nearest.facts, nearest.not_worth) if nearest else None,
+        )
+        return Selection(None, why, closest.facts.id if closest else None, verdicts)
+    verdict = verdicts[chosen.facts.id]
+    why = sentence(
+        job,
+        Chosen(
+            facts=chosen.facts,
+            original=chosen.group.original,
+            best_uncompressed=chosen.group.best_uncompressed,
+            versus_original=verdict.versus_original,
+            versus_best_uncompressed=verdict.versus_best_uncompressed,
+            judged=chosen.judged,
+            tied=tuple(_tied_eligible(chosen, eligible)),
+            condition=_told_condition(chosen, groups),
+        ),
+    )
+    return Selection(chosen.facts.id, why, None, verdicts)
+
+
+def _canonical(c: CandidateFacts) -> tuple[object, ...]:
+    return (c.batch, c.threads, {"original": 0, "control": 1}.get(c.role, 2), c.runtime, c.recipe, c.variant, c.id)
+
+
+def _condition(c: CandidateFacts) -> tuple[int, int]:
+    return c.batch, c.threads
+
+
+def _group(candidates: Sequence[CandidateFacts]) -> _Group:
+    measured = tuple(c for c in candidates if c.state == "measured")
+    original = next((c for c in measured if c.role == "original"), None)
+    # The original itself, unless another uncompressed build is faster beyond doubt.
+    faster = [c for c in measured if not c.compressed and c is not original and is_faster(_raw_ratio(c))]
+    best = max(faster, key=lambda c: (_raw_ratio(c) or UNITY).value, default=original)
+    return _Group(original, best, measured)
+
+
+def _raw_ratio(c: CandidateFacts) -> Figure | None:
+    return c.validation.ratio if c.validation else None
+
+
+def _versus_original(c: CandidateFacts, group: _Group) -> Figure | None:
+    # The original is measured beside itself too; that tells about the device, not about the original.
+    return UNITY if c is group.original else _raw_ratio(c)
+
+
+def _versus_best(c: CandidateFacts, group: _Group) -> Figure | None:
+    best, ratio = group.best_uncompressed, _versus_original(c, group)
+    if best is None or ratio is None:
+        return None
+    if c is best:
+        return UNITY
+    return ratio if best is group.original else quotient(ratio, _versus_original(best, group) or UNITY)
+
+
+def _rate(job: JobFacts, device: DeviceFacts, c: CandidateFacts, group: _Group) -> _Rated:
+    judged = _judged(job, device, c)
+    return _Rated(
+        c,
+        group,
+        tuple(broken_limits(c, job.limits, judged)),
+        why_not_worth(job.objective, c, group.original, _versus_original(c, group), _versus_best(c, group)),
+        judged,
+    )
+
+
+def _judged(job: JobFacts, device: DeviceFacts, c: CandidateFacts) -> Judged:
+    drops = device.validation_drops
+    if drops is None:
+        return Judged(job.metric, None, None, "the original")
+    reference = drops.references.get(c.id, drops.against)
+    stand_in = next((one for one in device.candidates if one.id == reference), None)
+    measured = stand_in.validation.metric if stand_in and stand_in.validation else None
+    name = "the original given the same training" if stand_in and stand_in.role == "control" else "the original"
+    return Judged(job.metric, drops.by_candidate.get(c.id), measured.figure.value if measured else None, name)
+
+
+def _obstacle(job: JobFacts, device: DeviceFacts) -> str:
+    """What forbids any choice on this device: `bench`, `energy` or `emulated`; empty where nothing does."""
+    if job.kind == "bench":
+        return "bench"
+    if job.objective == "energy":
+        return "energy"
+    return "emulated" if device.emulated and not job.accept_emulated else ""
+
+
+def _winner(job: JobFacts, eligible: Sequence[_Rated]) -> _Rated | None:
+    """The best by the objective; among those that cannot be told apart from it, the smallest, then the one losing least."""
+    if not eligible:
+        return None
+    best = min(eligible, key=lambda one: (cost(job.objective, one.facts), *_smallest(one)))
+    tied = [one for one in eligible if one is best or _same(job.objective, one, best)]
+    return min(tied, key=_smallest)
+
+
+def _same(objective: str, a: _Rated, b: _Rated) -> bool:
+    if objective != "latency":
+        return better_because(objective, a.facts, b.facts) == "" == better_because(objective, b.facts, a.facts)
+    ours, theirs = _versus_original(a.facts, a.group), _versus_original(b.facts, b.group)
+    return ours is not None and theirs is not None and is_tie(ours, theirs)
+
+
+def _smallest(one: _Rated) -> tuple[float, float, float, str, str]:
+    ratio = _versus_original(one.facts, one.group)
+    return (
+        float(one.facts.size_bytes) if one.facts.size_bytes is not None else math.inf,
+        one.judged.drop.value if one.judged.drop else math.inf,
+        -ratio.value if ratio else math.inf,
+        one.facts.variant,
+        one.facts.id,
+    )
+
+
+def _across_conditions(one: _Rated) -> tuple[float, int, int]:
+    """Between conditions the one under which a call is shortest decides; no ratio spans two conditions."""
+    latency = one.facts.validation.latency if one.facts.validation else None
+    return (latency.p50_ms.value if latency else math.inf, one.facts.batch, one.facts.threads)
+
+
+def _closest(rated: Sequence[_Rated]) -> _Rated | None:
+    """Of those that only limits keep out, the one with the smallest overshoot of its worst broken limit."""
+    kept_out = [one for one in rated if one.breaches and not one.not_worth] or [one for one in rated if one.breaches]
+    return min(kept_out, key=lambda one: (max(b.excess for b in one.breaches), *_smallest(one)), default=None)
+
+
+def _nearest_in_speed(rated: Sequence[_Rated]) -> _Rated | None:
+    refused = [one for one in rated if not one.breaches and one.not_worth]
+
+    def order(one: _Rated) -> tuple[float, str, str]:
+        ratio = _versus_best(one.facts, one.group)
+        return (-ratio.value if ratio else math.inf, one.facts.variant, one.facts.id)
+
+    return min(refused, key=order, default=None)
+
+
+def _tied_eligible(chosen: _Rated, eligible: Sequence[_Rated]) -> list[str]:
+    others = (one for one in eligible if one.group is chosen.group and one is not chosen)
+    return [one.facts.recipe for one in others if _same("latency", one, chosen)]
+
+
+def _told_condition(chosen: _Rated, groups: Mapping[tuple[int, int], _Group]) -> str:
+    return condition(chosen.facts.threads, chosen.facts.batch) if len(groups) > 1 else ""
+
+
+def _verdict(
+    job: JobFacts,
+    device: DeviceFacts,
+    c: CandidateFacts,
+    group: _Group,
+    rated: Sequence[_Rated],
+    chosen: _Rated | None,
+) -> Verdict:
+    if c.state != "measured":
+        return Verdict(False, (c.reason or f"it was {c.state}",), (), None, None)
+    ours = _versus_original(c, group)
+    ties = [
+        other.variant
+        for other in group.measured
+        if other is not c and ours and (theirs := _versus_original(other, group)) and is_tie(ours, theirs)
+    ]
+    one = next((one for one in rated if one.facts is c), None)
+    breaches = one.breaches if one else broken_limits(c, job.limits, _judged(job, device, c))
+    reasons = [breach.reason for breach in one.breaches] + [one.not_worth] if one else []
+    if one and chosen and one is not chosen and not any(reasons):
+        reasons = [_second_best(job, one, chosen)]
+    return Verdict(not breaches, tuple(filter(None, reasons)), tuple(dict.fromkeys(ties)), ours, _versus_best(c, group))
+
+
+def _second_best(job: JobFacts, one: _Rated, chosen: _Rated) -> str:
+    name = chosen.facts.recipe
+    if one.group is not chosen.group:
+        there = condition(chosen.facts.threads, chosen.facts.batch)
+        return f"it is good, but a call of {name} with {there} is shorter"
+    if _same(job.objective, one, chosen):
+        return f"it cannot be told apart from {name} by {job.objective}, and {name} {_tie_break(one, chosen)}"
+    return better_because(job.objective, chosen.facts, one.facts) or f"{name} was better by {job.objective}"
+
+
+def _tie_break(one: _Rated, chosen: _Rated) -> str:
+    a, b = _smallest(chosen), _smallest(one)
+    if a[0] != b[0]:
+        return "is smaller"
+    return "loses less" if a[1] != b[1] else "is as good"

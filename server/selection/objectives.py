@@ -1,0 +1,86 @@
+"""What each objective minimizes, when a candidate is worth it by that objective, and when it is better than another."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from fleetfit.server.report.facts import CandidateFacts
+from fleetfit.server.report.summary import Figure
+from fleetfit.server.selection.ratios import is_faster, is_slower
+from fleetfit.server.selection.words import interval, number, size, smaller, times
+
+# A build's peak memory is read in one process; smaller differences come and go between two runs of one build.
+MEMORY_TIE: Final = 0.02
+
+
+def cost(objective: str, c: CandidateFacts) -> float:
+    """What is minimized; infinite where it was not measured. Latency counts by the ratio, which was measured interleaved."""
+    if objective == "size":
+        return float(c.size_bytes) if c.size_bytes is not None else math.inf
+    if objective == "memory":
+        peak = c.validation.peak_memory_bytes if c.validation else None
+        return float(peak) if peak is not None else math.inf
+    ratio = c.validation.ratio if c.validation else None
+    return -ratio.value if ratio is not None else math.inf
+
+
+def why_not_worth(
+    objective: str,
+    c: CandidateFacts,
+    original: CandidateFacts | None,
+    versus_original: Figure | None,
+    versus_best: Figure | None,
+) -> str:
+    """Why compression gained nothing here by the objective; empty where it did.
+
+    Faster means that the whole interval of the ratio against the best uncompressed build, and of that against the original,
+    lies above 1.
+    """
+    if original is None:
+        return "there is nothing to compare it with: the original was not measured on this device"
+    if objective in ("size", "memory"):
+        return _not_smaller(objective, c, original)
+    if versus_original is None or versus_best is None:
+        return "its speed was not measured beside the original's"
+    if is_faster(versus_original) and is_faster(versus_best):
+        return ""
+    against, ratio = ("the best uncompressed build", versus_best)
+    if not is_faster(versus_original):
+        against, ratio = ("the original", versus_original)
+    if is_slower(ratio):
+        return f"compression made it no faster but slower: it runs {times(ratio)} as {against}{interval(ratio)}"
+    if ratio.low is None:
+        return f"compression made it no faster for certain: {number(ratio.value)} times {against}'s speed, interval unknown"
+    return (
+        f"compression made it no faster: it runs {times(ratio)} as {against}, with an interval of "
+        f"{number(ratio.low)} to {number(ratio.high or math.inf)} that holds 1"
+    )
+
+
+def _not_smaller(objective: str, c: CandidateFacts, original: CandidateFacts) -> str:
+    ours, theirs = cost(objective, c), cost(objective, original)
+    name = "size" if objective == "size" else "peak memory"
+    if math.isinf(ours) or math.isinf(theirs):
+        return f"its {name} was not measured" if math.isinf(ours) else f"the original's {name} was not measured"
+    if ours < theirs * (1 - _tolerance(objective)):
+        return ""
+    return f"compression made its {name} no smaller: it is {smaller(round(ours), round(theirs))}"
+
+
+def better_because(objective: str, winner: CandidateFacts, other: CandidateFacts) -> str:
+    """By how much `winner` is better, as the reason against `other`; empty where it is not, beyond the tolerance."""
+    ours, theirs = cost(objective, winner), cost(objective, other)
+    if objective in ("size", "memory"):
+        if not ours < theirs - abs(theirs) * _tolerance(objective):
+            return ""
+        what = "smaller" if objective == "size" else "leaner in memory"
+        shown = size(theirs) if math.isfinite(theirs) else "unknown"
+        return f"{winner.recipe} is {what}: {size(ours)} against {shown}"
+    if not ours < theirs:
+        return ""
+    return f"{winner.recipe} is faster: {number(-ours)} times the original's speed against {number(-theirs)}"
+
+
+def _tolerance(objective: str) -> float:
+    return MEMORY_TIE if objective == "memory" else 0.0

@@ -1,0 +1,133 @@
+"""Why a variant was chosen, or none, in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fleetfit.server.report.facts import CandidateFacts, DeviceFacts, JobFacts
+from fleetfit.server.report.summary import Figure
+from fleetfit.server.selection.limits import Breach, Judged
+from fleetfit.server.selection.ratios import is_faster, is_slower
+from fleetfit.server.selection.words import enumerate_names, interval, loss, number, size, smaller, times
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The winner and what is said of it. `condition` is empty where there is only one."""
+
+    facts: CandidateFacts
+    original: CandidateFacts | None
+    best_uncompressed: CandidateFacts | None
+    versus_original: Figure | None
+    versus_best_uncompressed: Figure | None
+    judged: Judged
+    tied: tuple[str, ...]
+    condition: str
+
+
+def sentence(job: JobFacts, chosen: Chosen) -> str:
+    """The winner with its ratios, size and loss in one sentence; what else matters in short ones after it."""
+    parts = [f"{chosen.facts.recipe} {_speed(chosen)}"]
+    original = chosen.original
+    if chosen.facts.size_bytes is not None and original is not None and original.size_bytes:
+        parts.append(f"is {smaller(chosen.facts.size_bytes, original.size_bytes)}")
+    if job.objective == "memory":
+        parts.append(_memory(chosen))
+    if chosen.judged.drop is not None:
+        parts.append(f"{loss(job.metric, chosen.judged.drop)} against {chosen.judged.reference}")
+    said = [f"{', '.join(part for part in parts[:-1] if part)}, and {parts[-1]}."]
+    if chosen.judged.drop is None:
+        said.append("How accurate it is was not measured: the job has no targets to judge by.")
+    if chosen.tied:
+        said.append(f"In speed it cannot be told apart from {enumerate_names(list(chosen.tied))}.")
+    if chosen.condition:
+        said.append(f"This is for {chosen.condition}, where a call is shortest.")
+    summary = chosen.facts.validation
+    if summary is not None and summary.trust != "clean":
+        said.append(f"The device was {summary.trust} while it was measured, so measure again before you rely on it.")
+    return " ".join(said)
+
+
+def _speed(chosen: Chosen) -> str:
+    ours, best = chosen.versus_original, chosen.versus_best_uncompressed
+    if ours is None:
+        return "has no measured speed"
+    slow = ", which is slower" if is_slower(ours) else "" if is_faster(ours) else ", which is no faster for certain"
+    text = f"runs {times(ours)} as the original{interval(ours)}{slow}"
+    if best is None or chosen.best_uncompressed is None or chosen.best_uncompressed is chosen.original:
+        return f"{text}, which is also the best uncompressed build here" if not slow else text
+    name = chosen.best_uncompressed.recipe
+    return f"{text} and {times(best)} as the best uncompressed build, {name}{interval(best)}"
+
+
+def _memory(chosen: Chosen) -> str:
+    ours = chosen.facts.validation.peak_memory_bytes if chosen.facts.validation else None
+    theirs = chosen.original.validation.peak_memory_bytes if chosen.original and chosen.original.validation else None
+    return f"needs {size(ours)} of memory at its peak instead of {size(theirs)}" if ours and theirs else ""
+
+
+def no_choice(
+    job: JobFacts,
+    device: DeviceFacts,
+    *,
+    obstacle: str,
+    would_be: CandidateFacts | None,
+    closest: tuple[CandidateFacts, Sequence[Breach], str] | None,
+    nearest: tuple[CandidateFacts, str] | None,
+) -> str:
+    """Why nothing was chosen, and what to do."""
+    if obstacle == "bench":
+        return _bench(device)
+    otherwise = f"; by latency it would be {would_be.recipe}" if would_be is not None else ""
+    if obstacle == "energy":
+        return (
+            f"Energy was not measured: fleetfit reads no meter on {device.name}{otherwise}. Choose another --minimize."
+        )
+    if obstacle == "emulated":
+        return (
+            f"{device.name} is emulated, so its timings mean nothing and nothing is chosen for it{otherwise}. "
+            "Add --accept-emulated to choose all the same."
+        )
+    recipes = [c for c in device.candidates if c.compressed]
+    if not recipes:
+        return "There was nothing to choose from: the job has no recipe for this device."
+    if not any(c.state == "measured" for c in recipes):
+        return f"No compressed variant could be measured here; the first says: {recipes[0].reason or recipes[0].state}."
+    if closest is not None and nearest is None:
+        facts, breaches, not_worth = closest
+        text = f"Nothing meets the limits. {facts.recipe} comes closest: {'; '.join(b.reason for b in breaches)}."
+        relax = _relax(breaches)
+        if not_worth:
+            return f"{text} To relax the limits{f' to {relax}' if relax else ''} is not enough: {not_worth}."
+        return f"{text} Allow it with {relax}, or add recipes that keep more." if relax else text
+    if nearest is None:
+        return "Nothing could be chosen: see the reason beside each candidate."
+    facts, reason = nearest
+    gain = {"size": "smaller", "memory": "leaner in memory"}.get(job.objective, "faster")
+    text = (
+        f"Keep the original: no variant that meets the limits is {gain} here. The nearest is {facts.recipe}: {reason}."
+    )
+    if closest is not None and not closest[2] and _relax(closest[1]):
+        text += (
+            f" Outside the limits, {closest[0].recipe} comes closest: {'; '.join(b.reason for b in closest[1])}; "
+            f"allow it with {_relax(closest[1])}."
+        )
+    return text
+
+
+def _relax(breaches: Sequence[Breach]) -> str:
+    """The options that would allow a candidate; empty where no option would, as something was not measured."""
+    return " ".join(breach.relax for breach in breaches) if all(breach.relax for breach in breaches) else ""
+
+
+def _bench(device: DeviceFacts) -> str:
+    measured = [c for c in device.candidates if c.state == "measured" and c.validation and c.validation.latency]
+    if not measured:
+        reason = next((c.reason for c in device.candidates if c.reason), "no measurement came back")
+        return f"The model could not be measured here: {reason}."
+    latency = measured[0].validation.latency if measured[0].validation else None
+    if latency is None:
+        return "The model was measured as it is, without latency."
+    p95 = f", p95 {number(latency.p95_ms)} ms" if latency.p95_ms is not None else ""
+    return f"Measured as it is, nothing is compressed: p50 {number(latency.p50_ms.value)} ms{interval(latency.p50_ms)}{p95}."

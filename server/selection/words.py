@@ -1,0 +1,89 @@
+"""The figures of a choice in plain words."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from fleetfit.core.metrics import METRICS
+from fleetfit.server.report.summary import Figure
+
+_UNITS: Final = ("bytes", "kB", "MB", "GB", "TB")
+_PROPER: Final = {"mean_absolute_error": "mean absolute error", "mean_squared_error": "mean squared error"}
+
+
+def number(value: float, digits: int = 3) -> str:
+    """So many significant digits, never as a power of ten where it can be helped: 2.31, 0.0123, 1240."""
+    rounded = abs(float(f"{value:.{digits}g}"))
+    if rounded == 0:
+        return "0"
+    if not 1e-4 <= rounded < 1e9:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:.{max(0, digits - 1 - math.floor(math.log10(rounded)))}f}"
+
+
+def size(count: float) -> str:
+    """Bytes in decimal units: `812 bytes`, `1.24 MB`."""
+    value, at = float(count), 0
+    while abs(value) >= 999.5 and at < len(_UNITS) - 1:
+        value, at = value / 1000, at + 1
+    return f"{value:.0f} bytes" if at == 0 else f"{number(value)} {_UNITS[at]}"
+
+
+def interval(figure: Figure) -> str:
+    """The bounds as ` (2.24 to 2.39)`, empty where they are not known."""
+    if figure.low is None or figure.high is None:
+        return ""
+    return f" ({number(figure.low)} to {number(figure.high)})"
+
+
+def times(ratio: Figure) -> str:
+    """`2.31 times as fast` with its interval left to the caller: the object comes between."""
+    return f"{number(ratio.value)} times as fast"
+
+
+def loss(metric: str, drop: Figure) -> str:
+    """`loses 0.31 points of accuracy (-0.10 to 0.72)`, or gains; for errors `raises the mean absolute error by ...`."""
+    info = METRICS.get(metric)
+    name = _PROPER.get(metric, metric.replace("_", " "))
+    higher_is_better = info is None or info.higher_is_better
+    if not higher_is_better:
+        verb, sign = ("raises", 1) if drop.value >= 0 else ("lowers", -1)
+        return f"{verb} the {name} by {_spread(drop, sign)}"
+    unit = f" {info.unit}" if info is not None and info.unit else ""
+    verb, sign = ("loses", 1) if drop.value >= 0 else ("gains", -1)
+    return f"{verb} {_spread(drop, sign, unit)} of {name}" if unit else f"{verb} {_spread(drop, sign)} {name}"
+
+
+def _spread(drop: Figure, sign: int, unit: str = "") -> str:
+    text = f"{_fixed(sign * drop.value)}{unit}"
+    if drop.low is None or drop.high is None or drop.low == drop.high:
+        return text
+    low, high = sorted((sign * drop.low, sign * drop.high))
+    return f"{text} ({_fixed(low)} to {_fixed(high)})"
+
+
+def _fixed(value: float) -> str:
+    # A loss reads best with two decimals; where those would be zeros, with two significant digits.
+    return f"{value + 0.0:.2f}" if abs(value) >= 0.05 or value == 0 else number(value, 2)
+
+
+def smaller(ours: int, theirs: int) -> str:
+    """`87 % smaller (148 kB instead of 1.14 MB)`, or larger."""
+    share = 100 * (1 - ours / theirs) if theirs else 0.0
+    pair = f"({size(ours)} instead of {size(theirs)})"
+    if round(abs(share)) < 1:
+        return f"as large {pair}"
+    # 99.6 % must not read as everything.
+    text = f"{abs(share):.0f}" if abs(share) < 99.5 else f"{abs(share):.1f}"
+    return f"{text} % {'smaller' if share > 0 else 'larger'} {pair}"
+
+
+def enumerate_names(names: list[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def condition(threads: int, batch: int) -> str:
+    """`2 threads and batches of 8`."""
+    return f"{threads} thread{'' if threads == 1 else 's'} and batch{f'es of {batch}' if batch > 1 else ' 1'}"
