@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from fleetfit.server.report.facts import CandidateFacts, DeviceFacts, JobFacts
 from fleetfit.server.report.summary import Figure
@@ -17,6 +18,14 @@ from fleetfit.server.selection.objectives import better_because, cost, why_not_w
 from fleetfit.server.selection.ratios import UNITY, is_faster, is_tie, quotient
 from fleetfit.server.selection.sentences import Chosen, no_choice, sentence
 from fleetfit.server.selection.words import condition
+
+
+_OBSTACLES: Final = {
+    "energy": "energy was not measured, so nothing can be chosen by it",
+    "emulated": "the device is emulated, so its timings choose nothing",
+    "bench": "a benchmark chooses nothing",
+    "": "nothing was chosen",
+}
 
 
 @dataclass(frozen=True)
@@ -245,8 +254,8 @@ def _verdict(
     one = next((one for one in rated if one.facts is c), None)
     breaches = one.breaches if one else broken_limits(c, job.limits, _judged(job, device, c))
     reasons = [breach.reason for breach in one.breaches] + [one.not_worth] if one else []
-    if one and chosen and one is not chosen and not any(reasons):
-        reasons = [_second_best(job, one, chosen)]
+    if one and one is not chosen and not any(reasons):
+        reasons = [_second_best(job, one, chosen) if chosen else _OBSTACLES[_obstacle(job, device)]]
     return Verdict(not breaches, tuple(filter(None, reasons)), tuple(dict.fromkeys(ties)), ours, _versus_best(c, group))
 
 

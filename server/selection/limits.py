@@ -71,10 +71,10 @@ def _drop(limits: LimitFacts, judged: Judged) -> Breach | None:
         return None
     lost = loss(judged.metric, judged.drop)
     if limits.max_drop_points is not None:
-        wanted, relax = number(allowed), f"--max-drop {_up(judged.drop.value)}"
+        wanted, relax = f"{allowed:g}", f"--max-drop {_up(judged.drop.value)}"
     else:
         percent = 100 * judged.drop.value / abs(judged.reference_value) if judged.reference_value else math.inf
-        wanted = f"{number(limits.max_drop_percent or 0)} % of {judged.reference}'s value, {number(allowed)},"
+        wanted = f"{limits.max_drop_percent:g} % of {judged.reference}'s value, {number(allowed)},"
         relax = f"--max-drop {_up(percent)}%" if math.isfinite(percent) else ""
     excess = (judged.drop.value - allowed) / (allowed or _unit(judged.metric))
     return Breach(f"it {lost} against {judged.reference}, where {wanted} is allowed", excess, relax)
@@ -99,7 +99,7 @@ def _p95(candidate: CandidateFacts, limit: float | None) -> Breach | None:
     if latency.p95_ms <= limit:
         return None
     return Breach(
-        f"its p95 is {number(latency.p95_ms)} ms, where {number(limit)} ms is allowed",
+        f"its p95 is {number(latency.p95_ms)} ms, where {limit:g} ms is allowed",
         (latency.p95_ms - limit) / limit,
         f"--p95-ms {_up(latency.p95_ms)}",
     )

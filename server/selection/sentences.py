@@ -28,15 +28,16 @@ class Chosen:
 
 def sentence(job: JobFacts, chosen: Chosen) -> str:
     """The winner with its ratios, size and loss in one sentence; what else matters in short ones after it."""
-    parts = [f"{chosen.facts.recipe} {_speed(chosen)}"]
+    parts = []
     original = chosen.original
     if chosen.facts.size_bytes is not None and original is not None and original.size_bytes:
         parts.append(f"is {smaller(chosen.facts.size_bytes, original.size_bytes)}")
-    if job.objective == "memory":
-        parts.append(_memory(chosen))
+    if job.objective == "memory" and (memory := _memory(chosen)):
+        parts.append(memory)
     if chosen.judged.drop is not None:
         parts.append(f"{loss(job.metric, chosen.judged.drop)} against {chosen.judged.reference}")
-    said = [f"{', '.join(part for part in parts[:-1] if part)}, and {parts[-1]}."]
+    rest = f"; it {enumerate_names(parts)}" if parts else ""
+    said = [f"{chosen.facts.recipe} {_speed(chosen)}{rest}."]
     if chosen.judged.drop is None:
         said.append("How accurate it is was not measured: the job has no targets to judge by.")
     if chosen.tied:
@@ -53,12 +54,17 @@ def _speed(chosen: Chosen) -> str:
     ours, best = chosen.versus_original, chosen.versus_best_uncompressed
     if ours is None:
         return "has no measured speed"
-    slow = ", which is slower" if is_slower(ours) else "" if is_faster(ours) else ", which is no faster for certain"
-    text = f"runs {times(ours)} as the original{interval(ours)}{slow}"
-    if best is None or chosen.best_uncompressed is None or chosen.best_uncompressed is chosen.original:
-        return f"{text}, which is also the best uncompressed build here" if not slow else text
+    text = f"runs {times(ours)} as the original{interval(ours)}{_certainty(ours)}"
+    if best is None or chosen.best_uncompressed is None:
+        return text
+    if chosen.best_uncompressed is chosen.original:
+        return f"{text}, and the original is the best uncompressed build here"
     name = chosen.best_uncompressed.recipe
-    return f"{text} and {times(best)} as the best uncompressed build, {name}{interval(best)}"
+    return f"{text} and {times(best)} as the best uncompressed build, {name}{interval(best)}{_certainty(best)}"
+
+
+def _certainty(ratio: Figure) -> str:
+    return ", which is slower" if is_slower(ratio) else "" if is_faster(ratio) else ", which is no faster for certain"
 
 
 def _memory(chosen: Chosen) -> str:
@@ -79,12 +85,13 @@ def no_choice(
     """Why nothing was chosen, and what to do."""
     if obstacle == "bench":
         return _bench(device)
-    otherwise = f"; by latency it would be {would_be.recipe}" if would_be is not None else ""
     if obstacle == "energy":
+        otherwise = f"; by latency it would be {would_be.recipe}" if would_be is not None else ""
         return (
             f"Energy was not measured: fleetfit reads no meter on {device.name}{otherwise}. Choose another --minimize."
         )
     if obstacle == "emulated":
+        otherwise = f"; it would have been {would_be.recipe}" if would_be is not None else ""
         return (
             f"{device.name} is emulated, so its timings mean nothing and nothing is chosen for it{otherwise}. "
             "Add --accept-emulated to choose all the same."

@@ -50,9 +50,9 @@ def loss(metric: str, drop: Figure) -> str:
     if not higher_is_better:
         verb, sign = ("raises", 1) if drop.value >= 0 else ("lowers", -1)
         return f"{verb} the {name} by {_spread(drop, sign)}"
-    unit = f" {info.unit}" if info is not None and info.unit else ""
+    unit = f" {info.unit} of" if info is not None and info.unit else ""
     verb, sign = ("loses", 1) if drop.value >= 0 else ("gains", -1)
-    return f"{verb} {_spread(drop, sign, unit)} of {name}" if unit else f"{verb} {_spread(drop, sign)} {name}"
+    return f"{verb} {_spread(drop, sign, f'{unit} {name}')}"
 
 
 def _spread(drop: Figure, sign: int, unit: str = "") -> str:
