@@ -19,7 +19,6 @@ from fleetfit.server.selection.ratios import UNITY, is_faster, is_tie, quotient
 from fleetfit.server.selection.sentences import Chosen, no_choice, sentence
 from fleetfit.server.selection.words import condition
 
-
 _OBSTACLES: Final = {
     "energy": "energy was not measured, so nothing can be chosen by it",
     "emulated": "the device is emulated, so its timings choose nothing",
