@@ -14,7 +14,7 @@ from fleetfit.server.report.model import (
     RatioFigure,
     Report,
 )
-from fleetfit.server.selection.words import number, size
+from fleetfit.server.selection.words import losses, number, size
 
 _NONE = ""
 
@@ -144,14 +144,8 @@ def _ratio(figure: RatioFigure | None) -> Cell:
 def _drop(drop: DropFigure | None) -> Cell:
     if drop is None:
         return Cell()
-    low, high = drop.ci95
-    if low is None or high is None:
-        return Cell(_loss(drop.value), "interval unknown")
-    return Cell(_loss(drop.value), "" if low == high else f"{_loss(low)} to {_loss(high)}")
-
-
-def _loss(value: float) -> str:
-    return f"{value + 0.0:.2f}" if abs(value) >= 0.05 or value == 0 else number(value, 2)
+    value, low, high = losses(drop.value, *drop.ci95)
+    return Cell(value, f"{low} to {high}" if low else "" if drop.ci95[0] is not None else "interval unknown")
 
 
 def _metric(metric: MetricFigure | None, drop: DropFigure | None = None) -> Cell:
@@ -159,7 +153,7 @@ def _metric(metric: MetricFigure | None, drop: DropFigure | None = None) -> Cell
         return Cell()
     below = _interval(metric.ci95, 4)
     if drop is not None and drop.value:
-        below += f"; loses {_loss(drop.value)}"
+        below += f"; loss {_drop(drop).figure}"
     return Cell(number(metric.value, 4), below)
 
 

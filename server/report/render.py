@@ -38,6 +38,8 @@ def render(report: Report) -> str:
         grouped=lambda count: "" if count is None else f"{count:,}".replace(",", " "),
         figure=lambda value: "" if value is None else number(value, 4),
         plain=_plain,
+        # No line ends between a figure and its unit.
+        together=lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%").replace(" ms", "\N{NO-BREAK SPACE}ms"),
     )
     return environment.get_template("report.html").render(
         report=report,

@@ -71,11 +71,11 @@ def _drop(limits: LimitFacts, judged: Judged) -> Breach | None:
         return None
     lost = loss(judged.metric, judged.drop)
     if limits.max_drop_points is not None:
-        wanted, relax = f"{allowed:g}", f"--max-drop {_up(judged.drop.value)}"
+        wanted, relax = f"{allowed:g}", f"--max-drop {rounded_up(judged.drop.value)}"
     else:
         percent = 100 * judged.drop.value / abs(judged.reference_value) if judged.reference_value else math.inf
-        wanted = f"{limits.max_drop_percent:g} % of {judged.reference}'s value, {number(allowed)},"
-        relax = f"--max-drop {_up(percent)}%" if math.isfinite(percent) else ""
+        wanted = f"{number(allowed, 2)} ({limits.max_drop_percent:g} % of {number(judged.reference_value or 0.0)})"
+        relax = f"--max-drop {rounded_up(percent)}%" if math.isfinite(percent) else ""
     excess = (judged.drop.value - allowed) / (allowed or _unit(judged.metric))
     return Breach(f"it {lost} against {judged.reference}, where {wanted} is allowed", excess, relax)
 
@@ -101,7 +101,7 @@ def _p95(candidate: CandidateFacts, limit: float | None) -> Breach | None:
     return Breach(
         f"its p95 is {number(latency.p95_ms)} ms, where {limit:g} ms is allowed",
         (latency.p95_ms - limit) / limit,
-        f"--p95-ms {_up(latency.p95_ms)}",
+        f"--p95-ms {rounded_up(latency.p95_ms)}",
     )
 
 
@@ -115,11 +115,11 @@ def _bytes(value: int | None, limit: int | None, name: str, option: str) -> Brea
     return Breach(
         f"its {name} is {size(value)}, where {size(limit)} is allowed",
         (value - limit) / limit,
-        f"{option} {_up(value / _MB)}",
+        f"{option} {rounded_up(value / _MB)}",
     )
 
 
-def _up(value: float) -> str:
+def rounded_up(value: float) -> str:
     """Rounded up to three significant digits, so that the limit that is proposed really allows it."""
     if value <= 0:
         return "0"

@@ -56,16 +56,21 @@ def loss(metric: str, drop: Figure) -> str:
 
 
 def _spread(drop: Figure, sign: int, unit: str = "") -> str:
-    text = f"{_fixed(sign * drop.value)}{unit}"
-    if drop.low is None or drop.high is None or drop.low == drop.high:
-        return text
-    low, high = sorted((sign * drop.low, sign * drop.high))
-    return f"{text} ({_fixed(low)} to {_fixed(high)})"
+    value, low, high = losses(sign * drop.value, *(None if b is None else sign * b for b in (drop.low, drop.high)))
+    low, high = (low, high) if sign > 0 else (high, low)
+    return f"{value}{unit} ({low} to {high})" if low and high else f"{value}{unit}"
 
 
-def _fixed(value: float) -> str:
-    # A loss reads best with two decimals; where those would be zeros, with two significant digits.
-    return f"{value + 0.0:.2f}" if abs(value) >= 0.05 or value == 0 else number(value, 2)
+def losses(value: float, low: float | None, high: float | None) -> tuple[str, str, str]:
+    """A loss and its bounds as text, to the same place; bounds that are not known, or all one, are empty.
+
+    A loss reads best with two decimals; where those would be zeros, two significant digits of the largest count.
+    """
+    bounds = [] if low is None or high is None or low == high else [low, high]
+    largest = max(abs(one) for one in [value, *bounds])
+    places = 2 if largest >= 0.05 or largest == 0 else 1 - math.floor(math.log10(largest))
+    texts = [f"{round(one, places) + 0.0:.{min(places, 12)}f}" for one in [value, *bounds]]
+    return (texts[0], texts[1], texts[2]) if bounds else (texts[0], "", "")
 
 
 def smaller(ours: int, theirs: int) -> str:
@@ -75,7 +80,7 @@ def smaller(ours: int, theirs: int) -> str:
     if round(abs(share)) < 1:
         return f"as large {pair}"
     # 99.6 % must not read as everything.
-    text = f"{abs(share):.0f}" if abs(share) < 99.5 else f"{abs(share):.1f}"
+    text = f"{abs(share):.0f}" if not 99.5 <= share < 100 else f"{share:.1f}"
     return f"{text} % {'smaller' if share > 0 else 'larger'} {pair}"
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from fleetfit.server.report.facts import CandidateFacts, DeviceFacts, JobFacts, LimitFacts
 from fleetfit.server.report.summary import Drops, Figure, Latency, MeasurementSummary, MetricSummary
 
@@ -117,8 +115,7 @@ def device_facts(name: str, threads: int, p50: float, *, emulated: bool = False)
     )
 
 
-@pytest.fixture
-def facts() -> JobFacts:
+def job_facts() -> JobFacts:
     """The job."""
     return JobFacts(
         job_id="01m876p3958wh6erfcnpd8scrm",
