@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fleetfit.proto.v1 import measurement_pb2
+from fleetfit.server.report.analyse import read_result, summarize
+from fleetfit.server.report.summary import MeasurementSummary
+
+from .raw import raw_result, write_raw
+
+
+def test_figures_come_from_the_samples() -> None:
+    found = summarize(raw_result(scores=[1.0] * 90 + [0.0] * 10))
+    assert found.status == "measured" and found.trust == "clean"
+    assert found.ratio is not None and found.ratio.low is not None and found.ratio.high is not None
+    assert found.ratio.low < 2.0 < found.ratio.high < found.ratio.low * 1.1
+    latency = found.latency
+    assert latency is not None and latency.p50_ms.low is not None
+    assert latency.p50_ms.low < 1.0 < (latency.p50_ms.high or 0)
+    assert latency.p95_ms is not None and latency.p99_ms is not None
+    assert latency.p50_ms.value < latency.p95_ms < latency.p99_ms
+    assert (latency.samples, latency.processes) == (700 + 5 * 6 * 5, 6)
+    assert (latency.load_ms, latency.first_ms) == (5.0, 2.0)
+    assert found.peak_memory_bytes == 10_000_000
+    assert found.metric is not None and found.metric.n == 100
+    # From the scores, whatever the device says their mean is.
+    assert found.metric.figure.value == pytest.approx(90.0)
+    assert found.condition == {"threads": "1", "governor": "performance"}
+
+
+@pytest.mark.parametrize(
+    ("samples", "p95", "p99"), [(129, False, False), (130, True, False), (661, True, False), (662, True, True)]
+)
+def test_percentiles_only_where_the_samples_carry_them(samples: int, p95: bool, p99: bool) -> None:
+    found = summarize(raw_result(processes=0, samples=samples))
+    assert found.latency is not None
+    assert (found.latency.p95_ms is not None, found.latency.p99_ms is not None) == (p95, p99)
+    assert [f"{name} is not given" in " ".join(found.notes) for name in ("p95", "p99")] == [not p95, not p99]
+
+
+def test_one_process_gives_no_interval() -> None:
+    found = summarize(raw_result(processes=1))
+    assert found.ratio is not None and (found.ratio.low, found.ratio.high) == (None, None)
+    assert any("ratio has no interval" in note for note in found.notes)
+    alone = summarize(raw_result(processes=0))
+    assert alone.ratio is None
+    assert alone.latency is not None and alone.latency.p50_ms.low is None
+    # What is stored can be read again.
+    assert MeasurementSummary.model_validate_json(alone.model_dump_json()) == alone
+
+
+def test_trust() -> None:
+    raw = raw_result()
+    raw.quiet, raw.disturbance = False, "other processes used 40 % of the processors"
+    assert summarize(raw).trust == "noisy"
+    assert "the device was not quiet: other processes used 40 % of the processors" in summarize(raw).notes
+    raw = raw_result()
+    raw.readings.add(other_cpu_percent=3.0)
+    assert summarize(raw).trust == "clean"
+    raw.readings.add(steal_percent=9.0)
+    assert summarize(raw).trust == "noisy"
+    raw.readings.add(throttled=True, temperature_celsius=84.6)
+    assert summarize(raw).trust == "throttled"
+    assert "the device throttled its clocks at 85 °C" in summarize(raw).notes
+
+
+def test_drifting_samples_are_told() -> None:
+    raw = raw_result()
+    raw.pairs[2].steady = False
+    found = summarize(raw)
+    assert found.latency is not None and not found.latency.steady
+    assert any("drifted" in note for note in found.notes)
+
+
+def test_what_went_wrong_is_kept() -> None:
+    raw = measurement_pb2.MeasurementResult(
+        status=measurement_pb2.MEASUREMENT_STATUS_OUT_OF_MEMORY, message="the build needs more memory than is free"
+    )
+    found = summarize(raw)
+    assert (found.status, found.message) == ("out_of_memory", "the build needs more memory than is free")
+    assert (found.latency, found.ratio, found.metric, found.peak_memory_bytes) == (None, None, None, None)
+    assert summarize(measurement_pb2.MeasurementResult()).status == "crashed"
+
+
+def test_a_clock_that_stands_still_is_no_catastrophe() -> None:
+    raw = raw_result()
+    for run in raw.pairs:
+        for block in run.blocks:
+            block.latency_ns[:] = [0] * 5
+    found = summarize(raw)
+    assert found.ratio is not None and found.ratio.value == pytest.approx(1.0)
+
+
+def test_a_metric_only_run() -> None:
+    raw = raw_result(scores=np.ones(10).tolist())
+    raw.ClearField("solo")
+    del raw.pairs[:]
+    raw.quiet = False
+    found = summarize(raw)
+    assert found.latency is None and found.metric is not None and found.trust == "clean"
+
+
+def test_the_child(tmp_path: Path) -> None:
+    source, out = write_raw(tmp_path / "in.pb.gz", raw_result()), tmp_path / "out.json"
+    command = [sys.executable, "-m", "fleetfit.server.report.analyse", str(source), str(out)]
+    subprocess.run(command, check=True, capture_output=True)
+    assert MeasurementSummary.model_validate_json(out.read_text()) == summarize(read_result(source))
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".new")] == []
+
+
+def test_what_is_no_result_ends_the_child_without_output(tmp_path: Path) -> None:
+    source, out = tmp_path / "in.pb.gz", tmp_path / "out.json"
+    source.write_bytes(b"not gzip")
+    command = [sys.executable, "-m", "fleetfit.server.report.analyse", str(source), str(out)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode != 0
+    assert not out.exists()

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from typing import Any
+
+from fleetfit.server.report.build import build_report
+from fleetfit.server.report.facts import CandidateFacts, DeviceFacts
+from fleetfit.server.report.model import Report
+
+from .invented import job_facts
+
+# The object of the design, field by field: names may be added, never lost.
+REPORT = {"schema", "job", "model", "metric", "devices"}
+DEVICE = {"device", "profile", "snapshot", "emulated", "selected", "why", "candidates"}
+CANDIDATE = {
+    "variant", "recipe", "runtime", "baseline", "status", "condition", "metric", "test_metric", "size_bytes", "parameters",
+    "latency_ms", "speedup", "peak_memory_bytes", "trust", "tie_with", "meets_limits", "rejected_because", "notes",
+}  # fmt: skip
+
+
+def built() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(build_report(job_facts()).model_dump_json(by_alias=True))
+    return found
+
+
+def test_the_object_has_the_agreed_shape() -> None:
+    report = built()
+    assert report.keys() >= REPORT and report["schema"] == 1
+    assert report["metric"] == {"name": "accuracy", "unit": "points", "higher_is_better": True}
+    assert report["limits"]["max_drop_points"] == 1.0 and report["objective"] == "latency"
+    assert report["created"] == "2026-11-18T11:06:40+00:00"
+    for device in report["devices"]:
+        assert device.keys() >= DEVICE
+        for candidate in device["candidates"]:
+            assert candidate.keys() >= CANDIDATE
+            assert candidate["condition"].keys() >= {"threads", "batch", "power_mode"}
+            assert candidate["speedup"].keys() == {"original", "best_uncompressed", "incumbent"}
+            if candidate["status"] != "measured":
+                continue
+            assert candidate["metric"].keys() == {"value", "ci95", "n", "split", "where"}
+            assert candidate["metric"]["split"] == "validation" and candidate["metric"]["where"] == "device"
+            assert candidate["latency_ms"].keys() >= {"p50", "p95", "p99", "ci95", "samples", "processes"}
+            low, high = candidate["speedup"]["original"]["ci95"]
+            assert low <= candidate["speedup"]["original"]["ratio"] <= high
+
+
+def test_a_missing_figure_is_explained() -> None:
+    for device in built()["devices"]:
+        for candidate in device["candidates"]:
+            notes = " ".join(candidate["notes"])
+            assert candidate["notes"]
+            if candidate["status"] == "measured":
+                assert "no ratio against it" in notes
+                if candidate["latency_ms"]["p99"] is None:
+                    assert "p99" in notes
+                if candidate["test_metric"] is None:
+                    assert "test split" in notes
+            else:
+                assert "no kernel for ConvInteger" in notes and candidate["latency_ms"] is None
+
+
+def test_the_selected_variant_is_one_candidate() -> None:
+    first, second = built()["devices"]
+    chosen = [c for c in first["candidates"] if c["selected"]]
+    assert [c["variant"] for c in chosen] == [first["selected"]]
+    assert chosen[0]["recipe"] == "pruned-int8" and not chosen[0]["rejected_because"] and chosen[0]["meets_limits"]
+    assert chosen[0]["drop"] == {"value": 0.55, "ci95": [0.24, 0.86], "against": "original-retrained"}
+    assert chosen[0]["test_metric"]["split"] == "test" and chosen[0]["test_drop"]
+    assert second["emulated"] and second["selected"] is None and "mean nothing" in second["why"]
+    for device in (first, second):
+        for c in device["candidates"]:
+            assert bool(c["rejected_because"]) == (not c["baseline"] and not c["selected"])
+
+
+def test_baselines() -> None:
+    baselines = [c for c in built()["devices"][0]["candidates"] if c["baseline"]]
+    assert [(c["recipe"], c["role"]) for c in baselines] == [
+        ("original", "original"),
+        ("original-retrained", "control"),
+    ]
+    assert baselines[0]["speedup"]["original"] == {"ratio": 1.0, "ci95": [1.0, 1.0]}
+    assert any("timed beside itself" in note and "as it should" in note for note in baselines[0]["notes"])
+
+
+def test_a_device_that_cannot_tell_one_from_itself_is_shown_up() -> None:
+    facts = job_facts()
+
+    def biased(c: CandidateFacts) -> CandidateFacts:
+        assert c.validation is not None and c.validation.ratio is not None
+        wrong = c.validation.ratio.model_copy(update={"value": 1.1, "low": 1.05, "high": 1.15})
+        return dataclasses.replace(c, validation=c.validation.model_copy(update={"ratio": wrong}))
+
+    device: DeviceFacts = facts.devices[0]
+    candidates = (biased(device.candidates[0]), *device.candidates[1:])
+    report = build_report(dataclasses.replace(facts, devices=(dataclasses.replace(device, candidates=candidates),)))
+    assert "differences of this size mean nothing" in " ".join(report.devices[0].candidates[0].notes)
+
+
+def test_reading_it_again_gives_the_same_and_newer_fields_are_tolerated() -> None:
+    report = build_report(job_facts())
+    text = report.model_dump_json(by_alias=True)
+    assert Report.model_validate_json(text) == report
+    newer = json.loads(text) | {"of_the_future": 1}
+    assert Report.model_validate(newer) == report
+
+
+def test_a_job_that_was_cancelled_early() -> None:
+    facts = job_facts()
+    skipped = tuple(
+        dataclasses.replace(
+            c, state="skipped", reason="the job was cancelled", validation=None, test=None, size_bytes=None
+        )
+        for c in facts.devices[0].candidates
+    )
+    device = dataclasses.replace(facts.devices[0], candidates=skipped, validation_drops=None, test_drops=None)
+    report = build_report(dataclasses.replace(facts, devices=(device,)))
+    assert report.devices[0].selected is None
+    assert all(c.rejected_because == ["the job was cancelled"] for c in report.devices[0].candidates)
+
+
+def test_without_devices_and_without_a_metric() -> None:
+    report = build_report(dataclasses.replace(job_facts(), metric="", devices=()))
+    assert (report.devices, report.metric.name) == ([], "")
+
+
+def test_the_servers_process_stays_light() -> None:
+    code = (
+        "import sys, fleetfit.server.report.build, fleetfit.server.selection.choose;"
+        "print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"numpy", "scipy", "torch", "onnx", "bokeh", "jinja2"} & set(done.stdout.split())

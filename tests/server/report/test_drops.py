@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fleetfit.server.report.drops import Scored, compare
+from fleetfit.server.report.summary import Drops
+
+from .raw import raw_result, write_raw
+
+
+def scored(name: str, right: int, role: str = "recipe", condition: tuple[int, int] = (1, 1), n: int = 100) -> Scored:
+    scores = np.zeros(n, dtype=np.float32)
+    scores[:right] = 1
+    return Scored(name, role, condition, scores)
+
+
+def test_losses_are_against_the_control() -> None:
+    found = compare("accuracy", [scored("r", 85), scored("o", 90, "original"), scored("c", 92, "control")])
+    assert found.against == "c"
+    assert {name: round(figure.value, 6) for name, figure in found.by_candidate.items()} == {"o": 2, "c": 0, "r": 7}
+    assert (found.by_candidate["c"].low, found.by_candidate["c"].high) == (0, 0)
+    low, high = found.by_candidate["r"].low, found.by_candidate["r"].high
+    assert low is not None and high is not None and low < 7 < high
+
+
+def test_training_that_made_the_original_worse_flatters_nothing() -> None:
+    found = compare("accuracy", [scored("r", 85), scored("o", 90, "original"), scored("c", 80, "control")])
+    assert found.against == "o"
+    assert found.by_candidate["r"].value == pytest.approx(5)
+    assert found.by_candidate["c"].value == pytest.approx(10)
+
+
+def test_equal_originals_are_judged_by_the_control() -> None:
+    assert compare("accuracy", [scored("o", 90, "original"), scored("c", 90, "control")]).against == "c"
+
+
+def test_errors_are_lower_is_better() -> None:
+    ones = np.ones(50, dtype=np.float32)
+    found = compare(
+        "mean_absolute_error",
+        [
+            Scored("o", "original", (1, 1), ones),
+            Scored("c", "control", (1, 1), ones * 0.5),
+            Scored("r", "recipe", (1, 1), ones * 0.75),
+        ],
+    )
+    assert found.against == "c"
+    assert found.by_candidate["r"].value == pytest.approx(0.25)
+
+
+def test_each_condition_has_its_own_reference() -> None:
+    found = compare(
+        "accuracy",
+        [scored("o1", 90, "original"), scored("r1", 89), scored("o2", 91, "original", (2, 1)), scored("r2", 89, "recipe", (2, 1)),
+         scored("lonely", 80, "recipe", (4, 1))],
+    )  # fmt: skip
+    assert found.references == {"o1": "o1", "r1": "o1", "o2": "o2", "r2": "o2", "lonely": "o2"}
+    assert found.by_candidate["r2"].value == pytest.approx(2)
+
+
+def test_other_samples_are_not_compared() -> None:
+    found = compare("accuracy", [scored("o", 90, "original"), scored("r", 40, n=50)])
+    assert set(found.by_candidate) == {"o"}
+    assert compare("accuracy", [scored("r", 40)]) == Drops(against="", by_candidate={})
+
+
+def test_the_child(tmp_path: Path) -> None:
+    right = [1.0] * 90 + [0.0] * 10
+    wanted = {
+        "metric": "accuracy",
+        "candidates": [
+            {"id": name, "role": role, "threads": 1, "batch": 1, "path": str(write_raw(tmp_path / f"{name}.gz", raw))}
+            for name, role, raw in (
+                ("o", "original", raw_result(scores=right)),
+                ("r", "recipe", raw_result(scores=[0.0] * 3 + right[3:])),
+                ("without", "recipe", raw_result()),
+            )
+        ],
+    }
+    source, out = tmp_path / "in.json", tmp_path / "out.json"
+    source.write_text(json.dumps(wanted))
+    subprocess.run([sys.executable, "-m", "fleetfit.server.report.drops", str(source), str(out)], check=True)
+    found = Drops.model_validate_json(out.read_text())
+    assert set(found.by_candidate) == {"o", "r"}
+    assert found.by_candidate["r"].value == pytest.approx(3)
