@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Final
 
 from fleetfit.device_profiles.loader import load_profiles
-from fleetfit.device_profiles.schema import DeviceProfile, Fact, Facts, Rule
+from fleetfit.device_profiles.schema import DeviceProfile, Rule
 
 # Kernels of x86 like vectors of 16 floats at most, those of Arm 4; 8 serves both well enough where nothing is known.
 _ROUND_TO: Final = 8
@@ -59,7 +60,8 @@ def _why(rule: Rule, facts: DeviceFactsForMatching) -> str:
     if rule.machine and facts.machine not in rule.machine:
         return ""
     if rule.compatible:
-        hit = next((text for text in facts.device_tree_compatible if text in rule.compatible), None)
+        texts = facts.device_tree_compatible
+        hit = next((text for text in texts if any(fnmatchcase(text, one) for one in rule.compatible)), None)
         if hit is None:
             return ""
         reasons.append(f"its device tree says it is compatible with '{hit}'")
@@ -87,7 +89,6 @@ def _generic(facts: DeviceFactsForMatching) -> DeviceProfile:
     return DeviceProfile(
         name=GENERIC,
         title=facts.device_tree_model.rstrip("\0") or facts.cpu_model or facts.machine or "unknown device",
-        facts=Facts(cores=Fact(value=None), memory_bytes=Fact(value=None)),
         instruction_sets=[flag for flag in useful if flag in facts.cpu_flags],
         runtimes=["onnxruntime"],
         recipes=list(_RECIPES),

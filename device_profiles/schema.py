@@ -52,8 +52,8 @@ class Facts(_Strict):
 class Rule(_Strict):
     """When a device is of this kind: every condition that is given must hold, each by one of its words.
 
-    `compatible` are strings of the device tree; `model` are pieces of its model line, in any case; `arm_part` are part
-    numbers; `flags` must all be there and `without_flags` must not.
+    `compatible` are strings of the device tree, `*` standing for anything; `model` are pieces of its model line, in any
+    case; `arm_part` are part numbers of Arm's own cores; `flags` must all be there and `without_flags` must not.
     """
 
     machine: list[str] = []
