@@ -27,7 +27,7 @@ def find_build(
     wanted = variant or here["selected"]
     if not wanted:
         raise Conflict(f"nothing was selected for {row.name}: {here['why']}; name a variant, or relax the limits")
-    candidate = session.scalars(
+    candidates = session.scalars(
         select(CandidateRow)
         .where(
             CandidateRow.job_id == job.id,
@@ -35,14 +35,24 @@ def find_build(
             CandidateRow.variant_key.startswith(wanted, autoescape=True),
         )
         .order_by(CandidateRow.position)
-    ).first()
+    ).all()
+    # A variant that was measured under several conditions comes with the options it was selected under.
+    chosen: dict[str, Any] = next((c["condition"] for c in here["candidates"] if c.get("selected")), {})
+    best = [c for c in candidates if (c.threads, c.batch) == (chosen.get("threads"), chosen.get("batch"))]
+    candidate = next(iter(best or candidates), None)
     build = None if candidate is None else _build_of(session, candidate)
     if candidate is None or build is None:
         raise NotFound(
             f"{row.name} has no build of a variant '{wanted}'; the report lists its variants", field="variant"
         )
     described: dict[str, Any] = next(
-        (c for c in here["candidates"] if c["variant"] == short(candidate.variant_key)), {}
+        (
+            c
+            for c in here["candidates"]
+            if c["variant"] == short(candidate.variant_key)
+            and (c["condition"]["threads"], c["condition"]["batch"]) == (candidate.threads, candidate.batch)
+        ),
+        {},
     )
     name = f"{session.get_one(ModelRow, job.model_id).name}-{candidate.recipe}.{build.format}"
     return reports_pb2.GetBuildResponse(

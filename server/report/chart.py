@@ -10,7 +10,7 @@ from typing import Final
 
 from fleetfit.server.selection.words import number
 
-_MARGIN: Final = (18.0, 16.0, 46.0, 56.0)
+_MARGIN: Final = (18.0, 16.0, 46.0, 64.0)
 _DOT: Final = 5.0
 _LABEL: Final = (7.5, 13.0)
 """Width of a character and height of a label, generous, in the units of the view box."""

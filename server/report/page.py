@@ -21,10 +21,11 @@ _NONE = ""
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure and, below it, its interval; both empty where it was not measured."""
+    """A figure, its interval below it, and what else belongs to it; all empty where it was not measured."""
 
     figure: str = _NONE
     below: str = _NONE
+    more: str = _NONE
 
 
 @dataclass(frozen=True)
@@ -151,10 +152,8 @@ def _drop(drop: DropFigure | None) -> Cell:
 def _metric(metric: MetricFigure | None, drop: DropFigure | None = None) -> Cell:
     if metric is None:
         return Cell()
-    below = _interval(metric.ci95, 4)
-    if drop is not None and drop.value:
-        below += f"; loss {_drop(drop).figure}"
-    return Cell(number(metric.value, 4), below)
+    more = f"loss {_drop(drop).figure}" if drop is not None and drop.value else ""
+    return Cell(number(metric.value, 4), _interval(metric.ci95, 4), more)
 
 
 def _amount(ours: int | None, original: int | None) -> Cell:
@@ -171,12 +170,12 @@ def _charts(report: Report, rows: list[Row]) -> tuple[str, str]:
         return "", ""
     if with_drop:
         name = report.metric.name.replace("_", " ")
-        limit = report.limits.max_drop_points
+        limit = _allowed(report, [row.candidate for row in rows])
         axes = Axes(
             "p50 of one call, ms (left is faster)",
             f"loss of {name}, {report.metric.unit}" if len(report.metric.unit) < 12 else f"rise of {name}",
             limit,
-            f"limit: {limit:g}" if limit is not None else "",
+            f"limit: {number(limit, 2)}" if limit is not None else "",
         )
         points = [_point(row, row.candidate.drop) for row in with_drop]
     else:
@@ -187,6 +186,16 @@ def _charts(report: Report, rows: list[Row]) -> tuple[str, str]:
     )
     caption = "Each point is a row of the table, named by its number; the lines are 95 % intervals."
     return charts, caption
+
+
+def _allowed(report: Report, candidates: list[CandidateReport]) -> float | None:
+    """The largest loss allowed, in the metric's unit."""
+    limits = report.limits
+    if limits.max_drop_points is not None or limits.max_drop_percent is None:
+        return limits.max_drop_points
+    against = next((c.drop.against for c in candidates if c.drop is not None), "")
+    reference = next((c.metric for c in candidates if c.recipe == against and c.baseline), None)
+    return None if reference is None else limits.max_drop_percent / 100 * abs(reference.value)
 
 
 def _point(row: Row, drop: DropFigure | None) -> Point:

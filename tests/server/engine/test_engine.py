@@ -381,6 +381,28 @@ def test_a_running_job_has_no_report_yet(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_a_variant_selected_under_one_of_several_conditions_comes_with_its_options(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with House(tmp_path) as house:
+            (agent,) = await house.furnish("one")
+
+            def answer(lease: work_pb2.TaskLease) -> MeasurementSummary:
+                found = measured(lease)
+                if lease.measure.threads != 2 or found.latency is None:
+                    return found
+                p50 = found.latency.p50_ms.model_copy(update={"value": 0.5})
+                return found.model_copy(update={"latency": found.latency.model_copy(update={"p50_ms": p50})})
+
+            agent.answer = answer
+            house.employ(agent)
+            job = await house.ended((await house.engine.create_job(request(PRUNED, threads=[1, 2]), "")).job_id)
+            manifest = json.loads((await house.engine.build(job.job_id, "one", "")).manifest_json)
+            assert manifest["options"] == {"threads": 2, "batch": 1}
+            assert manifest["measured"]["condition"]["threads"] == 2 and manifest["measured"]["selected"]
+
+    asyncio.run(run())
+
+
 def test_the_build_to_deploy_comes_with_its_manifest(tmp_path: Path) -> None:
     async def run() -> None:
         async with House(tmp_path) as house:
