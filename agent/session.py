@@ -24,7 +24,7 @@ from fleetfit.agent.identity import Identity
 from fleetfit.agent.memory import give_back_memory
 from fleetfit.agent.spool import Spool, Spooled
 from fleetfit.agent.work import Worker, is_connection_fault
-from fleetfit.core.errors import Conflict, FleetfitError, LeaseLost, NotFound, PermissionDenied, Unavailable
+from fleetfit.core.errors import FleetfitError, LeaseLost, NotFound, PermissionDenied, Superseded, Unavailable
 from fleetfit.proto.channels import CLIENT_OPTIONS, agent_credentials
 from fleetfit.proto.status import from_rpc_error
 from fleetfit.proto.transfer import upload_file
@@ -38,12 +38,6 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 15.0
 # Wake-ups come over the stream; asking now and then as well costs little and survives a lost one.
 _POLL_S = 20.0
 Answer = TypeVar("Answer")
-
-
-class Superseded(Conflict):
-    """Another process with this device's identity has connected since."""
-
-    code = "SUPERSEDED"
 
 
 class Agent:
@@ -251,7 +245,7 @@ class Agent:
                 await self._call(stub.ReportTask(request, timeout=_CALL_S))
                 log.info("task %s: reported", spooled.task_id)
             except FleetfitError as error:
-                if is_connection_fault(error) or error.code == "SUPERSEDED":
+                if is_connection_fault(error) or isinstance(error, Superseded):
                     raise
                 if not isinstance(error, (LeaseLost, NotFound, PermissionDenied)):
                     raise

@@ -9,7 +9,8 @@
     ├── NotFound                nothing has that name
     ├── AlreadyExists
     ├── Conflict                the state does not allow it (an old lease, a finished job)
-    │   └── LeaseLost
+    │   ├── LeaseLost
+    │   └── Superseded
     ├── Unauthenticated         no identity, or a wrong one
     ├── PermissionDenied        a known identity that may not do this
     ├── VersionTooOld           the peer's version is below the stated minimum
@@ -104,6 +105,13 @@ class LeaseLost(Conflict):
     """The task was leased again since; this holder's word no longer counts."""
 
     code = "LEASE_LOST"
+    status = "ABORTED"
+
+
+class Superseded(Conflict):
+    """A newer session of the same device exists; this one ends."""
+
+    code = "SUPERSEDED"
     status = "ABORTED"
 
 

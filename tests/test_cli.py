@@ -5,13 +5,13 @@ import os
 import subprocess
 import sys
 import time
+import tomllib
 import types
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
-import tomllib
 import typer
 
 from fleetfit import cli

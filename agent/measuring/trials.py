@@ -1,6 +1,7 @@
-"""The trials themselves, each in a fresh process: solo, pair, metric.
+"""The trials themselves, each in a fresh process: solo (with the metric) and pair.
 
-`python -m fleetfit.agent.measuring.trials TASKDIR OUT solo|metric|pair NUMBER` writes one serialized message to OUT.
+`python -m fleetfit.agent.measuring.trials TASKDIR OUT solo|pair NUMBER` writes one serialized message to OUT. What it
+cannot do for a reason that a person can act on is said in OUT.error; how far it is stands in OUT.step.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import json
 import random
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,168 +22,167 @@ import numpy as np
 from google.protobuf.message import Message
 from numpy.typing import NDArray
 
-from fleetfit.agent.measuring.inputs import TARGETS, batches, read_arrays, timing_feeds
-from fleetfit.core.errors import FleetfitError
-from fleetfit.core.statistics import metric_value, score_samples, steady
+from fleetfit.agent.measuring.inputs import fixed_batch, metric_batches, timing_feeds
+from fleetfit.agent.measuring.memory import memory_bytes, reset_peak
+from fleetfit.agent.measuring.split import open_split
+from fleetfit.agent.measuring.timing import block_size, take_samples, time_once, warm_up
+from fleetfit.core.errors import FleetfitError, InvalidData, InvalidModel
+from fleetfit.core.metrics import metric_info
+from fleetfit.core.statistics import metric_value, score_samples
 from fleetfit.proto.v1 import measurement_pb2
 from fleetfit.runtimes.base import LoadedModel
 from fleetfit.runtimes.registry import runtime
 
 EXIT_NOT_LOADABLE: Final = 3
-_WARMUP_WINDOW: Final = 24
+_METRIC_BATCH: Final = 64
+_STEP_NS: Final = 200_000_000
+# A median of fewer says too little, however slow the build.
+_FEWEST_SAMPLES: Final = 5
+_FEWEST_ROUNDS: Final = 3
+# Above this, what one call leaves in the caches is a small part of the next.
+_SLOW_CALL_NS: Final = 100_000_000
 
 
-def solo(taskdir: Path, task: measurement_pb2.MeasureTask) -> measurement_pb2.MeasurementResult:
-    """One build alone: load, first inference, warm-up, samples, memory, and then the metric."""
-    adapter = runtime(task.candidate.runtime)
-    result = measurement_pb2.MeasurementResult(
-        runtime=task.candidate.runtime, runtime_version=adapter.availability().version
-    )
-    build = _build(taskdir, task.candidate)
-    feeds = _feeds(taskdir, task)
-    if not task.metric_only:
-        run = measurement_pb2.SoloRun(floor_memory_bytes=_memory("VmRSS"))
-        _reset_peak()
-        run.window.begin_monotonic_ns = time.monotonic_ns()
-        model = adapter.load(build, threads=task.threads)
-        run.load_ns = time.monotonic_ns() - run.window.begin_monotonic_ns
-        began = time.perf_counter_ns()
-        model.run(feeds)
-        run.first_inference_ns = time.perf_counter_ns() - began
-        call = model.bind(feeds)
-        run.warmup_samples, run.steady = warm_up(call, task.method.warmup_limit_ns)
-        run.latency_ns.extend(_samples(call, task.method.solo_samples, task.method.solo_limit_ns))
-        run.window.end_monotonic_ns = time.monotonic_ns()
-        run.peak_memory_bytes = _memory("VmHWM")
-        result.solo.CopyFrom(run)
-    else:
-        model = adapter.load(build, threads=task.threads)
-    if task.data_artifact_name and task.metric:
-        result.metric.CopyFrom(_metric(taskdir, task, model))
-    model.close()
-    return result
+class Trial:
+    """One trial of a task."""
 
+    def __init__(self, taskdir: Path, out: Path) -> None:
+        self._taskdir = taskdir
+        self._step_file = out.with_suffix(".step")
+        self._stepped = 0
+        self._task = measurement_pb2.MeasureTask()
+        self._task.ParseFromString((taskdir / "task.pb").read_bytes())
 
-def _metric(taskdir: Path, task: measurement_pb2.MeasureTask, model: LoadedModel) -> measurement_pb2.MetricRun:
-    run = measurement_pb2.MetricRun(metric=task.metric, split=task.split)
-    run.window.begin_monotonic_ns = time.monotonic_ns()
-    data = read_arrays(taskdir / "in" / task.data_artifact_name)
-    scores = []
-    at = 0
-    for feeds, count in batches(task, data):
-        outputs = {name: values[:count] for name, values in model.run(feeds).items()}
-        ordered = {spec.name: outputs[spec.name] for spec in task.candidate.outputs if spec.name in outputs} or outputs
-        scores.append(score_samples(task.metric, ordered, data[TARGETS][at : at + count]))
-        at += count
-    all_scores = np.concatenate(scores)
-    run.scores.extend(all_scores.tolist())
-    run.count = len(all_scores)
-    run.value = metric_value(task.metric, all_scores).value
-    run.window.end_monotonic_ns = time.monotonic_ns()
-    return run
-
-
-def pair(taskdir: Path, task: measurement_pb2.MeasureTask, number: int) -> measurement_pb2.PairRun:
-    """Candidate and baseline in one process, in blocks whose order is drawn anew for each two."""
-    adapter = runtime(task.candidate.runtime)
-    run = measurement_pb2.PairRun(candidate_loaded_first=number % 2 == 0)
-    feeds = _feeds(taskdir, task)
-    run.window.begin_monotonic_ns = time.monotonic_ns()
-    refs = {True: task.candidate, False: task.baseline}
-    models, calls = {}, {}
-    for which in (run.candidate_loaded_first, not run.candidate_loaded_first):
-        models[which] = adapter.load(_build(taskdir, refs[which]), threads=task.threads)
-        calls[which] = models[which].bind(feeds)
-    method = task.method
-    warm = {which: warm_up(call, method.warmup_limit_ns // 2)[1] for which, call in calls.items()}
-    run.steady = all(warm.values())
-    sizes = {which: _block_size(call, method.block_ns) for which, call in calls.items()}
-    order = random.Random(f"{task.candidate.build_id}/{number}")  # noqa: S311 - an order, not a secret
-    for _ in range(method.blocks_per_process):
-        for which in order.sample((True, False), 2):
-            block = run.blocks.add(candidate=which)
-            call = calls[which]
-            # The first after the other's turn meets cold caches; it is not what a deployment sees.
-            call()
-            block.latency_ns.extend(_samples(call, sizes[which], method.block_ns * 4))
-    run.window.end_monotonic_ns = time.monotonic_ns()
-    for model in models.values():
+    def solo(self) -> measurement_pb2.MeasurementResult:
+        """One build alone: load, first inference, warm-up, samples, memory, and then the metric."""
+        task = self._task
+        adapter = runtime(task.candidate.runtime)
+        version = adapter.availability().version
+        result = measurement_pb2.MeasurementResult(runtime=task.candidate.runtime, runtime_version=version)
+        build = self._build(task.candidate)
+        if task.metric_only:
+            model = adapter.load(build, threads=task.threads)
+        else:
+            feeds = self._feeds()
+            run = result.solo
+            run.floor_memory_bytes = memory_bytes("VmRSS")
+            reset_peak()
+            run.window.begin_monotonic_ns = time.monotonic_ns()
+            model = adapter.load(build, threads=task.threads)
+            run.load_ns = time.monotonic_ns() - run.window.begin_monotonic_ns
+            run.first_inference_ns = time_once(lambda: _discard(model.run(feeds)))
+            call = model.bind(feeds)
+            run.warmup_samples, run.steady = warm_up(call, task.method.warmup_limit_ns)
+            run.latency_ns.extend(
+                take_samples(call, task.method.solo_samples, task.method.solo_limit_ns, least=_FEWEST_SAMPLES)
+            )
+            run.window.end_monotonic_ns = time.monotonic_ns()
+            run.peak_memory_bytes = memory_bytes("VmHWM")
+            del call
+        self._step(0.2, now=True)
+        if task.data_artifact_name and task.metric:
+            self._metric(model, result)
         model.close()
-    return run
+        return result
+
+    def pair(self, number: int) -> measurement_pb2.PairRun:
+        """Candidate and baseline in one process, in blocks whose order is drawn anew for each round."""
+        task, method = self._task, self._task.method
+        if task.baseline.runtime != task.candidate.runtime:
+            raise InvalidModel(
+                f"the build is for {task.candidate.runtime} and the original for {task.baseline.runtime}; "
+                "only builds of one runtime can be timed in turn"
+            )
+        adapter = runtime(task.candidate.runtime)
+        run = measurement_pb2.PairRun(candidate_loaded_first=number % 2 == 0)
+        feeds = self._feeds()
+        run.window.begin_monotonic_ns = time.monotonic_ns()
+        refs = {True: task.candidate, False: task.baseline}
+        models, calls = {}, {}
+        for which in (run.candidate_loaded_first, not run.candidate_loaded_first):
+            models[which] = adapter.load(self._build(refs[which]), threads=task.threads)
+            calls[which] = models[which].bind(feeds)
+        # Both are warmed up, also where the first is not steady.
+        warm = {which: warm_up(call, method.warmup_limit_ns // 2)[1] for which, call in calls.items()}
+        run.steady = all(warm.values())
+        slow = {which: time_once(call) > _SLOW_CALL_NS for which, call in calls.items()}
+        sizes = {which: 1 if slow[which] else block_size(call, method.block_ns) for which, call in calls.items()}
+        order = random.Random(f"{task.candidate.build_id}/{number}")  # noqa: S311 - an order, not a secret
+        half = run.window.begin_monotonic_ns + method.child_limit_ns // 2
+        for round_number in range(max(method.blocks_per_process, 1)):
+            if round_number >= _FEWEST_ROUNDS and time.monotonic_ns() > half:
+                break
+            for which in order.sample((True, False), 2):
+                block = run.blocks.add(candidate=which)
+                call = calls[which]
+                # The first after the other's turn meets cold caches; it is not what a deployment sees.
+                if not slow[which]:
+                    call()
+                block.latency_ns.extend(take_samples(call, sizes[which], method.block_ns * 4))
+            self._step((round_number + 1) / method.blocks_per_process)
+        run.window.end_monotonic_ns = time.monotonic_ns()
+        del calls
+        for model in models.values():
+            model.close()
+        return run
+
+    def _metric(self, model: LoadedModel, result: measurement_pb2.MeasurementResult) -> None:
+        task, run = self._task, result.metric
+        run.metric, run.split = task.metric, task.split
+        run.window.begin_monotonic_ns = time.monotonic_ns()
+        size = fixed_batch(task.candidate) or _METRIC_BATCH
+        wanted = [spec.name for spec in task.candidate.outputs]
+        found: list[NDArray[np.float32]] = []
+        strange = 0
+        with open_split(self._taskdir / "in" / task.data_artifact_name) as split:
+            for feeds, targets in metric_batches(task, split, size):
+                outputs = {name: values[: len(targets)] for name, values in model.run(feeds).items()}
+                judged = {name: outputs[name] for name in wanted if name in outputs} or outputs
+                first = next(iter(judged.values()))
+                if first.dtype.kind == "f":
+                    strange += int(np.isnan(first.reshape(len(first), -1)).any(axis=1).sum())
+                found.append(score_samples(task.metric, judged, targets))
+                self._step(0.2 + 0.8 * sum(map(len, found)) / split.count)
+        if not found:
+            raise InvalidData(f"the {task.split} split is empty; push data with more samples")
+        scores = np.concatenate(found)
+        if not np.isfinite(scores).all():
+            broken = int((~np.isfinite(scores)).sum())
+            raise InvalidModel(f"the build's outputs are not finite numbers for {broken} of {len(scores)} samples")
+        if strange and metric_info(task.metric).task == "classification":
+            result.notes.append(f"{strange} of {len(scores)} outputs are not numbers (NaN) and count as wrong")
+        run.scores.extend(scores.tolist())
+        run.count = len(scores)
+        run.value = metric_value(task.metric, scores).value
+        run.window.end_monotonic_ns = time.monotonic_ns()
+
+    def _build(self, ref: measurement_pb2.BuildRef) -> bytes:
+        return (self._taskdir / "in" / ref.artifact_name).read_bytes()
+
+    def _feeds(self) -> dict[str, NDArray[Any]]:
+        if not self._task.data_artifact_name:
+            return timing_feeds(self._task, None)
+        with open_split(self._taskdir / "in" / self._task.data_artifact_name) as split:
+            return timing_feeds(self._task, split)
+
+    def _step(self, fraction: float, *, now: bool = False) -> None:
+        """Tell how far the trial is, at most some times per second: also its sign of life."""
+        if now or time.monotonic_ns() - self._stepped > _STEP_NS:
+            self._step_file.write_text(f"{fraction:.3f}")
+            self._stepped = time.monotonic_ns()
 
 
-def warm_up(call: Callable[[], None], limit_ns: int) -> tuple[int, bool]:
-    """Run until the last samples show no drift, or the limit passes: how many it took, and whether they are steady."""
-    began = time.perf_counter_ns()
-    samples: list[int] = []
-    while True:
-        samples += _samples(call, _WARMUP_WINDOW // 2, limit_ns)
-        if len(samples) >= _WARMUP_WINDOW and steady(samples[-_WARMUP_WINDOW:]):
-            return len(samples), True
-        if time.perf_counter_ns() - began > limit_ns:
-            return len(samples), False
-
-
-def _samples(call: Callable[[], None], count: int, limit_ns: int) -> list[int]:
-    clock = time.perf_counter_ns
-    samples = []
-    end = clock() + limit_ns
-    for _ in range(max(count, 1)):
-        before = clock()
-        call()
-        after = clock()
-        samples.append(after - before)
-        if after > end:
-            break
-    return samples
-
-
-def _block_size(call: Callable[[], None], block_ns: int) -> int:
-    samples = sorted(_samples(call, 5, block_ns))
-    return max(1, -(-block_ns // max(samples[len(samples) // 2], 1)))
-
-
-def _build(taskdir: Path, ref: measurement_pb2.BuildRef) -> bytes:
-    return (taskdir / "in" / ref.artifact_name).read_bytes()
-
-
-def _feeds(taskdir: Path, task: measurement_pb2.MeasureTask) -> dict[str, NDArray[Any]]:
-    """The inputs to time with; the first child cuts them from the split, the others read the cut."""
-    cut = taskdir / "sample.npz"
-    if cut.exists():
-        return timing_feeds(task, read_arrays(cut))
-    if not task.data_artifact_name:
-        return timing_feeds(task, None)
-    data = read_arrays(taskdir / "in" / task.data_artifact_name)
-    feeds = timing_feeds(task, data)
-    fresh = cut.with_name("sample.new.npz")
-    np.savez(fresh, allow_pickle=False, **feeds)
-    fresh.replace(cut)
-    return feeds
-
-
-def _memory(key: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
-def _reset_peak() -> None:
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass  # then the peak also covers reading the build, which is the smaller part
+def _discard(_: object) -> None:
+    pass
 
 
 def main(arguments: list[str]) -> int:
     """Run one trial."""
     taskdir, out, kind = Path(arguments[0]), Path(arguments[1]), arguments[2]
-    task = measurement_pb2.MeasureTask()
-    task.ParseFromString((taskdir / "task.pb").read_bytes())
     message: Message
     try:
-        message = pair(taskdir, task, int(arguments[3])) if kind == "pair" else solo(taskdir, task)
+        trial = Trial(taskdir, out)
+        message = trial.pair(int(arguments[3])) if kind == "pair" else trial.solo()
     except MemoryError:
         return EXIT_OUT_OF_MEMORY
     except FleetfitError as error:

@@ -27,6 +27,21 @@ class Tree:
         except ValueError:
             return None
 
+    def kibibytes(self, path: str, key: str) -> int | None:
+        """A line `KEY: N kB`, in bytes."""
+        for line in self.lines(path):
+            name, _, value = line.partition(":")
+            if name == key and value.split()[:1] and value.split()[0].isdigit():
+                return int(value.split()[0]) * 1024
+        return None
+
+    def link(self, path: str) -> str | None:
+        """What a symbolic link points to."""
+        try:
+            return str((self.root / path.lstrip("/")).readlink())
+        except OSError:
+            return None
+
     def lines(self, path: str) -> list[str]:
         """The content's lines."""
         return (self.text(path) or "").splitlines()

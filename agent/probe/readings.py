@@ -7,10 +7,13 @@ import os
 import socket
 import time
 
-import psutil
-
 from fleetfit.agent.probe.files import Tree
 from fleetfit.proto.v1 import measurement_pb2
+
+# The firmware's hexadecimal word on a Raspberry Pi: bits 0 to 3 are under-voltage, capped clock, throttled and soft
+# temperature limit, now. Source: raspberrypi.com/documentation/computers/os.html, `vcgencmd get_throttled`.
+_RASPBERRY_THROTTLED = "/sys/devices/platform/soc/soc:firmware/get_throttled"
+_RASPBERRY_NOW = 0b1111
 
 
 def host_digest(tree: Tree) -> str:
@@ -50,7 +53,7 @@ def frequency_hz(tree: Tree) -> int | None:
 def cpu_pressure_percent(tree: Tree) -> float | None:
     """PSI: the share of the last ten seconds in which some task waited for a processor."""
     for line in tree.lines("/proc/pressure/cpu"):
-        if line.startswith("some"):
+        if line.startswith("some") and "avg10=" in line:
             return float(line.split("avg10=")[1].split()[0])
     return None
 
@@ -67,27 +70,41 @@ def meters(tree: Tree) -> list[str]:
     return [name for name, readable in found.items() if readable]
 
 
+def _load(tree: Tree) -> float:
+    words = (tree.text("/proc/loadavg") or "0").split()
+    return float(words[0])
+
+
+def _throttle_count(tree: Tree) -> int | None:
+    """How often x86 cores were slowed down for heat since boot."""
+    paths = tree.paths("/sys/devices/system/cpu/cpu[0-9]*/thermal_throttle/core_throttle_count")
+    counts = [count for count in map(tree.number, paths) if count is not None]
+    return sum(counts) if counts else None
+
+
 class Readings:
     """Takes readings one after another: shares of time are counted since the one before."""
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
         self._times = self._cpu_times()
+        self._throttles = _throttle_count(tree)
 
     def take(self) -> measurement_pb2.Reading:
         """The state now."""
         tree = self._tree
         reading = measurement_pb2.Reading(
             monotonic_ns=time.monotonic_ns(),
-            load_1m=os.getloadavg()[0],
+            load_1m=_load(tree),
             governor=governor(tree),
             power_mode=power_mode(tree),
-            available_memory_bytes=psutil.virtual_memory().available,
         )
         for name, value in (
             ("temperature_celsius", temperature_celsius(tree)),
             ("frequency_hz", frequency_hz(tree)),
             ("cpu_pressure_percent", cpu_pressure_percent(tree)),
+            ("available_memory_bytes", tree.kibibytes("/proc/meminfo", "MemAvailable")),
+            ("throttled", self._throttled()),
         ):
             if value is not None:
                 setattr(reading, name, value)
@@ -99,6 +116,14 @@ class Readings:
                 reading.other_cpu_percent = max(0.0, 100 * (busy - ours) / total)
         self._times = now
         return reading
+
+    def _throttled(self) -> bool | None:
+        """Whether the processor is slowed down for heat or lack of power: now, or since the reading before."""
+        bits = self._tree.number(_RASPBERRY_THROTTLED)
+        if bits is not None:
+            return bool(bits & _RASPBERRY_NOW)
+        before, self._throttles = self._throttles, _throttle_count(self._tree)
+        return None if before is None or self._throttles is None else self._throttles > before
 
     def _cpu_times(self) -> tuple[float, float, float, float] | None:
         """Seconds since boot, over all processors: all, busy, stolen; and what we and our ended children used."""

@@ -8,9 +8,8 @@ import shutil
 import socket
 from pathlib import Path
 
-import psutil
-
 from fleetfit.agent.probe.files import Tree
+from fleetfit.agent.probe.processor import read_processor
 from fleetfit.agent.probe.readings import host_digest, meters, power_mode
 from fleetfit.proto.v1 import snapshot_pb2
 from fleetfit.runtimes.base import Availability
@@ -21,7 +20,7 @@ def take_snapshot(
     tree: Tree, *, threads: int = 0, emulated: bool = False, disk: Path | None = None
 ) -> snapshot_pb2.DeviceSnapshot:
     """Everything that tells what this device is. What cannot be read is absent."""
-    processor = _processor(tree)
+    processor = read_processor(tree)
     usable = processor.usable_cores or 1
     snapshot = snapshot_pb2.DeviceSnapshot(
         machine=platform.machine() if tree.real else (tree.text("/fleetfit/machine") or platform.machine()),
@@ -47,39 +46,15 @@ def take_snapshot(
     return snapshot
 
 
-def _processor(tree: Tree) -> snapshot_pb2.Processor:
-    first: dict[str, str] = {}
-    whole: dict[str, str] = {}
-    count = 0
-    for line in tree.lines("/proc/cpuinfo"):
-        key, separator, value = line.partition(":")
-        key, value = key.strip(), value.strip()
-        if not separator:
-            continue
-        count += key == "processor"
-        first.setdefault(key, value)
-        whole[key] = value
-    flags = (first.get("flags") or first.get("Features") or "").split()
-    processor = snapshot_pb2.Processor(
-        model=first.get("model name") or first.get("Hardware") or whole.get("Model", ""),
-        vendor=first.get("vendor_id", ""),
-        flags=sorted(set(flags)),
-        arm_implementer=first.get("CPU implementer", ""),
-        arm_part=first.get("CPU part", ""),
-        usable_cores=len(os.sched_getaffinity(0)) if tree.real else count,
-        physical_cores=(psutil.cpu_count(logical=False) or 0) if tree.real else count,
-    )
-    khz = tree.number("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
-    if khz is not None:
-        processor.max_frequency_hz = khz * 1000
-    return processor
-
-
 def _memory(tree: Tree) -> int | None:
-    for line in tree.lines("/proc/meminfo"):
-        if line.startswith("MemTotal:"):
-            return int(line.split()[1]) * 1024
-    return None
+    """The machine's memory, or the limit of this container where that is lower."""
+    total = tree.kibibytes("/proc/meminfo", "MemTotal")
+    limits = [
+        tree.number("/sys/fs/cgroup/memory.max"),
+        tree.number("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+    ]
+    known = [value for value in (total, *limits) if value is not None and value > 0]
+    return min(known, default=None)
 
 
 def _operating_system(tree: Tree) -> snapshot_pb2.OperatingSystem:
@@ -97,10 +72,11 @@ def _operating_system(tree: Tree) -> snapshot_pb2.OperatingSystem:
 
 
 def _looks_emulated(tree: Tree) -> bool:
-    # qemu-user runs one program of another architecture: the kernel then names the host's own.
     if not tree.real:
         return False
-    return "qemu" in (tree.text("/proc/self/exe") or "") or "QEMU_CPU" in os.environ
+    # qemu-user answers for /proc/self/exe with the guest's program, but the thread's own entry shows the emulator.
+    programs = (tree.link("/proc/thread-self/exe") or "", tree.link("/proc/self/exe") or "")
+    return any("qemu" in program.rpartition("/")[2] for program in programs) or "QEMU_CPU" in os.environ
 
 
 def _runtimes() -> list[snapshot_pb2.Runtime]:

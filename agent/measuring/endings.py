@@ -1,0 +1,52 @@
+"""What the end of a trial's process means for the measurement: a status and one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Final
+
+from fleetfit.core.children import ChildOutcome
+from fleetfit.proto.v1 import measurement_pb2
+
+Status = measurement_pb2.MeasurementStatus
+DISK_FULL: Final = "the device's disk is full; make room, then resume the job"
+_SENTENCES: Final = {
+    "out_of_memory": (
+        Status.MEASUREMENT_STATUS_OUT_OF_MEMORY,
+        "the build needs more memory than the device has free; try a smaller build or batch",
+    ),
+    "timed_out": (
+        Status.MEASUREMENT_STATUS_TIMED_OUT,
+        "the build did not finish within the time a trial may take; try a smaller build or batch",
+    ),
+    "crashed": (Status.MEASUREMENT_STATUS_CRASHED, "the runtime crashed on the build; try another recipe or runtime"),
+    "failed": (Status.MEASUREMENT_STATUS_CRASHED, "the trial ended in an unexpected error"),
+    "cancelled": (Status.MEASUREMENT_STATUS_CRASHED, "the trial was stopped from outside; resume the job"),
+}
+# A native library that gets no memory aborts, and Python's own error may come before a trial can name it.
+_OUT_OF_MEMORY_WORDS: Final = ("std::bad_alloc", "MemoryError", "Cannot allocate memory")
+
+
+class TrialFailed(Exception):
+    """A trial ended without a result."""
+
+    def __init__(self, status: Status.ValueType, message: str) -> None:
+        super().__init__(message)
+        self.status, self.message = status, message
+
+
+def explain(out: Path, outcome: ChildOutcome) -> TrialFailed:
+    """Why the trial that should have written `out` did not."""
+    said = out.with_suffix(".error")
+    if said.exists():
+        error = json.loads(said.read_text())
+        return TrialFailed(Status.MEASUREMENT_STATUS_NOT_LOADABLE, str(error["message"]))
+    if "No space left on device" in outcome.stderr_tail:
+        return TrialFailed(Status.MEASUREMENT_STATUS_DISK_FULL, DISK_FULL)
+    kind = outcome.kind
+    if kind in ("failed", "crashed") and any(words in outcome.stderr_tail for words in _OUT_OF_MEMORY_WORDS):
+        kind = "out_of_memory"
+    status, sentence = _SENTENCES.get(kind, _SENTENCES["failed"])
+    last = (outcome.stderr_tail.strip().splitlines() or [""])[-1]
+    return TrialFailed(status, f"{sentence} ({last[:200]})" if kind == "failed" and last else sentence)

@@ -1,0 +1,167 @@
+"""One measurement: the trials in their order, and what the device was like before, between and after."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+import fleetfit
+from fleetfit.agent.measuring.endings import Status, TrialFailed, explain
+from fleetfit.agent.probe.files import Tree
+from fleetfit.agent.probe.processor import processor_name
+from fleetfit.agent.probe.readings import Readings, governor, host_digest, power_mode
+from fleetfit.core.children import ChildOutcome, Limits, run_child
+from fleetfit.proto.methods import METHOD_VERSION
+from fleetfit.proto.v1 import measurement_pb2
+
+# Above this share of all processors, or this much stolen by the hypervisor, a device is not quiet.
+_OTHERS_PERCENT: Final = 20.0
+_STEAL_PERCENT: Final = 5.0
+_LOOK_S: Final = 0.25
+# A child may use this share of the memory that is free; the rest keeps the device alive.
+_MEMORY_SHARE: Final = 0.9
+_WATCH_S: Final = 0.2
+_NO_ROOM_FOR_TWO: Final = (
+    "the build and the original do not fit into this device's memory together, so no ratio was measured; "
+    "compare their latencies"
+)
+
+
+class Measurer:
+    """Measures one task. The builds are loaded in fresh children only: one that crashes or hangs is a result."""
+
+    def __init__(self, taskdir: Path, task: measurement_pb2.MeasureTask, tree: Tree) -> None:
+        self._taskdir = taskdir
+        self._task = task
+        self._tree = tree
+        self._readings = Readings(tree)
+        self._began = time.monotonic()
+        paired = task.HasField("baseline") and not task.metric_only
+        self._pairs = task.method.pair_processes if paired else 0
+        self._done = 0
+
+    async def measure(self) -> measurement_pb2.MeasurementResult:
+        """All trials, one after another."""
+        task = self._task
+        result = measurement_pb2.MeasurementResult(
+            method_version=METHOD_VERSION,
+            agent_version=fleetfit.__version__,
+            runtime=task.candidate.runtime,
+            boot_id=self._tree.text("/proc/sys/kernel/random/boot_id") or "",
+            host_digest=host_digest(self._tree),
+        )
+        try:
+            await self._wait_for_quiet(result)
+            alone = "computing the metric" if task.metric_only else "measuring the build alone"
+            result.MergeFromString(await self._trial("solo", 0, alone))
+            result.readings.append(self._readings.take())
+            if self._pairs:
+                await self._pair_trials(result)
+                result.readings.append(self._readings.take())
+            result.status = Status.MEASUREMENT_STATUS_MEASURED
+        except TrialFailed as failure:
+            result.status, result.message = failure.status, failure.message
+        result.condition.update(self._condition(result))
+        return result
+
+    async def _pair_trials(self, result: measurement_pb2.MeasurementResult) -> None:
+        for number in range(self._pairs):
+            try:
+                trial = await self._trial("pair", number, "measuring the build beside the original")
+            except TrialFailed as failure:
+                # The build alone is measured; it is the two together that the device cannot hold.
+                if failure.status != Status.MEASUREMENT_STATUS_OUT_OF_MEMORY:
+                    raise
+                result.ClearField("pairs")
+                result.notes.append(_NO_ROOM_FOR_TWO)
+                return
+            result.pairs.add().ParseFromString(trial)
+
+    async def _wait_for_quiet(self, result: measurement_pb2.MeasurementResult) -> None:
+        deadline = time.monotonic() + self._task.method.quiet_limit_ns / 1e9
+        while True:
+            self._readings.take()
+            await asyncio.sleep(_LOOK_S)
+            reading = self._readings.take()
+            busy = reading.other_cpu_percent if reading.HasField("other_cpu_percent") else 0.0
+            stolen = reading.steal_percent if reading.HasField("steal_percent") else 0.0
+            result.quiet = busy <= _OTHERS_PERCENT and stolen <= _STEAL_PERCENT
+            # A metric does not depend on who else is working.
+            if result.quiet or time.monotonic() > deadline or self._task.metric_only:
+                break
+            self._progress("waiting for the device to be quiet", 0)
+        result.readings.append(reading)
+        if not result.quiet:
+            result.disturbance = (
+                f"other processes used {busy:.0f} % of the processors"
+                if busy > _OTHERS_PERCENT
+                else f"the hypervisor took {stolen:.0f} % of the processor time"
+            )
+
+    async def _trial(self, kind: str, number: int, activity: str) -> bytes:
+        out = self._taskdir / f"{kind}-{number}.pb"
+        limits = Limits(memory_bytes=int(psutil.virtual_memory().available * _MEMORY_SHARE))
+        arguments = ["-m", "fleetfit.agent.measuring.trials", str(self._taskdir), str(out), kind, str(number)]
+        environment = {"OMP_NUM_THREADS": str(self._task.threads), "OPENBLAS_NUM_THREADS": "1"}
+        child = asyncio.create_task(run_child(arguments, limits, environment=environment))
+        try:
+            outcome = await self._watch(child, out.with_suffix(".step"), activity)
+        finally:
+            child.cancel()
+            await asyncio.gather(child, return_exceptions=True)
+        # A crash at the process's exit, after the result was written, is not the build's fault (onnxruntime #28301).
+        if not out.exists():
+            raise explain(out, outcome)
+        self._done += 1
+        content = out.read_bytes()
+        out.unlink()
+        return content
+
+    async def _watch(self, child: asyncio.Task[ChildOutcome], step: Path, activity: str) -> ChildOutcome:
+        """Wait for a child, telling how far it is. One that shows no sign of life for the limit has timed out.
+
+        A fixed limit would refuse a large split on a slow device, or let a hang last as long as the largest split.
+        """
+        limit_s = max(self._task.method.child_limit_ns / 1e9, 1.0)
+        fraction, alive = 0.0, time.monotonic()
+        self._progress(activity, 0)
+        while not child.done():
+            await asyncio.wait({child}, timeout=_WATCH_S)
+            told = fraction
+            with contextlib.suppress(OSError, ValueError):
+                told = float(step.read_text())
+            if told != fraction:
+                fraction, alive = told, time.monotonic()
+                self._progress(activity, fraction)
+            elif time.monotonic() - alive > limit_s and not child.done():
+                return ChildOutcome("timed_out", -9)
+        return child.result()
+
+    def _condition(self, result: measurement_pb2.MeasurementResult) -> dict[str, str]:
+        return {
+            "threads": str(self._task.threads),
+            "batch": str(self._task.batch),
+            "processor": processor_name(self._tree),
+            "power_mode": power_mode(self._tree),
+            "governor": governor(self._tree),
+            "kernel": platform.release(),
+            "runtime": result.runtime,
+            "runtime_version": result.runtime_version,
+            "boot_id": result.boot_id,
+        }
+
+    def _progress(self, activity: str, of_trial: float) -> None:
+        done = min((self._done + of_trial) / (1 + self._pairs), 1.0)
+        said: dict[str, object] = {"activity": activity, "fraction": round(done, 3)}
+        if done > 0:
+            said["remaining_ms"] = int((time.monotonic() - self._began) * 1000 * (1 - done) / done)
+        fresh = self._taskdir / "progress.new"
+        fresh.write_text(json.dumps(said))
+        fresh.replace(self._taskdir / "progress.json")
