@@ -45,6 +45,8 @@ class OnnxRuntime(Runtime):
         options.log_severity_level = 4
         # Threads may spin within a run, where it pays, but not after it: two builds are timed in turn in one process.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        # External data of a build given as bytes is looked for in the working folder; below a file there is none.
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", "/dev/null")
         try:
             session = onnxruntime.InferenceSession(build, options, providers=[_PROVIDER])
         except MemoryError:
@@ -52,6 +54,10 @@ class OnnxRuntime(Runtime):
         except Exception as error:  # its exceptions have no common root
             _raise_memory(error)
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            if "external data" in first.lower():
+                raise InvalidModel(
+                    "the build keeps weights outside itself, where they cannot be reached; save it as one file"
+                ) from error
             raise InvalidModel(
                 f"ONNX Runtime {onnxruntime.__version__} cannot load the build: {first[:300]}"
             ) from error

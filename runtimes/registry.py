@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 
 from fleetfit.core.errors import UnsupportedHere
 from fleetfit.runtimes.base import Availability, Runtime
@@ -12,21 +12,23 @@ GROUP = "fleetfit.runtimes"
 
 def runtimes() -> dict[str, Runtime | Availability]:
     """Every installed adapter by name; one that cannot be imported is shown with its reason, never dropped."""
-    found: dict[str, Runtime | Availability] = {}
-    for entry in entry_points(group=GROUP):
-        try:
-            found[entry.name] = entry.load()()
-        except Exception as error:  # whatever a third party's import raises
-            found[entry.name] = Availability(False, f"its adapter {entry.value} cannot be imported: {error}")
-    return found
+    return {entry.name: _adapter(entry) for entry in entry_points(group=GROUP)}
+
+
+def _adapter(entry: EntryPoint) -> Runtime | Availability:
+    try:
+        adapter: Runtime = entry.load()()
+    except Exception as error:  # whatever a third party's import raises
+        return Availability(False, f"its adapter {entry.value} cannot be imported: {error}")
+    return adapter
 
 
 def runtime(name: str) -> Runtime:
     """The adapter of that name. Raises UnsupportedHere where it is unknown or cannot be used here."""
     for entry in entry_points(group=GROUP, name=name):
-        adapter: Runtime = entry.load()()
-        availability = adapter.availability()
-        if not availability.available:
+        adapter = _adapter(entry)
+        availability = adapter if isinstance(adapter, Availability) else adapter.availability()
+        if isinstance(adapter, Availability) or not availability.available:
             raise UnsupportedHere(f"{name} cannot be used on this device: {availability.reason}")
         return adapter
     raise UnsupportedHere(
