@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Final
@@ -25,7 +26,12 @@ _SENTENCES: Final = {
     "cancelled": (Status.MEASUREMENT_STATUS_CRASHED, "the trial was stopped from outside; resume the job"),
 }
 # A native library that gets no memory aborts, and Python's own error may come before a trial can name it.
-_OUT_OF_MEMORY_WORDS: Final = ("std::bad_alloc", "MemoryError", "Cannot allocate memory")
+_OUT_OF_MEMORY_WORDS: Final = (
+    "std::bad_alloc",
+    "MemoryError",
+    "Cannot allocate memory",
+    "Failed to allocate memory",
+)
 
 
 class TrialFailed(Exception):
@@ -38,9 +44,9 @@ class TrialFailed(Exception):
 
 def explain(out: Path, outcome: ChildOutcome) -> TrialFailed:
     """Why the trial that should have written `out` did not."""
-    said = out.with_suffix(".error")
-    if said.exists():
-        error = json.loads(said.read_text())
+    # A full disk leaves an empty file.
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        error = json.loads(out.with_suffix(".error").read_text())
         return TrialFailed(Status.MEASUREMENT_STATUS_NOT_LOADABLE, str(error["message"]))
     if "No space left on device" in outcome.stderr_tail:
         return TrialFailed(Status.MEASUREMENT_STATUS_DISK_FULL, DISK_FULL)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetfit.core.errors import InvalidData
+from fleetfit.core.errors import FleetfitError, InvalidData
 
 TARGETS = "targets"
 Rows = dict[str, NDArray[Any]]
@@ -21,13 +20,15 @@ Rows = dict[str, NDArray[Any]]
 class Split:
     """The arrays of a split, all of one length, read from the front."""
 
-    def __init__(self, archive: zipfile.ZipFile) -> None:
+    def __init__(self, archive: zipfile.ZipFile, opened: ExitStack) -> None:
         self._readers = {
-            name.removesuffix(".npy"): _reader(name, archive.open(name))
+            name.removesuffix(".npy"): _reader(name, opened.enter_context(archive.open(name)))
             for name in archive.namelist()
             if name.endswith(".npy")
         }
         counts = {reader.left for reader in self._readers.values()}
+        if not counts:
+            raise InvalidData("the data that came with the task has no arrays; push the data again")
         if len(counts) != 1:
             raise InvalidData("the data that came with the task has arrays of different lengths; push the data again")
         self.count = counts.pop()
@@ -38,8 +39,9 @@ class Split:
         return frozenset(self._readers)
 
     def take(self, count: int) -> Rows:
-        """The next rows of every array: `count`, or fewer at the end."""
-        return {name: reader.take(count) for name, reader in self._readers.items()}
+        """The next rows of every array: `count`, or fewer at the end. Raises InvalidData where they cannot be read."""
+        with _readable():
+            return {name: reader.take(count) for name, reader in self._readers.items()}
 
 
 class _Streamed:
@@ -94,9 +96,22 @@ def _reader(name: str, file: IO[bytes]) -> _Streamed | _Whole:
 
 @contextmanager
 def open_split(path: Path) -> Iterator[Split]:
-    """Open a split. Raises InvalidData for a file that is none, when it is opened or while it is read."""
+    """Open a split. Raises InvalidData for a file that is none."""
+    with ExitStack() as opened:
+        with _readable():
+            split = Split(opened.enter_context(zipfile.ZipFile(path)), opened)
+        # Not around this: what goes wrong while the rows are used (a full disk, for one) is not the data's fault.
+        yield split
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            yield Split(archive)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InvalidData(f"the data that came with the task cannot be read ({error}); push the data again") from error
+        yield
+    except (FleetfitError, MemoryError):
+        raise
+    except Exception as error:  # what a damaged file makes zipfile, zlib, numpy and tokenize raise has no common root
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise InvalidData(
+            f"the data that came with the task cannot be read ({said[:200]}); push the data again"
+        ) from error

@@ -119,7 +119,7 @@ class Trial:
                 if not slow[which]:
                     call()
                 block.latency_ns.extend(take_samples(call, sizes[which], method.block_ns * 4))
-            self._step((round_number + 1) / method.blocks_per_process)
+            self._step((round_number + 1) / max(method.blocks_per_process, 1))
         run.window.end_monotonic_ns = time.monotonic_ns()
         del calls
         for model in models.values():
@@ -136,12 +136,13 @@ class Trial:
         strange = 0
         with open_split(self._taskdir / "in" / task.data_artifact_name) as split:
             for feeds, targets in metric_batches(task, split, size):
-                outputs = {name: values[: len(targets)] for name, values in model.run(feeds).items()}
+                fed = len(next(iter(feeds.values())))
+                outputs = {name: _unpadded(values, fed, len(targets)) for name, values in model.run(feeds).items()}
                 judged = {name: outputs[name] for name in wanted if name in outputs} or outputs
+                found.append(score_samples(task.metric, judged, targets))
                 first = next(iter(judged.values()))
                 if first.dtype.kind == "f":
                     strange += int(np.isnan(first.reshape(len(first), -1)).any(axis=1).sum())
-                found.append(score_samples(task.metric, judged, targets))
                 self._step(0.2 + 0.8 * sum(map(len, found)) / split.count)
         if not found:
             raise InvalidData(f"the {task.split} split is empty; push data with more samples")
@@ -170,6 +171,11 @@ class Trial:
         if now or time.monotonic_ns() - self._stepped > _STEP_NS:
             self._step_file.write_text(f"{fraction:.3f}")
             self._stepped = time.monotonic_ns()
+
+
+def _unpadded(values: NDArray[Any], fed: int, wanted: int) -> NDArray[Any]:
+    """An output without the rows of the padding. One that has not a row per sample is left for the metric to refuse."""
+    return values[:wanted] if np.ndim(values) and len(values) == fed else values
 
 
 def _discard(_: object) -> None:
