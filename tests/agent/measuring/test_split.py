@@ -58,7 +58,7 @@ def read(content: bytes, sizes: list[int]) -> dict[str, list[NDArray[Any]]]:
                     return pieces
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 @given(splits(), st.lists(st.integers(1, 5), min_size=1), st.booleans())
 def test_any_split_read_in_pieces_is_what_numpy_reads_at_once(arrays: Arrays, sizes: list[int], packs: bool) -> None:
     content = packed(arrays, compressed=packs)
@@ -72,7 +72,7 @@ def test_any_split_read_in_pieces_is_what_numpy_reads_at_once(arrays: Arrays, si
             assert together.shape == whole[name].shape
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 @given(splits(least=1), st.data())
 def test_a_damaged_split_is_refused_and_never_read_wrongly(arrays: Arrays, data: st.DataObject) -> None:
     content = bytearray(packed(arrays))

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fleetfit.agent.measuring import trials
+from fleetfit.core.children import EXIT_OUT_OF_MEMORY
+from fleetfit.proto.v1 import measurement_pb2
+
+from ...runtimes.builds import affine, hungry
+from .tasks import MS, pair_here, prepare, refused_here, solo_here
+
+WIDE = np.ones((4, 3), np.float32)
+
+
+def test_a_solo_trial_brings_raw_samples_and_memory(tmp_path: Path) -> None:
+    prepare(tmp_path, affine())
+    result = solo_here(tmp_path)
+    run = result.solo
+    assert (result.runtime, bool(result.runtime_version)) == ("onnxruntime", True)
+    assert len(run.latency_ns) == 20 and all(sample > 0 for sample in run.latency_ns)
+    assert run.load_ns > 0 and run.first_inference_ns > 0 and run.warmup_samples > 0
+    assert run.peak_memory_bytes >= run.floor_memory_bytes > 1 << 20
+    assert run.window.begin_monotonic_ns + run.load_ns < run.window.end_monotonic_ns
+    assert not result.HasField("metric")
+
+
+def test_a_solo_trial_that_runs_out_of_time_keeps_the_fewest_samples(tmp_path: Path) -> None:
+    prepare(tmp_path, affine(), method={"solo_samples": 1000, "solo_limit_ns": 0})
+    assert len(solo_here(tmp_path).solo.latency_ns) == 5
+
+
+def test_the_metric_comes_after_the_samples(tmp_path: Path) -> None:
+    prepare(tmp_path, affine(), data={"x": np.ones((9, 4), np.float32), "targets": np.zeros(9, np.int64)})
+    result = solo_here(tmp_path)
+    assert result.solo.window.end_monotonic_ns <= result.metric.window.begin_monotonic_ns
+    assert result.metric.window.begin_monotonic_ns < result.metric.window.end_monotonic_ns
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_the_build_that_is_loaded_first_alternates(tmp_path: Path, number: int) -> None:
+    prepare(tmp_path, affine(), baseline=affine(WIDE))
+    assert pair_here(tmp_path, number).candidate_loaded_first == (number % 2 == 0)
+
+
+def test_a_pair_trial_has_both_builds_in_every_round(tmp_path: Path) -> None:
+    task = prepare(tmp_path, affine(), baseline=affine(WIDE), method={"blocks_per_process": 6})
+    run = pair_here(tmp_path)
+    assert len(run.blocks) == 12
+    for first, second in zip(run.blocks[::2], run.blocks[1::2], strict=True):
+        assert {first.candidate, second.candidate} == {True, False}
+    for block in run.blocks:
+        assert block.latency_ns and all(sample > 0 for sample in block.latency_ns)
+        # Samples of a block that ends at its size or at four times its length.
+        assert sum(block.latency_ns[:-1]) <= 4 * task.method.block_ns
+    spent = sum(sample for block in run.blocks for sample in block.latency_ns)
+    assert spent < run.window.end_monotonic_ns - run.window.begin_monotonic_ns
+
+
+def test_the_order_of_blocks_is_drawn_and_can_be_drawn_again(tmp_path: Path) -> None:
+    prepare(tmp_path, affine(), baseline=affine(WIDE), method={"blocks_per_process": 8})
+    orders = [[block.candidate for block in pair_here(tmp_path, number).blocks] for number in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
+    # Not simply one and then the other.
+    assert any(first == second for first, second in pairwise(orders[0]))
+
+
+def test_a_method_without_blocks_has_one_round(tmp_path: Path) -> None:
+    prepare(tmp_path, affine(), baseline=affine(WIDE), method={"blocks_per_process": 0})
+    assert len(pair_here(tmp_path).blocks) == 2
+
+
+def test_a_pair_trial_that_runs_out_of_time_keeps_the_fewest_rounds(tmp_path: Path) -> None:
+    prepare(tmp_path, affine(), baseline=affine(WIDE), method={"blocks_per_process": 500, "child_limit_ns": 0})
+    assert len(pair_here(tmp_path).blocks) == 2 * 3
+
+
+def test_a_slow_build_has_one_sample_per_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials, "_SLOW_CALL_NS", 0)
+    prepare(tmp_path, affine(), baseline=affine(WIDE))
+    assert {len(block.latency_ns) for block in pair_here(tmp_path).blocks} == {1}
+
+
+def test_builds_of_two_runtimes_are_not_timed_in_turn(tmp_path: Path) -> None:
+    task = prepare(tmp_path, affine(), baseline=affine(WIDE))
+    task.baseline.runtime = "openvino"
+    (tmp_path / "task.pb").write_bytes(task.SerializeToString())
+    assert "only builds of one runtime can be timed in turn" in refused_here(tmp_path, "pair")
+
+
+@pytest.mark.parametrize("kind", ["solo", "pair"])
+def test_another_batch_than_the_builds_own_is_refused(tmp_path: Path, kind: str) -> None:
+    prepare(tmp_path, affine(batch=4), baseline=affine(batch=4), batch=4)
+    assert refused_here(tmp_path, kind) == "the build takes batches of 4 only; measure it with --batch 4"
+
+
+def test_a_runtime_that_is_not_here_is_refused(tmp_path: Path) -> None:
+    prepare(tmp_path, affine(), runtime="abacus")
+    assert "knows no runtime 'abacus'" in refused_here(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["solo", "pair"])
+def test_memory_that_cannot_be_had_has_an_exit_code(tmp_path: Path, kind: str) -> None:
+    prepare(tmp_path, affine() if kind == "pair" else hungry(), baseline=hungry(), method={"warmup_limit_ns": 1 * MS})
+    assert trials.main([str(tmp_path), str(tmp_path / "out.pb"), kind, "0"]) == EXIT_OUT_OF_MEMORY
+    assert not (tmp_path / "out.pb").exists()
+
+
+def test_a_result_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    prepare(tmp_path, affine())
+    solo_here(tmp_path)
+    assert not (tmp_path / "out.new").exists()
+    assert measurement_pb2.MeasurementResult.FromString((tmp_path / "out.pb").read_bytes()).HasField("solo")
