@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from fleetfit.agent.disk import disk_full, is_full
 from fleetfit.agent.identity import require_identity
 from fleetfit.agent.session import Agent
 from fleetfit.core.children import Limits, run_child
@@ -47,6 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
     except FleetfitError as error:
         logging.getLogger("fleetfit.agent").error("%s", error.message)
         return 1
+    except OSError as error:
+        said = disk_full(options.state) if is_full(error) else f"{error.filename or options.state}: {error.strerror}"
+        logging.getLogger("fleetfit.agent").error("%s", said)
+        return 1
     except asyncio.CancelledError:
         pass
     return 0
@@ -74,7 +79,14 @@ async def probe_device(state: Path, *, threads: int, emulated: bool) -> snapshot
         arguments += ["--threads", str(threads)]
     if emulated:
         arguments.append("--emulated")
-    outcome = await run_child(arguments, Limits(wall_s=120), stdout=out)
+    try:
+        outcome = await run_child(arguments, Limits(wall_s=120), stdout=out)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise disk_full(state) from error
+    if outcome.kind != "ok" and "No space left on device" in outcome.stderr_tail:
+        raise disk_full(state)
     if outcome.kind != "ok":
         last = (outcome.stderr_tail.strip().splitlines() or ["it said nothing"])[-1]
         raise UnsupportedHere(f"this device cannot be probed ({outcome.kind}: {last}); run `fleetfit agent doctor`")

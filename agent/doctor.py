@@ -50,7 +50,7 @@ def examine(state: Path) -> list[Finding]:
     findings.append(_quiet(snapshot))
     if "thermal" not in snapshot.meters:
         findings.append(Finding("temperature", "note", "no thermal sensor can be read", "Throttling cannot be seen."))
-    if snapshot.power_mode not in ("", "performance", "MAXN"):
+    if snapshot.power_mode not in ("", "performance") and not snapshot.power_mode.startswith("MAXN"):
         advice = "Figures are taken under it and compared only within it; set another mode for steadier ones."
         findings.append(Finding("power mode", "note", snapshot.power_mode, advice))
     return findings

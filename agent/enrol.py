@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 import fleetfit
+from fleetfit.agent.disk import prove_room
 from fleetfit.agent.identity import Identity, save_identity
 from fleetfit.core.errors import IntegrityError
 from fleetfit.proto.channels import CLIENT_OPTIONS, people_credentials
@@ -32,10 +33,13 @@ def enrol(server: str, token_text: str, state: Path, *, name: str = "") -> Ident
     """Enrol this device at `server` and keep its identity in `state`.
 
     Raises InvalidInput for a token that is not whole, Unavailable where no server answers, PermissionDenied where the
-    server is not the token's, and what the server says about a token that was used, is too old, or is not known.
+    server is not the token's, ExhaustedResource where `state` has no room, and what the server says about a token that
+    was used, is too old, or is not known.
     """
     token = parse_token(token_text)
     ca_pem = fetch_ca(server, token.ca_digest)
+    # Before the token is used up: it works once.
+    prove_room(state)
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, (name or platform.node() or "device")[:64])])
     request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())

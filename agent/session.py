@@ -23,8 +23,16 @@ from fleetfit.agent.cache import Cache
 from fleetfit.agent.identity import Identity
 from fleetfit.agent.memory import give_back_memory
 from fleetfit.agent.spool import Spool, Spooled
-from fleetfit.agent.work import Worker, is_connection_fault
-from fleetfit.core.errors import FleetfitError, LeaseLost, NotFound, PermissionDenied, Superseded, Unavailable
+from fleetfit.agent.work import Worker, is_passing
+from fleetfit.core.errors import (
+    ExhaustedResource,
+    FleetfitError,
+    LeaseLost,
+    NotFound,
+    PermissionDenied,
+    Superseded,
+    Unavailable,
+)
 from fleetfit.proto.channels import CLIENT_OPTIONS, agent_credentials
 from fleetfit.proto.status import from_rpc_error
 from fleetfit.proto.transfer import upload_file
@@ -76,14 +84,16 @@ class Agent:
                     await self._session()
                     return
                 except FleetfitError as error:
-                    if not is_connection_fault(error):
+                    if not is_passing(error):
                         raise
                     if "CERTIFICATE_VERIFY_FAILED" in error.private:
                         raise PermissionDenied(
                             f"the server at {self._identity.agent_address} is not the one this device enrolled with "
                             "(its CA is another); enrol again with a token of that server, in a new --state folder"
                         ) from error
-                    wait_s = _FIRST_WAIT_S if self._session_number else wait_s
+                    # A full disk lets sessions begin: they must not follow each other as fast as after a lost connection.
+                    if self._session_number and not isinstance(error, ExhaustedResource):
+                        wait_s = _FIRST_WAIT_S
                     self._session_number = 0
                     log.warning("%s (next try in %.1f s)", error.message, wait_s)
                     # A fleet whose server restarts must not come back all in one moment.
@@ -201,7 +211,7 @@ class Agent:
         try:
             job.result()
         except FleetfitError as error:
-            if is_connection_fault(error):
+            if is_passing(error):
                 raise
             # Not allowed to fetch what the task names: it belongs to someone else by now.
             log.warning("task %s was given up: %s", lease.task_id, error.message)
@@ -245,7 +255,7 @@ class Agent:
                 await self._call(stub.ReportTask(request, timeout=_CALL_S))
                 log.info("task %s: reported", spooled.task_id)
             except FleetfitError as error:
-                if is_connection_fault(error) or isinstance(error, Superseded):
+                if is_passing(error) or isinstance(error, Superseded):
                     raise
                 if not isinstance(error, (LeaseLost, NotFound, PermissionDenied)):
                     raise

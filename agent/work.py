@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import gzip
 import json
 import os
@@ -16,6 +15,7 @@ import grpc.aio
 
 import fleetfit
 from fleetfit.agent.cache import Cache
+from fleetfit.agent.disk import Reserve, disk_full, is_full
 from fleetfit.agent.spool import Spool, Spooled
 from fleetfit.core.children import Limits, run_child
 from fleetfit.core.errors import ExhaustedResource, FleetfitError, InvalidInput
@@ -34,16 +34,21 @@ class Worker:
         self._cache = cache
         self._spool = spool
         self._download_channel = download_channel
+        self._reserve = Reserve(folder.with_name("reserve"))
         # What an earlier life left half done is leased again by the server.
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
 
     async def carry_out(self, lease: work_pb2.TaskLease) -> Spooled:
-        """Do the task and spool its result; a failure is a result too. Raises FleetfitError only for the connection."""
+        """Do the task and spool its result; a failure is a result too.
+
+        Raises FleetfitError for the connection, and ExhaustedResource where the disk does not even take a failure.
+        """
         taskdir = self._folder / f"{_plain(lease.task_id)}.{lease.fence}"
-        (taskdir / "in").mkdir(parents=True)
+        self._reserve.hold()
         try:
             try:
+                (taskdir / "in").mkdir(parents=True)
                 await self._gather(lease, taskdir)
                 (taskdir / "task.pb").write_bytes(lease.measure.SerializeToString())
                 outcome = await run_child(["-m", "fleetfit.agent.measuring", str(taskdir)], Limits(), cwd=taskdir)
@@ -55,11 +60,15 @@ class Worker:
             except ExhaustedResource as error:
                 result = self._failure(taskdir, Status.MEASUREMENT_STATUS_DISK_FULL, error.message)
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                if not is_full(error):
                     raise
                 message = f"the device's disk is full; make room in {self._folder.parent}, then resume the job"
                 result = self._failure(taskdir, Status.MEASUREMENT_STATUS_DISK_FULL, message)
             return self._spool.put(lease.task_id, lease.fence, result)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            raise disk_full(self._folder.parent) from error
         finally:
             shutil.rmtree(taskdir, ignore_errors=True)
 
@@ -89,8 +98,10 @@ class Worker:
                     await asyncio.to_thread(shutil.copyfile, cached, target)
 
     def _failure(self, taskdir: Path, status: Status.ValueType, message: str) -> Path:
-        # Room for a few hundred bytes is made by dropping what the task had gathered.
+        # Room for a few hundred bytes is made by dropping what the task had gathered, and what was kept for this.
         shutil.rmtree(taskdir / "in", ignore_errors=True)
+        self._reserve.give_up()
+        taskdir.mkdir(parents=True, exist_ok=True)
         _write_failure(taskdir / "result.pb.gz", status, message)
         return taskdir / "result.pb.gz"
 
@@ -107,6 +118,6 @@ def _plain(name: str) -> str:
     return name
 
 
-def is_connection_fault(error: FleetfitError) -> bool:
-    """Whether waiting and trying again may help."""
-    return error.status in ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+def is_passing(error: FleetfitError) -> bool:
+    """Whether waiting and trying again may help: a server that is away, a disk that is full, there or here."""
+    return error.status in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")

@@ -48,7 +48,8 @@ def processor_name(tree: Tree) -> str:
     first, _ = _cpuinfo(tree)
     part = first.get("CPU part", "")
     arm = _ARM_PARTS.get(part, "") if first.get("CPU implementer") == "0x41" else ""
-    return first.get("model name") or arm or first.get("Hardware") or first.get("Model", "")
+    # The kernels of some boards say no more as a model than that it is an Arm ("ARMv7 Processor rev 3 (v7l)").
+    return arm or first.get("model name") or first.get("Hardware") or first.get("Model", "")
 
 
 def _cpuinfo(tree: Tree) -> tuple[dict[str, str], int]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import re
 import socket
 import time
 
 from fleetfit.agent.probe.files import Tree
 from fleetfit.proto.v1 import measurement_pb2
 
-# The firmware's hexadecimal word on a Raspberry Pi: bits 0 to 3 are under-voltage, capped clock, throttled and soft
-# temperature limit, now. Source: raspberrypi.com/documentation/computers/os.html, `vcgencmd get_throttled`.
+# The firmware's word on a Raspberry Pi, in hexadecimal without a prefix (`%x` in its kernel's
+# drivers/firmware/raspberrypi.c): bits 0 to 3 are under-voltage, capped clock, throttled and soft temperature limit, now.
+# Source: raspberrypi.com/documentation/computers/os.html, `vcgencmd get_throttled`.
 _RASPBERRY_THROTTLED = "/sys/devices/platform/soc/soc:firmware/get_throttled"
 _RASPBERRY_NOW = 0b1111
 
@@ -30,11 +33,14 @@ def governor(tree: Tree) -> str:
 
 
 def power_mode(tree: Tree) -> str:
-    """The power mode in the device's own words: the Jetson's nvpmodel, else the governor."""
-    for line in tree.lines("/var/lib/nvpmodel/status"):
-        if line.startswith("pmode:"):
-            return f"nvpmodel {line.partition(':')[2].strip()}"
-    return governor(tree)
+    """The power mode in the device's own words: the name of the Jetson's nvpmodel, else the governor."""
+    mode = re.search(r"\bpmode:(\d+)", tree.text("/var/lib/nvpmodel/status") or "")
+    if mode is None:
+        return governor(tree)
+    # The status has the number only, and what a number means differs between boards and releases.
+    models = re.findall(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=([^\s>]+)", tree.text("/etc/nvpmodel.conf") or "")
+    names = {int(number): name for number, name in models}
+    return names.get(int(mode[1]), f"nvpmodel {int(mode[1])}")
 
 
 def temperature_celsius(tree: Tree) -> float | None:
@@ -65,7 +71,7 @@ def meters(tree: Tree) -> list[str]:
         "cpufreq": frequency_hz(tree) is not None,
         "pressure": cpu_pressure_percent(tree) is not None,
         "steal": bool(tree.lines("/proc/stat")),
-        "rapl": bool(tree.paths("/sys/class/powercap/intel-rapl:0/energy_uj")),
+        "rapl": tree.number("/sys/class/powercap/intel-rapl:0/energy_uj") is not None,
     }
     return [name for name, readable in found.items() if readable]
 
@@ -119,9 +125,8 @@ class Readings:
 
     def _throttled(self) -> bool | None:
         """Whether the processor is slowed down for heat or lack of power: now, or since the reading before."""
-        bits = self._tree.number(_RASPBERRY_THROTTLED)
-        if bits is not None:
-            return bool(bits & _RASPBERRY_NOW)
+        with contextlib.suppress(ValueError):
+            return bool(int(self._tree.text(_RASPBERRY_THROTTLED) or "", 16) & _RASPBERRY_NOW)
         before, self._throttles = self._throttles, _throttle_count(self._tree)
         return None if before is None or self._throttles is None else self._throttles > before
 

@@ -102,6 +102,8 @@ def _accelerators(tree: Tree) -> list[snapshot_pb2.Accelerator]:
         for line in tree.lines(path):
             if line.startswith("Model:"):
                 found.append(snapshot_pb2.Accelerator(kind="gpu", name=line.partition(":")[2].strip()))
-    if not found and tree.paths("/sys/devices/platform/*gpu*") and tree.text("/etc/nv_tegra_release"):
+    # Its place in the tree differs between releases of the board's system.
+    integrated = tree.paths("/sys/devices/platform/*gpu*") or tree.paths("/sys/devices/platform/bus@0/*gpu*")
+    if not found and integrated and tree.text("/etc/nv_tegra_release"):
         found.append(snapshot_pb2.Accelerator(kind="gpu", name="NVIDIA Tegra (integrated)"))
     return found

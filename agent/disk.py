@@ -1,0 +1,64 @@
+"""A full disk: how it is recognised, and a little room that is kept for saying so."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+from typing import Final
+
+from fleetfit.core.errors import ExhaustedResource
+
+# Enough for the folder and the file of a failed task's result on any file system.
+_RESERVE_BYTES: Final = 64 << 10
+
+
+def is_full(error: OSError) -> bool:
+    """Whether an error says that a disk has no room."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def disk_full(state: Path) -> ExhaustedResource:
+    """The error of an agent whose folder cannot take any more."""
+    return ExhaustedResource(
+        f"the device's disk is full; make room in {state}, or start the agent with --state on a larger disk"
+    )
+
+
+def prove_room(state: Path) -> None:
+    """Make the agent's folder. Raises ExhaustedResource where its disk is full, OSError where it cannot be written."""
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        Reserve(state / ".probe").hold(strict=True)
+    except OSError as error:
+        if is_full(error):
+            raise disk_full(state) from error
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            (state / ".probe").unlink(missing_ok=True)
+
+
+class Reserve:
+    """A file that is there only to be given up: on a full disk its room is what a failure is written to."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def hold(self, *, strict: bool = False) -> None:
+        """Take the room, if there is any. Raises OSError only with `strict`."""
+        try:
+            if not self._path.exists():
+                # Random: a file system that packs zeros would keep no room for them.
+                self._path.write_bytes(os.urandom(_RESERVE_BYTES))
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._path.unlink(missing_ok=True)
+            if strict:
+                raise
+
+    def give_up(self) -> None:
+        """Free the room."""
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
