@@ -128,5 +128,5 @@ def _upgrade(path: Path) -> None:
 
 def _explain(error: DatabaseError, path: Path) -> None:
     if "disk is full" in str(error) or "disk I/O" in str(error):
-        message = f"the server's disk is full; make room in {path.parent}, then resume the job"
+        message = f"the server's disk is full; make room in {path.parent} and try again"
         raise ExhaustedResource(message) from error
