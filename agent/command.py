@@ -50,7 +50,9 @@ def agent(
     arguments += [flag for flag, wanted in (("--emulated", emulated), ("--once", once), ("--json", as_json)) if wanted]
     sys.stdout.flush()
     # One heap arena: with glibc's default of eight per core the resident agent grows by megabytes for nothing.
-    environment = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "131072"} | dict(os.environ)
+    # And nothing in the log from gRPC's core, which has a line of its own for every failed handshake; ours says it better.
+    defaults = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "131072", "GRPC_VERBOSITY": "NONE"}
+    environment = defaults | dict(os.environ)
     os.execve(sys.executable, arguments, environment)  # noqa: S606 - becomes our own module, no shell
 
 
@@ -58,9 +60,9 @@ def _enrol_if_needed(folder: Path, server: str, token: str, name: str, as_json: 
     identity = load_identity(folder)
     if identity is None:
         if not server or not token:
-            missing = "--server and --token" if not server and not token else "--token" if server else "--server"
+            missing = "--token is" if server else "--server is" if token else "--server and --token are"
             raise InvalidInput(
-                f"this device is not enrolled yet and {missing} is missing; run `fleetfit devices enroll` where the "
+                f"this device is not enrolled yet and {missing} missing; run `fleetfit devices enroll` where the "
                 "server is, and paste the line that it prints here"
             )
         from fleetfit.agent.enrol import enrol
