@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,8 +97,15 @@ class Fleet:
         if not (state / "identity").exists():
             token = self.run("devices", "enroll", "--name", name, "--json").json["token"]
             arguments += ["--server", self.address, "--token", token]
-        self._spawn(name, arguments)
-        wait_for(lambda: "connected" in self.log(name), f"agent {name} to connect")
+        # The log keeps what earlier lives said.
+        before = self.log(name).count("connected to")
+        process = self._spawn(name, arguments)
+
+        def connected() -> bool:
+            assert process.poll() is None, f"the agent {name} ended: {self.log(name)}"
+            return self.log(name).count("connected to") > before
+
+        wait_for(connected, f"agent {name} to connect")
 
     def run(self, *arguments: str, timeout_s: float = 110, code: int | None = 0, cwd: Path | None = None) -> Said:
         """Run one `fleetfit` command to its end. `code` is the exit code to insist on; None takes any."""
@@ -114,6 +122,16 @@ class Fleet:
         if code is not None:
             assert said.code == code, f"{arguments} ended with {said.code}: {said.text}\n{self.log('server')[-3000:]}"
         return said
+
+    def relatives(self) -> list[psutil.Process]:
+        """All living processes that were started for this fleet, orphans too: they carry its environment."""
+        mark = str(self.root / "host.lock")
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("FLEETFIT_HOST_LOCK") == mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
 
     def kill(self, name: str) -> None:
         """kill -9, and wait until it is gone."""
@@ -139,16 +157,13 @@ class Fleet:
 
     def close(self) -> None:
         """End everything, the server last, and what is left of children."""
-        children = []
-        for process in self.processes.values():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                children += psutil.Process(process.pid).children(recursive=True)
         for name in sorted(self.processes, key=lambda name: name == "server"):
             with contextlib.suppress(AssertionError):
                 self.stop(name)
-        _, alive = psutil.wait_procs(children, timeout=5)
-        for child in alive:
-            child.kill()
+        _, alive = psutil.wait_procs(self.relatives(), timeout=5)
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def _spawn(self, name: str, arguments: list[str]) -> subprocess.Popen[bytes]:
         with (self.root / f"{name}.log").open("ab") as log:
@@ -159,14 +174,43 @@ class Fleet:
         return process
 
 
+@dataclass
+class Undisturbed:
+    """Three jobs on a fleet that nobody kills: what other runs are compared with."""
+
+    fleet: Fleet
+    jobs: dict[str, str] = field(default_factory=dict)
+    reports: dict[str, Any] = field(default_factory=dict)
+
+    def start(self, goods: Path) -> None:
+        """Ask for all jobs."""
+        from . import workload
+
+        self.fleet.start_server()
+        for name in ("left", "right"):
+            self.fleet.start_agent(name)
+        self.jobs = workload.start_jobs(self.fleet, goods)
+
+    def finish(self) -> dict[str, Any]:
+        """Wait for all jobs and end the fleet; the reports by model. Again and again gives the same."""
+        from . import workload
+
+        if not self.reports:
+            self.reports = workload.finish_jobs(self.fleet, self.jobs)
+            self.fleet.close()
+        return self.reports
+
+
 @pytest.fixture
 def make_fleet(tmp_path: Path) -> Iterator[Callable[..., Fleet]]:
     """Make fleets that are ended with the test."""
     made: list[Fleet] = []
 
-    def make(*server_arguments: str, name: str = "fleet") -> Fleet:
+    def make(*server_arguments: str, name: str = "fleet", state: Path | None = None) -> Fleet:
         root = tmp_path / name
         root.mkdir()
+        if state is not None:
+            shutil.copytree(state, root / "state")
         fleet = Fleet(root, server_arguments)
         made.append(fleet)
         fleet.start_server()
@@ -175,3 +219,36 @@ def make_fleet(tmp_path: Path) -> Iterator[Callable[..., Fleet]]:
     yield make
     for fleet in made:
         fleet.close()
+
+
+@pytest.fixture(scope="session")
+def goods(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models, data and recipes of `workload`, and `state`: a server's folder in which they are registered.
+
+    Registering takes as long as a small job; a fleet that starts on a copy of the folder has it behind it.
+    """
+    from . import workload
+
+    folder = tmp_path_factory.mktemp("goods")
+    workload.make_goods(folder)
+    fleet = Fleet(folder)
+    try:
+        fleet.start_server()
+        workload.push_goods(fleet, folder)
+        assert fleet.stop("server") == 0
+    finally:
+        fleet.close()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(goods: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Undisturbed]:
+    """Two agents at work on three jobs; it goes on beside the test that asked first, on the second core."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    shutil.copytree(goods / "state", root / "state")
+    running = Undisturbed(Fleet(root, ("--method", "quick")))
+    try:
+        running.start(goods)
+        yield running
+    finally:
+        running.fleet.close()
