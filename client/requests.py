@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from fleetfit.core.durations import milliseconds
 from fleetfit.core.errors import InvalidInput
 from fleetfit.proto.v1 import jobs_pb2
 
@@ -19,8 +20,6 @@ class UsageError(InvalidInput):
     code = "USAGE"
 
 
-_UNITS_S: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
 _NUMBER: Final = re.compile(r"\d+(?:\.\d+)?")
 _OBJECTIVES: Final = {
     "latency": jobs_pb2.OBJECTIVE_LATENCY,
@@ -95,13 +94,12 @@ def drop(text: str) -> tuple[float, bool]:
     return float(number), trimmed.endswith("%")
 
 
-def duration_ms(text: str) -> int:
-    """Milliseconds of `90s`, `30m`, `1.5h` or `1d`; a bare number is seconds."""
-    match = _DURATION.fullmatch(text.strip().lower())
-    milliseconds = round(float(match[1]) * _UNITS_S[match[2] or "s"] * 1000) if match is not None else 0
-    if not 0 < milliseconds < 2**63:
-        raise UsageError(f"'{text}' is not a length of time; write for example 90s, 30m or 2h", field="budget")
-    return milliseconds
+def duration_ms(text: str, field: str = "budget") -> int:
+    """Milliseconds of `90s`, `30m`, `1.5h` or `1d`; a bare number is seconds. Raises UsageError."""
+    try:
+        return milliseconds(text)
+    except InvalidInput as error:
+        raise UsageError(error.message, field=field) from error
 
 
 def objective(text: str) -> jobs_pb2.Objective.ValueType:

@@ -35,7 +35,7 @@ def enroll(
     """Make a one-time token for a new device, and print the line to paste on it."""
     output = Output(as_json)
     with connect(server) as client:
-        made = client.enrolment_token(name, split_names(label), duration_ms(valid) if valid else 0)
+        made = client.enrolment_token(name, split_names(label), duration_ms(valid, "valid") if valid else 0)
         address, only_here = reachable_address(client)
     words = ["fleetfit", "agent", "--server", address, "--token", made.token, *(["--name", name] if name else [])]
     line = shlex.join(words)

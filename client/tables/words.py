@@ -7,6 +7,8 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
+from fleetfit.core.durations import duration as duration
+
 _SIZES = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -25,19 +27,6 @@ def size(count: int | float | None) -> str:
 def count(number: int | None) -> str:
     """A whole number with thousands marked, `-` where unknown."""
     return "-" if number is None else f"{number:,}"
-
-
-def duration(seconds: float | None) -> str:
-    """A length of time: `8 s`, `2 min`, `1 h 20 min`; `-` where unknown."""
-    if seconds is None:
-        return "-"
-    whole = max(0, round(seconds))
-    if whole < 100:
-        return f"{whole} s"
-    minutes = round(whole / 60)
-    if minutes < 100:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60} min" if minutes < 48 * 60 else f"{minutes // 1440} d"
 
 
 def ago(unix_ms: int) -> str:
