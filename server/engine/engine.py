@@ -15,6 +15,7 @@ from typing import Any, Final
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from fleetfit.core.durations import duration
 from fleetfit.core.errors import ChildFailed, Conflict, ExhaustedResource, FleetfitError, NotFound
 from fleetfit.proto.methods import named_method
 from fleetfit.proto.v1 import jobs_pb2, models_pb2, reports_pb2, work_pb2
@@ -415,7 +416,7 @@ class Engine:
                     fail_task(
                         session,
                         task,
-                        f"{name} was away for more than {wait_s / 3600:.3g} h; start its agent, then resume the job",
+                        f"{name} was away for more than {duration(wait_s)}; start its agent, then resume the job",
                     )
 
         def any_waiting(session: Session) -> bool:
