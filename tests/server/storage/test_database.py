@@ -225,7 +225,7 @@ def test_a_full_disk_is_said_in_words_and_passes(database: Database) -> None:
             session.add(PersonRow(token_sha256=f"{number}", name="x" * 500, created_ms=0))
         session.flush()
 
-    with pytest.raises(ExhaustedResource, match="make room in .*resume"):
+    with pytest.raises(ExhaustedResource, match="make room in .*try again"):
         database.write_now(fill)
 
     def relax(session: Session) -> None:
