@@ -32,6 +32,12 @@ def server(
     ] = False,
     task_memory_mb: Annotated[int, typer.Option(min=256, help="Memory that one compression process may use.")] = 8192,
     task_minutes: Annotated[int, typer.Option(min=1, help="Time that one compression process may take.")] = 240,
+    compress_threads: Annotated[
+        int, typer.Option(min=0, help="Threads of one compression process; 0 is all cores. Other results with others.")
+    ] = 0,
+    device_wait: Annotated[
+        str, typer.Option(help="How long a job waits for a device that is away, for example 90s, 30m or 2h.")
+    ] = "24h",
     method: Annotated[str, typer.Option(help="How devices measure: standard, or quick for trials.")] = "standard",
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output, one object per line.")] = False,
 ) -> None:
@@ -39,27 +45,36 @@ def server(
     # gRPC's core logs a line of its own for every handshake that fails; ours says it better.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from fleetfit.core.children import Limits
+    from fleetfit.core.durations import milliseconds
     from fleetfit.core.errors import InvalidInput
     from fleetfit.proto.methods import named_method
     from fleetfit.server.engine.engine import Settings
     from fleetfit.server.running import Options, Running, check_addresses, check_state, serve
     from fleetfit.server.state import default_state
 
+    try:
+        named_method(method)
+        device_wait_s = milliseconds(device_wait) / 1000
+    except InvalidInput as error:
+        # A wrong option, which has an exit code of its own.
+        raise typer.BadParameter(error.message) from error
     options = Options(
         listen=listen,
         agent_listen=agent_listen,
         web=web,
         state=(state or default_state()).absolute(),
-        settings=Settings(method=method),
+        settings=Settings(
+            method=method,
+            compress_threads=compress_threads or len(os.sched_getaffinity(0)),
+            device_wait_s=device_wait_s,
+        ),
         task_limits=Limits(memory_bytes=task_memory_mb * _MB, wall_s=task_minutes * 60),
         dev=dev,
         new_token=new_token,
     )
     try:
-        named_method(method)
         check_addresses(options)
     except InvalidInput as error:
-        # A wrong option, which has an exit code of its own.
         raise typer.BadParameter(error.message) from error
     if check:
         found = check_state(options.state)

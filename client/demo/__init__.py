@@ -1,0 +1,1 @@
+"""`fleetfit demo`: the whole job on one machine, with real data, real training and real measurements."""

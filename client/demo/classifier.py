@@ -1,0 +1,111 @@
+"""The demo's model: a small convolutional classifier with a fully connected head, trained until it rises no longer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BATCH: Final = 128
+_MOST_EPOCHS: Final = 12
+# Two epochs without a rise end the training.
+_PATIENCE: Final = 2
+# At each fall the learning rate is divided by this, for which epochs without a rise give the sign.
+_FALL: Final = 5.0
+Told = Callable[[str, float | None, float | None], None]
+
+
+class Classifier(nn.Module):
+    """`image` is (N, 1, 28, 28) in bytes; the output is one logit for each of ten classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        )  # fmt: skip
+        self.head = nn.Sequential(
+            nn.Linear(32 * 7 * 7, 512), nn.ReLU(), nn.Dropout(0.3), nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 10)
+        )
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Logits."""
+        logits: torch.Tensor = self.head(self.features(image.float() / 255.0))
+        return logits
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model, its accuracy (0 to 1) on the validation samples after each epoch, and the seconds it took."""
+
+    model: Classifier
+    accuracies: tuple[float, ...]
+    seconds: float
+
+
+def train(
+    images: NDArray[np.uint8],
+    targets: NDArray[np.int64],
+    validation: tuple[NDArray[np.uint8], NDArray[np.int64]],
+    *,
+    seed: int,
+    limit_s: float,
+    told: Told,
+) -> Trained:
+    """Train until the accuracy on the validation samples no longer rises, or the time is over; keep the best weights."""
+    began = time.monotonic()
+    torch.manual_seed(seed)
+    model = Classifier()
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=1e-4, fused=True)
+    x, y = torch.from_numpy(images), torch.from_numpy(targets)
+    checked = torch.from_numpy(validation[0]), torch.from_numpy(validation[1])
+    accuracies: list[float] = []
+    best, kept, stale, fallen = -1.0, model.state_dict(), 0, False
+    for epoch in range(_MOST_EPOCHS):
+        model.train()
+        order = torch.randperm(len(x))
+        steps = len(order) // BATCH
+        for step, rows in enumerate(order[: steps * BATCH].view(steps, BATCH)):
+            loss = functional.cross_entropy(model(x[rows]), y[rows])
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            if step % 20 == 0:
+                told(f"training the classifier, epoch {epoch + 1}", (step + 1) / steps, None)
+        accuracies.append(accuracy(model, *checked))
+        if accuracies[-1] > best:
+            best, stale = accuracies[-1], 0
+            kept = {name: value.clone() for name, value in model.state_dict().items()}
+        else:
+            stale += 1
+        spent = time.monotonic() - began
+        out_of_time = spent + spent / (epoch + 1) > limit_s
+        if out_of_time or (stale >= _PATIENCE and fallen):
+            break
+        # A smaller step once the large ones stop helping; after that a standstill is the end.
+        if stale and not fallen:
+            fallen, stale = True, 0
+            model.load_state_dict(kept)
+            for group in optimizer.param_groups:
+                group["lr"] /= _FALL
+    model.load_state_dict(kept)
+    return Trained(model.eval(), tuple(accuracies), time.monotonic() - began)
+
+
+def accuracy(model: Classifier, images: torch.Tensor, targets: torch.Tensor) -> float:
+    """The share of samples whose largest logit is their class's."""
+    model.eval()
+    right = 0
+    with torch.no_grad():
+        for at in range(0, len(images), 1000):
+            right += int((model(images[at : at + 1000]).argmax(1) == targets[at : at + 1000]).sum())
+    return right / len(images)
