@@ -6,13 +6,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 PROTO_VENV := .venv-proto
 INPUTS := pyproject.toml constraints.txt .ci/install_torch.py
 
-.PHONY: demo test check proto proto-tools ci-deps clean format links
+.PHONY: demo test check released proto proto-tools ci-deps clean format links
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     the whole job on this machine, with real data"
 	@echo "make test     all tests        make check    ruff, mypy, import-linter"
 	@echo "make proto    regenerate the protocol's code"
+	@echo "make released  at a release: keep the protocol's promises for the tests"
 	@echo "make ci-deps  system packages that some tests use (apt, as root)"
 	@echo "make clean    remove what the other commands made"
 
@@ -34,6 +35,10 @@ format: $(VENV)/.dev
 
 proto: $(VENV)/.dev $(PROTO_VENV)/.done
 	PATH="$(PROTO_VENV)/bin:$$PATH" $(PROTO_VENV)/bin/python -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. --mypy_out=quiet:. --mypy_grpc_out=quiet:. fleetfit/proto/v1/*.proto
+
+# At a release: what the protocol promises from now on (tests/proto/test_evolution.py compares with it).
+released: $(VENV)/.dev
+	$(BIN)/python -c "import sys, fleetfit; sys.path.insert(0, '.'); from tests.proto.test_evolution import RELEASED, current; (RELEASED / f'{fleetfit.__version__}.binpb').write_bytes(current().SerializeToString(deterministic=True))"
 
 ci-deps:
 	apt-get update -qq

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from google.protobuf import descriptor_pb2 as d
 
+# One file for each release: `make released` writes this version's. What stands there is a promise.
 RELEASED = Path(__file__).parent / "released"
 PROTOS = sorted((Path(__file__).parents[2] / "proto" / "v1").glob("*.proto"))
 

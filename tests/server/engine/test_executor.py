@@ -134,13 +134,13 @@ def test_only_work_is_charged_to_a_task(
 ) -> None:
     digest = keep(b"PK but no zip")
     told: list[str] = []
-    hasty = LocalExecutor(folder, store.copy, Limits(wall_s=2.0))
+    hasty = LocalExecutor(folder, store.copy, Limits(wall_s=6.0))
 
     async def run() -> None:
         with host_lock():
             waiting = asyncio.create_task(_outcome(hasty, digest, told))
             # Longer than the limit: had waiting been charged, it would be over now.
-            await asyncio.sleep(4.0)
+            await asyncio.sleep(7.0)
             assert not waiting.done()
         assert (await waiting) == "ok"
 
