@@ -123,6 +123,14 @@ def _refuse(problem: str) -> NoReturn:
     raise InvalidModel(f"{WHAT} {problem}; {CURE}.")
 
 
+def _refuse_newer(problem: str) -> NoReturn:
+    # Exporting it once more in the same environment would give the same.
+    raise InvalidModel(
+        f'{WHAT} {problem}, which is newer than this fleetfit reads; run `pip install --upgrade "fleetfit[server]"` where the '
+        "server is, or export it again with an older torch."
+    )
+
+
 def _check_modern(path: Path, archive: zipfile.ZipFile) -> CheckedArchive:
     names = archive.namelist()
     root = names[0].split("/")[0] + "/" if names else ""
@@ -141,8 +149,11 @@ def _check_modern(path: Path, archive: zipfile.ZipFile) -> CheckedArchive:
         except UnicodeDecodeError:
             _refuse(f"has an entry {name!r} that is not text")
 
-    if text("archive_format") != "pt2" or text("archive_version") != _ARCHIVE_VERSION:
-        _refuse(f"has the archive version {text('archive_version')[:20]!r}, which this fleetfit cannot read")
+    version = text("archive_version").strip()
+    if text("archive_format") == "pt2" and version.isdecimal() and int(version) > int(_ARCHIVE_VERSION):
+        _refuse_newer(f"has the archive version {version[:20]!r}")
+    if text("archive_format") != "pt2" or version != _ARCHIVE_VERSION:
+        _refuse(f"has the archive version {version[:20]!r}, which this fleetfit cannot read")
     if "byteorder" in inner and text("byteorder") != "little":
         _refuse("was written on a big-endian machine")
     if "data/sample_inputs/model.pt" not in inner:
@@ -194,6 +205,8 @@ def check_versions(program: dict[str, Any]) -> str:
     major = schema.get("major") if isinstance(schema, dict) else None
     if match is None or (int(match[1]), int(match[2])) < _OLDEST_TORCH or major != _SCHEMA_MAJOR:
         shown = written_by[:40] if match is not None and isinstance(written_by, str) else "an unknown version"
+        if isinstance(major, int) and major > _SCHEMA_MAJOR:
+            _refuse_newer(f"was exported by torch {shown} in format {major!r:.20}")
         raise InvalidModel(
             f"{WHAT} was exported by torch {shown} in format {major!r:.20}, which this fleetfit cannot read; export it "
             f'again after `python -m pip install "torch>=2.8"`: python -c "import fleetfit; '

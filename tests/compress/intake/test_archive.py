@@ -300,7 +300,7 @@ def test_guards_and_stack_traces_are_dropped(entries: Entries, tmp_path: Path) -
         {"torch_version": "2.4.1"},
         {"torch_version": "<=2.4"},
         {"torch_version": 7},
-        {"schema_version": {"major": 9, "minor": 0}},
+        {"schema_version": {"major": 7, "minor": 0}},
         {"schema_version": None},
     ],
 )
@@ -311,8 +311,16 @@ def test_versions_that_cannot_be_read_come_with_the_command(
     refused(path, r"cannot read; export it again after `python -m pip install \"torch>=2.8\"`")
 
 
+def test_what_a_newer_torch_wrote_is_not_cured_by_exporting_it_once_more(entries: Entries, tmp_path: Path) -> None:
+    newer = {"torch_version": "9.9.0", "schema_version": {"major": 9, "minor": 0}}
+    cure = r"newer than this fleetfit reads; run `pip install --upgrade .* or export it again with an older torch"
+    path = packed(tmp_path / "m.pt2", with_program(entries, lambda program: program.update(newer)))
+    refused(path, f"torch 9.9.0 in format 9, which is {cure}")
+    refused(packed(tmp_path / "m.pt2", {**entries, "archive_version": b"7"}), f"archive version '7', which is {cure}")
+
+
 def test_an_unknown_archive_version(entries: Entries, tmp_path: Path) -> None:
-    refused(packed(tmp_path / "m.pt2", {**entries, "archive_version": b"7"}), "archive version '7'")
+    refused(packed(tmp_path / "m.pt2", {**entries, "archive_version": b"x"}), "archive version 'x'.*cannot read")
 
 
 def legacy(path: Path, samples: object = None) -> Path:
