@@ -185,7 +185,8 @@ def _run(content: bytes, inputs: list[Tensor], outputs: list[Tensor]) -> tuple[l
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         results = session.run(None, feeds)
     except Exception as failure:  # noqa: BLE001 - ONNX Runtime raises a type per status
-        _refuse(f"does not run in ONNX Runtime {onnxruntime.__version__}", str(failure))
+        said = " ".join(str(failure).split())
+        _refuse(f"does not run in ONNX Runtime {onnxruntime.__version__} ({said[:200]})", said)
     batch = next(iter(feeds.values())).shape[0]
     dynamic = all(tensor.shape[0] == -1 for tensor in inputs)
     found = []
