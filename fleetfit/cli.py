@@ -15,6 +15,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -152,6 +153,8 @@ def _load(entry: EntryPoint) -> Any:
 
 def _usage_sentence(error: Any) -> str:
     text = " ".join(str(error.format_message()).split()).rstrip(".")
+    # Its suggestion is a sentence of its own, and our hint follows it.
+    text = re.sub(r"\. Did you mean (.*)\?$", r" (did you mean \1?)", text)
     return text[:1].lower() + text[1:] if text else "something is missing"
 
 

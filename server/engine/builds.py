@@ -26,7 +26,8 @@ def find_build(
         raise NotFound(f"the job {job.id[-6:]} has no device '{row.name}'; see its report", field="device")
     wanted = variant or here["selected"]
     if not wanted:
-        raise Conflict(f"nothing was selected for {row.name}: {here['why']}; name a variant, or relax the limits")
+        why = here["why"].rstrip(".")
+        raise Conflict(f"nothing was selected for {row.name} ({why}); name another with --variant, or relax the limits")
     candidates = session.scalars(
         select(CandidateRow)
         .where(
