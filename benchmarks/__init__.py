@@ -1,0 +1,1 @@
+"""One command for each claim: `python -m benchmarks.NAME [--quick] [--json]`; results lie in `benchmarks/results/`."""
