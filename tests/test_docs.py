@@ -23,13 +23,14 @@ def test_links_to_files_lead_somewhere(repository: Path, name: str) -> None:
 def test_paths_in_documents_are_there(repository: Path, name: str) -> None:
     roots = {p.name for p in repository.iterdir() if p.is_dir() and not p.name.startswith(".")}
     for path in re.findall(r"`([a-z_]+/[A-Za-z0-9_./]+)`", (repository / name).read_text()):
-        if path.split("/")[0] in roots:
+        # A part in capitals stands for many names.
+        if path.split("/")[0] in roots and not re.search(r"/[A-Z]+\b", path):
             assert (repository / path).exists(), f"{name} speaks of {path}, which is not there"
 
 
 def test_every_command_of_the_readme_exists(repository: Path) -> None:
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
     commands = set(project["entry-points"]["fleetfit.commands"])
-    used = set(re.findall(r"^\s+(?:[A-Z_]+=\S+ )*fleetfit ([a-z]+)", (repository / "README.md").read_text(), re.M))
+    used = set(re.findall(r"^ +(?:[A-Z_]+=\S+ )*fleetfit ([a-z]+)", (repository / "README.md").read_text(), re.M))
     assert used, "the README shows no command"
     assert used <= commands
