@@ -17,6 +17,12 @@ from fleetfit.core.errors import InvalidInput
 app = typer.Typer(help="Work for a server on this device, or see what it lacks.", no_args_is_help=False)
 
 
+class UsageError(InvalidInput):
+    """Options that are missing here; the command line ends with its exit code for wrong usage."""
+
+    code = "USAGE"
+
+
 def default_state() -> Path:
     """Where an agent keeps its identity, cache and spool unless told otherwise."""
     return Path(os.environ.get("FLEETFIT_AGENT_STATE") or platformdirs.user_state_path("fleetfit") / "agent")
@@ -61,7 +67,7 @@ def _enrol_if_needed(folder: Path, server: str, token: str, name: str, as_json: 
     if identity is None:
         if not server or not token:
             missing = "--token is" if server else "--server is" if token else "--server and --token are"
-            raise InvalidInput(
+            raise UsageError(
                 f"this device is not enrolled yet and {missing} missing; run `fleetfit devices enroll` where the "
                 "server is, and paste the line that it prints here"
             )

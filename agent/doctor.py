@@ -14,6 +14,7 @@ from pathlib import Path
 from cryptography import x509
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fleetfit.agent.__main__ import probe_device
 from fleetfit.agent.identity import load_identity
@@ -65,7 +66,14 @@ def _connection(state: Path) -> list[Finding]:
         return [
             Finding("identity", "missing", f"none in {state}", "Paste the line that `fleetfit devices enroll` prints.")
         ]
-    certificate = x509.load_pem_x509_certificate(identity.certificate_pem)
+    try:
+        certificate = x509.load_pem_x509_certificate(identity.certificate_pem)
+        ca = x509.load_pem_x509_certificate(identity.ca_pem)
+    except ValueError as error:
+        advice = "Remove it and enrol again with a new token."
+        return [
+            Finding("identity", "missing", f"the certificates in {state / 'identity'} are damaged ({error})", advice)
+        ]
     left = certificate.not_valid_after_utc - datetime.datetime.now(datetime.timezone.utc)
     findings = [
         Finding("identity", "ok", f"{identity.name}, valid for {left.days} days")
@@ -75,7 +83,6 @@ def _connection(state: Path) -> list[Finding]:
     now_begins = certificate.not_valid_before_utc - datetime.datetime.now(datetime.timezone.utc)
     if now_begins.total_seconds() > 0:
         findings.append(Finding("clock", "missing", "it is before the certificate's begin", "Set this device's clock."))
-    ca = x509.load_pem_x509_certificate(identity.ca_pem)
     try:
         fetch_ca(identity.agent_address, public_key_digest(_der(ca)), timeout_s=5)
         findings.append(Finding("server", "ok", f"{identity.agent_address} answers, with the right CA"))
@@ -137,5 +144,6 @@ def show(findings: list[Finding], as_json: bool) -> None:
         table.add_column(heading, overflow="fold")
     marks = {"ok": "[green]ok[/green]", "note": "[yellow]note[/yellow]", "missing": "[red]missing[/red]"}
     for finding in findings:
-        table.add_row(marks[finding.verdict], finding.what, finding.found, finding.advice)
+        # As it is: rich would take the extra of `pip install "fleetfit[onnxruntime]"` for markup, and leave it out.
+        table.add_row(marks[finding.verdict], finding.what, Text(finding.found), Text(finding.advice))
     Console().print(table)

@@ -76,7 +76,7 @@ class Worker:
         """How far the measuring child says it is."""
         path = self._folder / f"{_plain(lease.task_id)}.{lease.fence}" / "progress.json"
         progress = common_pb2.Progress(activity="fetching the build")
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
             said = json.loads(path.read_text())
             progress.activity = str(said["activity"])
             progress.fraction = float(said["fraction"])

@@ -38,8 +38,8 @@ def power_mode(tree: Tree) -> str:
     if mode is None:
         return governor(tree)
     # The status has the number only, and what a number means differs between boards and releases.
-    models = re.findall(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=([^\s>]+)", tree.text("/etc/nvpmodel.conf") or "")
-    names = {int(number): name for number, name in models}
+    models = re.finditer(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=([^\s>]+)", tree.text("/etc/nvpmodel.conf") or "")
+    names: dict[int, str] = {int(model[1]): model[2] for model in models}
     return names.get(int(mode[1]), f"nvpmodel {int(mode[1])}")
 
 

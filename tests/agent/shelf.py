@@ -25,7 +25,10 @@ class Shelf(artifacts_pb2_grpc.ArtifactsServicer):
     async def Download(  # noqa: N802 - the protocol's name
         self, request: artifacts_pb2.DownloadArtifactRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[artifacts_pb2.DownloadArtifactResponse]:
-        content = self.contents[request.sha256]
+        content = self.contents.get(request.sha256)
+        if content is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "it belongs to someone else")
+        assert content is not None
         self.downloads.append(request.offset_bytes)
         sent = 0
         for at in range(request.offset_bytes, len(content), 1000):

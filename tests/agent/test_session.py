@@ -286,16 +286,21 @@ def test_a_disk_without_room_is_reported_as_such(tmp_path: Path, paper: PaperChi
     play(tmp_path, scene)
 
 
-def test_a_task_whose_content_may_not_be_fetched_is_given_up(tmp_path: Path, paper: PaperChild) -> None:
+@pytest.mark.parametrize("fault", ["content that is not for us", "a name that leads elsewhere"])
+def test_a_task_that_cannot_be_gathered_is_given_up_and_the_next_is_done(
+    tmp_path: Path, paper: PaperChild, fault: str
+) -> None:
     async def scene(stage: Stage, desk: Desk) -> None:
         desk.offer("t1", candidate=b"content")
-        desk.shelf.contents.clear()  # the shelf's answer is an error of its own
-        desk.shelf.put(b"other")
+        if fault == "content that is not for us":
+            desk.shelf.contents.clear()
+        else:
+            desk.leases[0].artifacts[0].name = "../candidate.onnx"
         desk.offer("t2")
-        desk.leases[0].artifacts[0].name = "../candidate.onnx"
         stage.begin()
         await desk.until(lambda: desk.reports)
         assert [report.task_id for report in desk.reports] == ["t2"]
+        assert not list(stage.state.rglob("candidate.onnx"))
 
     play(tmp_path, scene)
 

@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import gzip
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fleetfit.agent import work
+from fleetfit.agent.cache import Cache
+from fleetfit.agent.spool import Spool, Spooled
+from fleetfit.agent.work import Worker
+from fleetfit.core.children import ChildOutcome
+from fleetfit.core.errors import InvalidInput, Unavailable
+from fleetfit.proto import transfer
+from fleetfit.proto.v1 import artifacts_pb2_grpc, common_pb2, measurement_pb2, work_pb2
+
+from ..runtimes.builds import affine
+from .desk import PaperChild
+from .measuring.tasks import QUICK, build_ref
+from .shelf import Shelf
+
+Status = measurement_pb2.MeasurementStatus
+
+
+@pytest.fixture
+def paper(monkeypatch: pytest.MonkeyPatch) -> PaperChild:
+    child = PaperChild()
+    monkeypatch.setattr(work, "run_child", child)
+    return child
+
+
+def lease_of(*artifacts: common_pb2.NamedArtifact, **measure: Any) -> work_pb2.TaskLease:
+    return work_pb2.TaskLease(
+        task_id="t1", fence=2, lease_ms=1000, measure=measurement_pb2.MeasureTask(**measure), artifacts=artifacts
+    )
+
+
+def carry_out(
+    folder: Path, shelf: Shelf, lease: work_pb2.TaskLease, use: Callable[[Worker], None] | None = None
+) -> Any:
+    """The spooled result of a lease, with contents from `shelf` over a real socket."""
+
+    async def run() -> Spooled:
+        server = grpc.aio.server()
+        artifacts_pb2_grpc.add_ArtifactsServicer_to_server(shelf, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        try:
+            worker = Worker(
+                folder / "tasks",
+                Cache(folder / "cache", 1 << 20),
+                Spool(folder / "spool"),
+                lambda: grpc.aio.insecure_channel(f"127.0.0.1:{port}"),
+            )
+            if use is not None:
+                use(worker)
+            return await worker.carry_out(lease)
+        finally:
+            await server.stop(None)
+
+    return asyncio.run(run())
+
+
+def result_of(spooled: Spooled) -> measurement_pb2.MeasurementResult:
+    return measurement_pb2.MeasurementResult.FromString(gzip.decompress(spooled.path.read_bytes()))
+
+
+def left(folder: Path) -> list[Path]:
+    return list((folder / "tasks").iterdir())
+
+
+def test_a_lease_becomes_a_spooled_result_and_leaves_nothing_else(tmp_path: Path, shelf: Shelf) -> None:
+    """With the real measuring child."""
+    artifact = common_pb2.NamedArtifact(name="candidate.onnx", artifact=shelf.put(affine()))
+    lease = lease_of(artifact, candidate=build_ref("candidate.onnx"), threads=1, batch=3, method=QUICK)
+    spooled = carry_out(tmp_path, shelf, lease)
+    assert (spooled.task_id, spooled.fence) == ("t1", 2)
+    result = result_of(spooled)
+    assert (result.status, result.condition["batch"]) == (Status.MEASUREMENT_STATUS_MEASURED, "3")
+    assert not left(tmp_path)
+
+
+@pytest.mark.parametrize("linkable", [True, False])
+def test_the_child_finds_what_the_task_names(
+    tmp_path: Path, shelf: Shelf, monkeypatch: pytest.MonkeyPatch, linkable: bool
+) -> None:
+    found: dict[str, bytes] = {}
+
+    async def child(arguments: list[str], limits: Any, *, cwd: Path) -> ChildOutcome:
+        assert arguments == ["-m", "fleetfit.agent.measuring", str(cwd)]
+        found.update({path.name: path.read_bytes() for path in (cwd / "in").iterdir()})
+        found["task"] = (cwd / "task.pb").read_bytes()
+        return await PaperChild()(arguments, limits, cwd=cwd)
+
+    def no_link(*_: Any) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(work, "run_child", child)
+    if not linkable:
+        monkeypatch.setattr(os, "link", no_link)
+    names = {"candidate.onnx": b"one", "validation.npz": b"two"}
+    artifacts = [common_pb2.NamedArtifact(name=name, artifact=shelf.put(content)) for name, content in names.items()]
+    lease = lease_of(*artifacts, threads=4)
+    carry_out(tmp_path, shelf, lease)
+    assert found == {**names, "task": lease.measure.SerializeToString()}
+
+
+def test_a_child_that_leaves_no_result_is_a_result(
+    tmp_path: Path, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def child(*_: Any, **__: Any) -> ChildOutcome:
+        return ChildOutcome("crashed", -11, "one\nthe last words\n")
+
+    monkeypatch.setattr(work, "run_child", child)
+    result = result_of(carry_out(tmp_path, shelf, lease_of()))
+    assert result.status == Status.MEASUREMENT_STATUS_CRASHED
+    assert result.message == "the measuring process ended as crashed without a result: the last words"
+    assert not left(tmp_path)
+
+
+def test_content_without_room_is_a_result(tmp_path: Path, shelf: Shelf, paper: PaperChild) -> None:
+    huge = common_pb2.ArtifactRef(sha256="0" * 64, size_bytes=1 << 60)
+    result = result_of(carry_out(tmp_path, shelf, lease_of(common_pb2.NamedArtifact(name="a", artifact=huge))))
+    assert result.status == Status.MEASUREMENT_STATUS_DISK_FULL
+    assert "no room for 1152921504606.8 MB" in result.message and paper.started == 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fills_up_is_a_result(
+    tmp_path: Path, shelf: Shelf, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    async def child(*_: Any, **__: Any) -> ChildOutcome:
+        raise OSError(number, "no room")
+
+    monkeypatch.setattr(work, "run_child", child)
+    result = result_of(carry_out(tmp_path, shelf, lease_of()))
+    assert result.status == Status.MEASUREMENT_STATUS_DISK_FULL
+    assert f"make room in {tmp_path}" in result.message
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../evil", "/etc/evil", "a/b", "a\0b"])
+def test_a_name_that_leads_out_of_the_folder_is_refused(
+    tmp_path: Path, shelf: Shelf, paper: PaperChild, name: str
+) -> None:
+    artifact = common_pb2.NamedArtifact(name=name, artifact=shelf.put(b"evil"))
+    with pytest.raises(InvalidInput, match="is not a plain file name"):
+        carry_out(tmp_path, shelf, lease_of(artifact))
+    task = lease_of()
+    task.task_id = name
+    with pytest.raises(InvalidInput, match="is not a plain file name"):
+        carry_out(tmp_path, shelf, task)
+    assert not left(tmp_path) and not list(tmp_path.rglob("*evil*"))
+
+
+def test_a_server_that_cannot_be_reached_is_for_the_session(
+    tmp_path: Path, shelf: Shelf, paper: PaperChild, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "_ATTEMPTS", 1)
+    shelf.break_after = 1000
+    artifact = common_pb2.NamedArtifact(name="a", artifact=shelf.put(b"x" * 5000))
+    with pytest.raises(Unavailable):
+        carry_out(tmp_path, shelf, lease_of(artifact))
+    assert not left(tmp_path) and not list(Spool(tmp_path / "spool"))
+    # What arrived is kept for the next time.
+    carry_out(tmp_path, shelf, lease_of(artifact))
+    assert shelf.downloads == [0, 1000]
+
+
+def test_what_an_earlier_life_left_half_done_is_removed(tmp_path: Path, shelf: Shelf, paper: PaperChild) -> None:
+    (tmp_path / "tasks" / "t0.1" / "in").mkdir(parents=True)
+    (tmp_path / "tasks" / "t0.1" / "in" / "candidate.onnx").write_bytes(b"old")
+    carry_out(tmp_path, shelf, lease_of())
+    assert not left(tmp_path)
+
+
+def test_a_task_that_is_stopped_leaves_neither_child_nor_files(tmp_path: Path, paper: PaperChild) -> None:
+    async def run() -> None:
+        paper.gate.clear()
+        worker = Worker(tmp_path / "tasks", Cache(tmp_path / "cache", 1), Spool(tmp_path / "spool"), _no_channel)
+        job = asyncio.create_task(worker.carry_out(lease_of()))
+        while not paper.started:
+            await asyncio.sleep(0.001)
+        job.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await job
+
+    asyncio.run(run())
+    assert paper.killed == 1 and not left(tmp_path) and not list(Spool(tmp_path / "spool"))
+
+
+def _no_channel() -> grpc.aio.Channel:
+    raise AssertionError("nothing is to be fetched")
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Callable[[str], common_pb2.Progress]]:
+    """What a worker tells of a child that wrote some text as its progress."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        made = Worker(folder / "tasks", Cache(folder / "cache", 1), Spool(folder / "spool"), _no_channel)
+        (folder / "tasks" / "t1.2").mkdir()
+
+        def told(text: str) -> common_pb2.Progress:
+            (folder / "tasks" / "t1.2" / "progress.json").write_text(text)
+            return made.progress(lease_of())
+
+        yield told
+
+
+def test_progress_is_what_the_child_says(worker: Callable[[str], common_pb2.Progress]) -> None:
+    said = {"activity": "measuring the build alone", "fraction": 0.25, "remaining_ms": 1500}
+    assert worker(json.dumps(said)) == common_pb2.Progress(**said)
+    assert not worker('{"activity": "waiting", "fraction": 0}').HasField("remaining_ms")
+
+
+def test_before_the_child_speaks_the_build_is_being_fetched(tmp_path: Path) -> None:
+    made = Worker(tmp_path / "tasks", Cache(tmp_path / "cache", 1), Spool(tmp_path / "spool"), _no_channel)
+    assert made.progress(lease_of()) == common_pb2.Progress(activity="fetching the build")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["activity", "fraction", "remaining_ms"]), inner, max_size=3)
+    ),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=60)
+@given(JSON.map(json.dumps) | st.text(max_size=10, alphabet='{}[]":0a'))
+def test_no_progress_file_can_bring_the_agent_down(worker: Callable[[str], common_pb2.Progress], text: str) -> None:
+    assert isinstance(worker(text), common_pb2.Progress)
+
+
+@pytest.mark.parametrize("remaining", ["Infinity", "1e400", "99999999999999999999", "NaN"])
+def test_a_remaining_time_beyond_all_measure_is_left_out(
+    worker: Callable[[str], common_pb2.Progress], remaining: str
+) -> None:
+    told = worker(f'{{"activity": "waiting", "fraction": 0.5, "remaining_ms": {remaining}}}')
+    assert told == common_pb2.Progress(activity="waiting", fraction=0.5)
