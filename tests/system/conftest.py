@@ -89,11 +89,11 @@ class Fleet:
         said = wait_for(ready, "the server's addresses")
         self.address, self.agent_address = said["listen"], said["agent_listen"]
 
-    def start_agent(self, name: str, threads: int = 1) -> None:
+    def start_agent(self, name: str, threads: int = 1, *more: str) -> None:
         """Start an agent; the first time it enrols."""
         self.threads[name] = threads
         state = self.root / "agents" / name
-        arguments = ["-m", "fleetfit", "agent", "--state", str(state), "--threads", str(threads), "--json"]
+        arguments = ["-m", "fleetfit", "agent", "--state", str(state), "--threads", str(threads), "--json", *more]
         if not (state / "identity").exists():
             token = self.run("devices", "enroll", "--name", name, "--json").json["token"]
             arguments += ["--server", self.address, "--token", token]
@@ -221,6 +221,22 @@ def make_fleet(tmp_path: Path) -> Iterator[Callable[..., Fleet]]:
         fleet.close()
 
 
+@pytest.fixture(scope="module")
+def module_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Fleet]]:
+    """Make fleets that are ended with the module."""
+    made: list[Fleet] = []
+
+    def make(*server_arguments: str) -> Fleet:
+        fleet = Fleet(tmp_path_factory.mktemp("fleet"), server_arguments)
+        made.append(fleet)
+        fleet.start_server()
+        return fleet
+
+    yield make
+    for fleet in made:
+        fleet.close()
+
+
 @pytest.fixture(scope="session")
 def goods(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models, data and recipes of `workload`, and `state`: a server's folder in which they are registered.
@@ -252,3 +268,25 @@ def undisturbed(goods: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield running
     finally:
         running.fleet.close()
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `badfiles`."""
+    from . import badfiles
+
+    return badfiles.make_files(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(scope="session")
+def standing(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """A server with the device `pi`, the model `net` and the dataset `data`, for tests that leave these as they were."""
+    fleet = Fleet(tmp_path_factory.mktemp("standing"), ("--method", "quick", "--device-wait", "6s"))
+    try:
+        fleet.start_server()
+        fleet.start_agent("pi")
+        fleet.run("models", "push", str(files / "net.onnx"))
+        fleet.run("data", "push", str(files / "data.npz"), "--model", "net")
+        yield fleet
+    finally:
+        fleet.close()
