@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gzip
 import json
 import os
@@ -54,6 +55,8 @@ class Worker:
                 outcome = await run_child(["-m", "fleetfit.agent.measuring", str(taskdir)], Limits(), cwd=taskdir)
                 result = taskdir / "result.pb.gz"
                 if not result.exists():
+                    if "No space left on device" in outcome.stderr_tail:
+                        raise OSError(errno.ENOSPC, "the measuring process could not write its result")
                     last = outcome.stderr_tail.strip().splitlines()[-1:] or ["it said nothing"]
                     message = f"the measuring process ended as {outcome.kind} without a result: {last[0]}"
                     _write_failure(result, Status.MEASUREMENT_STATUS_CRASHED, message)

@@ -4,18 +4,14 @@ import asyncio
 import contextlib
 import errno
 import gzip
-import json
 import os
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from fleetfit.agent import work
 from fleetfit.agent.cache import Cache
@@ -32,13 +28,6 @@ from .measuring.tasks import QUICK, build_ref
 from .shelf import Shelf
 
 Status = measurement_pb2.MeasurementStatus
-
-
-@pytest.fixture
-def paper(monkeypatch: pytest.MonkeyPatch) -> PaperChild:
-    child = PaperChild()
-    monkeypatch.setattr(work, "run_child", child)
-    return child
 
 
 def lease_of(*artifacts: common_pb2.NamedArtifact, **measure: Any) -> work_pb2.TaskLease:
@@ -150,6 +139,16 @@ def test_a_disk_that_fills_up_is_a_result(
     assert f"make room in {tmp_path}" in result.message
 
 
+def test_a_child_that_could_not_write_its_result_met_a_full_disk(
+    tmp_path: Path, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def child(*_: Any, **__: Any) -> ChildOutcome:
+        return ChildOutcome("failed", 1, "OSError: [Errno 28] No space left on device: 'result.new'")
+
+    monkeypatch.setattr(work, "run_child", child)
+    assert result_of(carry_out(tmp_path, shelf, lease_of())).status == Status.MEASUREMENT_STATUS_DISK_FULL
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "../evil", "/etc/evil", "a/b", "a\0b"])
 def test_a_name_that_leads_out_of_the_folder_is_refused(
     tmp_path: Path, shelf: Shelf, paper: PaperChild, name: str
@@ -202,53 +201,3 @@ def test_a_task_that_is_stopped_leaves_neither_child_nor_files(tmp_path: Path, p
 
 def _no_channel() -> grpc.aio.Channel:
     raise AssertionError("nothing is to be fetched")
-
-
-@pytest.fixture(scope="module")
-def worker() -> Iterator[Callable[[str], common_pb2.Progress]]:
-    """What a worker tells of a child that wrote some text as its progress."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        made = Worker(folder / "tasks", Cache(folder / "cache", 1), Spool(folder / "spool"), _no_channel)
-        (folder / "tasks" / "t1.2").mkdir()
-
-        def told(text: str) -> common_pb2.Progress:
-            (folder / "tasks" / "t1.2" / "progress.json").write_text(text)
-            return made.progress(lease_of())
-
-        yield told
-
-
-def test_progress_is_what_the_child_says(worker: Callable[[str], common_pb2.Progress]) -> None:
-    said = {"activity": "measuring the build alone", "fraction": 0.25, "remaining_ms": 1500}
-    assert worker(json.dumps(said)) == common_pb2.Progress(**said)
-    assert not worker('{"activity": "waiting", "fraction": 0}').HasField("remaining_ms")
-
-
-def test_before_the_child_speaks_the_build_is_being_fetched(tmp_path: Path) -> None:
-    made = Worker(tmp_path / "tasks", Cache(tmp_path / "cache", 1), Spool(tmp_path / "spool"), _no_channel)
-    assert made.progress(lease_of()) == common_pb2.Progress(activity="fetching the build")
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["activity", "fraction", "remaining_ms"]), inner, max_size=3)
-    ),
-    max_leaves=4,
-)
-
-
-@settings(max_examples=60)
-@given(JSON.map(json.dumps) | st.text(max_size=10, alphabet='{}[]":0a'))
-def test_no_progress_file_can_bring_the_agent_down(worker: Callable[[str], common_pb2.Progress], text: str) -> None:
-    assert isinstance(worker(text), common_pb2.Progress)
-
-
-@pytest.mark.parametrize("remaining", ["Infinity", "1e400", "99999999999999999999", "NaN"])
-def test_a_remaining_time_beyond_all_measure_is_left_out(
-    worker: Callable[[str], common_pb2.Progress], remaining: str
-) -> None:
-    told = worker(f'{{"activity": "waiting", "fraction": 0.5, "remaining_ms": {remaining}}}')
-    assert told == common_pb2.Progress(activity="waiting", fraction=0.5)
