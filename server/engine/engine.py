@@ -409,21 +409,19 @@ class Engine:
     async def _give_up_on_the_absent(self) -> None:
         wait_s = self.settings.device_wait_s
 
+        def waited_for(session: Session) -> list[TaskRow]:
+            # Both: a device that was away long before it was asked for is given its time too.
+            asked = TaskRow.created_ms < now_ms() - wait_s * 1000
+            waiting = session.scalars(select(TaskRow).where(TaskRow.state == TaskState.WAITING, asked))
+            return [task for task in waiting if self.fleet.away_s(task.device_id) > wait_s]
+
         def give_up(session: Session) -> None:
-            for task in session.scalars(select(TaskRow).where(TaskRow.state == TaskState.WAITING)):
-                if self.fleet.away_s(task.device_id) > wait_s:
-                    name = session.get_one(DeviceRow, task.device_id).name
-                    fail_task(
-                        session,
-                        task,
-                        f"{name} was away for more than {duration(wait_s)}; start its agent, then resume the job",
-                    )
+            for task in waited_for(session):
+                name = session.get_one(DeviceRow, task.device_id).name
+                reason = f"{name} was away for more than {duration(wait_s)}; start its agent, then resume the job"
+                fail_task(session, task, reason)
 
-        def any_waiting(session: Session) -> bool:
-            waiting = select(TaskRow.device_id).where(TaskRow.state == TaskState.WAITING).distinct()
-            return any(self.fleet.away_s(device_id) > wait_s for device_id in session.scalars(waiting))
-
-        if await self._database.read(any_waiting):
+        if await self._database.read(lambda session: bool(waited_for(session))):
             await self._database.write(give_up)
             for job_id in await self._running_jobs():
                 self._may_advance(job_id)

@@ -157,6 +157,7 @@ def resume_job(session: Session, job: JobRow) -> None:
             # The fence keeps growing: an agent that still holds the old lease must not be believed.
             task.state, task.attempts, task.progress = TaskState.WAITING, 0, None
             task.result_sha256, task.result_fence = "", 0
+            task.created_ms = now_ms()
     waiting = {task.candidate_id for task in tasks if task.state == TaskState.WAITING and not task.metric_only}
     for row in candidates:
         if row.id in failed:
