@@ -123,6 +123,10 @@ class Fleet:
             assert said.code == code, f"{arguments} ended with {said.code}: {said.text}\n{self.log('server')[-3000:]}"
         return said
 
+    def begin(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start one `fleetfit` command that goes on beside the test; `log(name)` has what it says."""
+        return self._spawn(name, ["-m", "fleetfit", *arguments])
+
     def relatives(self) -> list[psutil.Process]:
         """All living processes that were started for this fleet, orphans too: they carry its environment."""
         mark = str(self.root / "host.lock")
