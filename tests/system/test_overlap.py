@@ -10,7 +10,7 @@ from .windows import Held, outside, query, raw_results, recorded, together
 
 @pytest.mark.system
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_no_compression_and_no_second_measurement_overlaps_a_sample_window(undisturbed: Undisturbed) -> None:
     # The fleet that test_killed.py compares with: two agents and three jobs with training make as much contention as a
     # fleet of this test's own would, which would take another minute. The killed fleet is held to the same there.
@@ -30,7 +30,7 @@ def test_no_compression_and_no_second_measurement_overlaps_a_sample_window(undis
 
 @pytest.mark.system
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_both_agents_and_the_server_took_turns_on_one_host_and_one_clock(undisturbed: Undisturbed) -> None:
     undisturbed.finish()
     state = undisturbed.fleet.root / "state"
@@ -81,7 +81,7 @@ def test_a_hold_without_an_end_is_found() -> None:
 
 @pytest.mark.system
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_recorded_window_that_is_moved_is_found(undisturbed: Undisturbed) -> None:
     undisturbed.finish()
     first, second, *rest = sorted(recorded(undisturbed.fleet.root / "state"), key=lambda held: held.begin)

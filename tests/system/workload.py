@@ -22,7 +22,7 @@ SAMPLES: Final = 900
 NARROW: Final = """name: narrow
 steps:
   - activation_pruning: {ratio: 0.5, round_to: 8}
-  - distill: {epochs: 20}
+  - distill: {epochs: 8}
 """
 FLAT: Final = """name: flat
 steps:
@@ -131,7 +131,7 @@ def start_jobs(fleet: Fleet, goods: Path, orders: Sequence[Order] = ORDERS) -> d
 def finish_jobs(fleet: Fleet, jobs: dict[str, str]) -> dict[str, Any]:
     """Wait for the jobs; their reports by model."""
     for job in jobs.values():
-        fleet.run("jobs", "watch", job, timeout_s=240)
+        fleet.run("jobs", "watch", job, timeout_s=600)
     return {model: fleet.run("report", job, "--json").json for model, job in jobs.items()}
 
 
