@@ -68,6 +68,7 @@ class Agent:
         self._wake = asyncio.Event()
         self._cancelled_task = ""
         self._session_number = 0
+        self._snapshot: snapshot_pb2.DeviceSnapshot | None = None
         self._job: asyncio.Task[Spooled] | None = None
         self._lease: work_pb2.TaskLease | None = None
 
@@ -114,7 +115,9 @@ class Agent:
             raise from_rpc_error(error, peer=f"the server at {self._identity.agent_address}") from error
 
     async def _session(self) -> None:
-        snapshot = await self._probe()
+        # Never beside a measurement that outlived the last session: looking takes a processor for a second.
+        if self._snapshot is None or self._job is None:
+            self._snapshot = await self._probe()
         async with self._open_channel() as channel:
             stub = work_pb2_grpc.AgentWorkStub(channel)
             hello: work_pb2.HelloResponse = await self._call(
@@ -124,12 +127,11 @@ class Agent:
                         protocol_version=PROTOCOL_VERSION,
                         oldest_protocol_version=MINIMUM_PROTOCOL_VERSION,
                         capabilities=AGENT_CAPABILITIES,
-                        snapshot=snapshot,
+                        snapshot=self._snapshot,
                     ),
                     timeout=_CALL_S,
                 )
             )
-            del snapshot
             self._session_number = hello.session_number
             log.info("connected to %s as %s", self._identity.agent_address, hello.device_name)
             attending = asyncio.create_task(self._attend(stub))

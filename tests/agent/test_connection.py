@@ -24,7 +24,7 @@ from fleetfit.core.errors import (
     VersionTooOld,
 )
 from fleetfit.proto import transfer
-from fleetfit.proto.v1 import work_pb2
+from fleetfit.proto.v1 import snapshot_pb2, work_pb2
 
 from .desk import Desk, PaperChild
 from .stage import Stage, play, probe
@@ -82,6 +82,31 @@ def test_a_task_is_kept_across_a_new_session(tmp_path: Path, paper: PaperChild) 
         paper.gate.set()
         await desk.until(lambda: desk.reports)
         assert (desk.reports[0].session_number, paper.started) == (2, 1)
+
+    play(tmp_path, scene)
+
+
+def test_a_device_is_never_probed_beside_a_measurement(tmp_path: Path, paper: PaperChild) -> None:
+    async def scene(stage: Stage, desk: Desk) -> None:
+        during: list[int] = []
+
+        async def watched() -> snapshot_pb2.DeviceSnapshot:
+            during.append(paper.started - len(desk.reports))
+            return await probe()
+
+        paper.gate.clear()
+        desk.offer("t1")
+        agent = Agent(desk.enrol(), stage.state, watched, cache_bytes=1 << 20)
+        stage.agent = asyncio.create_task(agent.run())
+        await desk.until(lambda: paper.started)
+        desk.end_stream()
+        await desk.until(lambda: any(renewal.session_number == 2 for renewal in desk.renewals))
+        assert during == [0] and desk.hellos[1].snapshot == desk.hellos[0].snapshot
+        paper.gate.set()
+        await desk.until(lambda: desk.reports)
+        desk.end_stream()
+        await desk.until(lambda: len(desk.hellos) == 3)
+        assert during == [0, 0]
 
     play(tmp_path, scene)
 
