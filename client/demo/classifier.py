@@ -30,11 +30,11 @@ class Classifier(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+            nn.Conv2d(1, 24, 5, stride=2, padding=2), nn.BatchNorm2d(24), nn.ReLU(),
+            nn.Conv2d(24, 48, 3, stride=2, padding=1), nn.BatchNorm2d(48), nn.ReLU(), nn.Flatten(),
         )  # fmt: skip
         self.head = nn.Sequential(
-            nn.Linear(32 * 7 * 7, 512), nn.ReLU(), nn.Dropout(0.3), nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 10)
+            nn.Linear(48 * 7 * 7, 256), nn.ReLU(), nn.Dropout(0.4), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 10)
         )
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -64,7 +64,8 @@ def train(
     """Train until the accuracy on the validation samples no longer rises, or the time is over; keep the best weights."""
     began = time.monotonic()
     torch.manual_seed(seed)
-    model = Classifier()
+    # The layout that convolutions on processors are quickest in; the export has the ordinary one again.
+    model = Classifier().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=1e-4, fused=True)
     x, y = torch.from_numpy(images), torch.from_numpy(targets)
     checked = torch.from_numpy(validation[0]), torch.from_numpy(validation[1])
@@ -98,6 +99,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] /= _FALL
     model.load_state_dict(kept)
+    model = model.to(memory_format=torch.contiguous_format)
     return Trained(model.eval(), tuple(accuracies), time.monotonic() - began)
 
 

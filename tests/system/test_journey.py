@@ -57,7 +57,7 @@ def test_from_a_models_source_to_a_build_that_runs(fleet: Any, example: Callable
     asked = [name, "--data", name, "--on", "edge", "--recipe", *recipes, "--max-drop", "50%", "--minimize", "size"]
     planned = fleet.run("compress", *asked, "--plan", "--json").json["plan"]
     assert {c["recipe"] for c in planned["candidates"]} >= {"original", *recipes}
-    fleet.run("compress", *asked, "--wait")
+    fleet.run("compress", *asked, "--wait", timeout_s=300)
     report = fleet.run("report", "last", "--json").json
     assert report["metric"]["name"] == metric
     (device,) = report["devices"]
@@ -99,7 +99,7 @@ def test_an_emulated_device_is_measured_and_never_chosen_for(fleet: Any, example
     example("regression")
     fleet.start_agent("paper-pi", 1, "--emulated")
     asked = ["compress", "regression", "--data", "regression", "--on", "paper-pi", "--recipe", "small-and-quick"]
-    fleet.run(*asked, "--max-drop", "50%", "--wait")
+    fleet.run(*asked, "--max-drop", "50%", "--wait", timeout_s=300)
     (device,) = fleet.run("report", "last", "--json").json["devices"]
     assert device["emulated"]
     assert device["selected"] is None
