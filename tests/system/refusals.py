@@ -44,7 +44,7 @@ def refused(
 
 
 @contextlib.contextmanager
-def refusing(status: str, says: str = "") -> Iterator[None]:
+def refusing(status: str, says: str | None = None) -> Iterator[None]:
     """The block must end with an error that travelled under this gRPC status."""
     with pytest.raises(FleetfitError, match=says) as caught:
         yield
