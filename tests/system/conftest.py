@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,11 +107,18 @@ class Fleet:
 
         wait_for(connected, f"agent {name} to connect")
 
-    def run(self, *arguments: str, timeout_s: float = 110, code: int | None = 0, cwd: Path | None = None) -> Said:
+    def run(
+        self,
+        *arguments: str,
+        timeout_s: float = 110,
+        code: int | None = 0,
+        cwd: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Said:
         """Run one `fleetfit` command to its end. `code` is the exit code to insist on; None takes any."""
         done = subprocess.run(
             [sys.executable, "-m", "fleetfit", *arguments],
-            env=self.environment | {"FLEETFIT_SERVER": ""},
+            env=self.environment | {"FLEETFIT_SERVER": ""} | dict(environment or {}),
             capture_output=True,
             text=True,
             timeout=timeout_s,
