@@ -292,7 +292,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def standing(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """A server with the device `pi`, the model `net` and the dataset `data`, for tests that leave these as they were."""
-    fleet = Fleet(tmp_path_factory.mktemp("standing"), ("--method", "quick", "--device-wait", "6s"))
+    fleet = Fleet(tmp_path_factory.mktemp("standing"), ("--method", "quick", "--device-wait", "8s"))
     try:
         fleet.start_server()
         fleet.start_agent("pi")
