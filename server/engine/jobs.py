@@ -15,7 +15,15 @@ from fleetfit.proto.v1 import jobs_pb2
 from fleetfit.server.engine.fleet import read_snapshot
 from fleetfit.server.engine.library import check_state
 from fleetfit.server.engine.lookup import find_dataset, find_devices, find_model
-from fleetfit.server.engine.planning import PlannedCandidate, PlannedData, PlannedDevice, PlannedModel, plan_candidates
+from fleetfit.server.engine.planning import (
+    PlannedCandidate,
+    PlannedData,
+    PlannedDevice,
+    PlannedModel,
+    check_wishes,
+    judged_by,
+    plan_candidates,
+)
 from fleetfit.server.engine.states import CandidateState, JobState, TaskState, VariantState
 from fleetfit.server.storage.ids import new_id, now_ms
 from fleetfit.server.storage.tables import (
@@ -59,6 +67,7 @@ class Request:
         self.candidates = plan_candidates(
             spec, self.model, self.data, self.devices, recipes, compress_threads=compress_threads
         )
+        check_wishes(spec, judged_by(spec, self.data))
 
 
 def insert_job(session: Session, request: Request, owner: str, request_id: str) -> JobRow:

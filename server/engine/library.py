@@ -86,6 +86,8 @@ class Library:
         _check_name(request.name)
         if request.metric:
             metric_info(request.metric)
+        if request.seed < 0:
+            raise InvalidInput(f"the seed {request.seed} is negative; give 0 or more", field="seed")
         sha256, test = request.artifact.sha256, request.test_artifact.sha256
         sizes = {digest: self._store.path(digest).stat().st_size for digest in (sha256, test) if digest}
 

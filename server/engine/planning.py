@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -147,14 +148,33 @@ def judged_by(spec: jobs_pb2.JobSpec, data: PlannedData | None) -> str:
     return name
 
 
+def check_wishes(spec: jobs_pb2.JobSpec, metric: str) -> None:
+    """Raise InvalidInput for an objective, a limit or a seed that no job could be carried out with.
+
+    They are read again only when everything is measured, and a job that fails there cannot end.
+    """
+    if spec.objective not in OBJECTIVES:
+        raise InvalidInput(
+            "what to minimize is unknown to this server; update it, or choose latency, size or memory",
+            field="objective",
+        )
+    if spec.seed < 0:
+        raise InvalidInput(f"the seed {spec.seed} is negative; give 0 or more", field="seed")
+    limits_of(spec, metric)
+
+
 def limits_of(spec: jobs_pb2.JobSpec, metric: str) -> LimitFacts:
-    """The job's limits, with the metric's default for the loss where the request names none."""
+    """The job's limits, with the metric's default for the loss where the request names none. Raises InvalidInput."""
     given = spec.limits
     points = given.max_drop_points if given.HasField("max_drop_points") else None
     percent = given.max_drop_percent if given.HasField("max_drop_percent") else None
-    for name, value in (("max_drop", points), ("max_drop", percent)):
-        if value is not None and value < 0:
-            raise InvalidInput("the largest loss cannot be negative; give --max-drop 0 to allow none", field=name)
+    for value in (points, percent):
+        # Written so that what is not a number is refused too.
+        if value is not None and not 0 <= value < math.inf:
+            raise InvalidInput("the largest loss cannot be negative; give --max-drop 0 to allow none", field="max_drop")
+    for name in ("p95_ms", "max_peak_memory_bytes", "max_size_bytes"):
+        if given.HasField(name) and not 0 < getattr(given, name) < math.inf:
+            raise InvalidInput(f"{name} {getattr(given, name):g} is no limit; give a number above 0", field=name)
     if points is None and percent is None and metric and spec.kind != jobs_pb2.JOB_KIND_BENCH:
         default = metric_info(metric).default_drop
         if default.endswith("%"):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -355,6 +356,12 @@ def test_limits_on_what_can_be_asked(tmp_path: Path) -> None:
                 (request(PRUNED, PRUNED.replace("0.5", "0.6")), InvalidInput, "two different recipes"),
                 (request(incumbent=common_pb2.ArtifactRef(sha256="0" * 64)), UnsupportedHere, "leave --incumbent out"),
                 (jobs_pb2.JobSpec(model="net"), InvalidInput, "kind is unknown"),
+                (request(limits=jobs_pb2.Limits(max_drop_points=-1)), InvalidInput, "cannot be negative"),
+                (request(limits=jobs_pb2.Limits(max_drop_percent=math.nan)), InvalidInput, "cannot be negative"),
+                (request(limits=jobs_pb2.Limits(p95_ms=0)), InvalidInput, "p95_ms 0 is no limit"),
+                (request(limits=jobs_pb2.Limits(max_size_bytes=-5)), InvalidInput, "max_size_bytes -5 is no limit"),
+                (request(objective=99), InvalidInput, "what to minimize is unknown"),
+                (request(seed=-1), InvalidInput, "the seed -1 is negative"),
                 (jobs_pb2.JobSpec(kind=1, model="nett"), NotFound, "did you mean 'net'"),
             ]
             for spec, kind, words in wrong:
