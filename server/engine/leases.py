@@ -78,6 +78,17 @@ class Leases:
             device = check_session(session, device_id, session_number)
             held = select(TaskRow).where(TaskRow.device_id == device_id, TaskRow.state == TaskState.LEASED)
             task = session.scalars(held).first()
+            if task is not None and task.attempts >= _MOST_ATTEMPTS:
+                # What ends the agent each time, or can never be fetched, would be begun for ever.
+                fail_task(
+                    session,
+                    task,
+                    f"the device began this measurement {task.attempts} times and came to no result; see its agent's log, "
+                    "then resume the job",
+                )
+                session.flush()
+                broken.append(task.job_id)
+                task = None
             waiting = (
                 select(TaskRow)
                 .join(JobRow, JobRow.id == TaskRow.job_id)

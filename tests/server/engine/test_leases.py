@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import select
 
 from fleetfit.core.errors import LeaseLost, NotFound, Superseded
 from fleetfit.proto.v1 import common_pb2, measurement_pb2, work_pb2
 from fleetfit.server.engine.leases import Leases
 from fleetfit.server.storage.artifacts import ArtifactStore
-from fleetfit.server.storage.tables import DatasetRow, DeviceRow, JobRow, TaskRow
+from fleetfit.server.storage.tables import CandidateRow, DatasetRow, DeviceRow, JobRow, TaskRow
 
 LEASE_MS = 1000
 
@@ -201,6 +202,16 @@ def test_a_device_that_is_lost_again_and_again_fails_the_candidate(leases: Lease
     assert held(leases, world.device).task_id == world.tasks[1]
 
 
+def test_a_device_that_begins_again_and_again_fails_the_candidate(leases: Leases, world: Any) -> None:
+    """Its agent comes back within its lease each time, so that no lease ever runs out."""
+    for _ in range(5):
+        assert held(leases, world.device).task_id == world.tasks[0]
+    assert held(leases, world.device).task_id == world.tasks[1]
+    assert world.task()["state"] == "failed"
+    query = select(CandidateRow.reason).where(CandidateRow.id == world.candidates[0])
+    assert "5 times" in world.database.read_now(lambda session: session.scalars(query).one())
+
+
 def test_a_cancelled_task_says_so_and_takes_no_result(leases: Leases, world: Any, keep: Callable[[bytes], str]) -> None:
     task = held(leases, world.device)
     world.change(TaskRow, task.task_id, state="cancelled")
@@ -304,7 +315,8 @@ def test_whatever_happens_every_task_gets_at_most_one_result(
                         assert task.task_id not in accepted
                         accepted[task.task_id] = result
             except LeaseLost:
-                assert not current or task.task_id in accepted
+                failed = world.task(world.tasks.index(task.task_id))["state"] == "failed"
+                assert not current or task.task_id in accepted or failed
         leased = [n for n in range(2) if world.task(n)["state"] == "leased"]
         assert len(leased) <= 1, "one task at a time"
     for number, task_id in enumerate(world.tasks):
