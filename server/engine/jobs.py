@@ -163,7 +163,8 @@ def resume_job(session: Session, job: JobRow) -> None:
         if task.candidate_id in failed:
             session.execute(delete(MeasurementRow).where(MeasurementRow.task_id == task.id))
         if task.candidate_id in failed or task.state in again:
-            # The fence keeps growing: an agent that still holds the old lease must not be believed.
+            # The fence grows: an agent that still holds the old lease, or sends its report again, must not be believed.
+            task.fence += 1
             task.state, task.attempts, task.progress = TaskState.WAITING, 0, None
             task.result_sha256, task.result_fence = "", 0
             task.created_ms = now_ms()

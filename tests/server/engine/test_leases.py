@@ -11,7 +11,8 @@ from sqlalchemy import select
 
 from fleetfit.core.errors import LeaseLost, NotFound, Superseded
 from fleetfit.proto.v1 import common_pb2, measurement_pb2, work_pb2
-from fleetfit.server.engine.leases import Leases
+from fleetfit.server.engine.jobs import cancel_job, resume_job
+from fleetfit.server.engine.leases import Leases, fail_task
 from fleetfit.server.storage.artifacts import ArtifactStore
 from fleetfit.server.storage.tables import CandidateRow, DatasetRow, DeviceRow, JobRow, TaskRow
 
@@ -218,6 +219,23 @@ def test_a_cancelled_task_says_so_and_takes_no_result(leases: Leases, world: Any
     assert renew(leases, world, task) == (0, True)
     with pytest.raises(LeaseLost, match="cancelled"):
         report(leases, world, task, keep(b"result"))
+
+
+@pytest.mark.parametrize("ended_as", ["cancelled", "failed"])
+def test_what_was_held_before_a_job_was_resumed_is_not_believed(
+    ended_as: str, leases: Leases, world: Any, keep: Callable[[bytes], str]
+) -> None:
+    old = held(leases, world.device)
+    if ended_as == "cancelled":
+        world.database.write_now(lambda session: cancel_job(session, session.get_one(JobRow, world.job)))
+    else:
+        world.database.write_now(lambda session: fail_task(session, session.get_one(TaskRow, old.task_id), "no memory"))
+        world.change(JobRow, world.job, state="done")
+    world.database.write_now(lambda session: resume_job(session, session.get_one(JobRow, world.job)))
+    for use in (lambda: renew(leases, world, old), lambda: report(leases, world, old, keep(b"old"))):
+        with pytest.raises(LeaseLost):
+            use()
+    assert held(leases, world.device).fence > old.fence
 
 
 def test_paused_devices_and_ended_jobs_get_no_work(leases: Leases, world: Any) -> None:
