@@ -59,8 +59,7 @@ def find_job(session: Session, text: str) -> JobRow:
         return row
     if len(text) < _SHORTEST_ID:
         raise InvalidInput(f"'{text}' is too short for a job's id; give {_SHORTEST_ID} characters or more, or 'last'")
-    escaped = text.replace("%", "").replace("_", "")
-    rows = session.scalars(select(JobRow).where(JobRow.id.endswith(escaped)).limit(2)).all()
+    rows = session.scalars(select(JobRow).where(JobRow.id.endswith(text, autoescape=True)).limit(2)).all()
     if not rows:
         raise NotFound(f"there is no job '{text}'; `fleetfit jobs list` shows them", field="job")
     if len(rows) > 1:
