@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from fleetfit.compress.tasks import Build, CompressFacts
 from fleetfit.core.digests import short
-from fleetfit.core.errors import Conflict, NotFound
+from fleetfit.core.errors import Conflict, InvalidInput, NotFound
 from fleetfit.proto.v1 import common_pb2, reports_pb2
 from fleetfit.server.engine.lookup import find_device
 from fleetfit.server.storage.tables import BuildRow, CandidateRow, DeviceRow, JobRow, ModelRow, VariantRow
@@ -19,7 +19,7 @@ from fleetfit.server.storage.tables import BuildRow, CandidateRow, DeviceRow, Jo
 def find_build(
     session: Session, job: JobRow, report: dict[str, Any], device: str, variant: str
 ) -> reports_pb2.GetBuildResponse:
-    """A variant's build with its manifest; the selected one where `variant` is empty. Raises NotFound or Conflict."""
+    """A variant's build with its manifest; the selected one where `variant` is empty. Raises NotFound, InvalidInput or Conflict."""
     row = _device_of(session, report, device)
     here = next((found for found in report["devices"] if found["device"] == row.name), None)
     if here is None:
@@ -37,6 +37,10 @@ def find_build(
         )
         .order_by(CandidateRow.position)
     ).all()
+    if len({c.variant_key for c in candidates}) > 1:
+        raise InvalidInput(
+            f"several variants begin with '{wanted}'; give all of the name that the report shows", field="variant"
+        )
     # A variant that was measured under several conditions comes with the options it was selected under.
     chosen: dict[str, Any] = next((c["condition"] for c in here["candidates"] if c.get("selected")), {})
     best = [c for c in candidates if (c.threads, c.batch) == (chosen.get("threads"), chosen.get("batch"))]
