@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.padding import Padding
 from rich.table import Table
@@ -15,6 +16,8 @@ from fleetfit.client.tables.words import condition, job_id, significant, size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+_NAME_WIDTH: Final = 14
 
 
 def report_parts(report: Mapping[str, Any]) -> Iterator[RenderableType]:
@@ -70,7 +73,7 @@ def _device_parts(report: Mapping[str, Any], device: Mapping[str, Any]) -> Itera
         for row in rejected:
             reasons = "; ".join(row.rejected_because or row.notes) or row.status
             yield _item(f"{row.recipe}{_condition(row, rows)}: {reasons}")
-    notes = dict.fromkeys(note for row in rows for note in _notes(row))
+    notes = dict.fromkeys(_notes(rows))
     if notes:
         yield Text("Notes:", style="bold")
         yield from (_item(note, style="dim") for note in notes)
@@ -88,7 +91,7 @@ def _table(rows: list[Row]) -> Table:
         mark = "* " if row.selected else ""
         below = row.variant + _condition(row, rows)
         made.add_row(
-            Text.assemble((mark + row.recipe, style), ("\n" + below, "dim")),
+            Text.assemble((_broken(mark + row.recipe), style), ("\n" + below, "dim")),
             _cell(row.p50_ms, style) if row.status == "measured" else Text(row.status, style="red"),
             _cell(row.versus_original, style),
             _cell(row.versus_best_uncompressed, style),
@@ -97,6 +100,16 @@ def _table(rows: list[Row]) -> Table:
             Text(size(row.peak_memory_bytes), style=style),
         )
     return made
+
+
+def _broken(name: str) -> str:
+    """A long name on several lines, parted behind hyphens: the column is too narrow for it, and rich parts anywhere."""
+    lines = [""]
+    for part in re.findall(r"[^-]+-?|-", name):
+        if lines[-1] and len(lines[-1] + part) > _NAME_WIDTH:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def _cell(span: Span | None, style: str, *, digits: int | None = None) -> Text:
@@ -129,13 +142,21 @@ def _condition(row: Row, rows: list[Row]) -> str:
     return runtime + condition(row, rows)
 
 
-def _notes(row: Row) -> Iterator[str]:
-    if row.trust and row.trust != "clean":
-        yield f"{row.recipe} was measured on a {row.trust} device"
-    if row.tie_with:
-        yield f"{row.recipe} cannot be told apart in speed from {', '.join(row.tie_with)}"
-    if row.status == "measured":
-        yield from row.notes
+def _notes(rows: list[Row]) -> Iterator[str]:
+    for trust in dict.fromkeys(row.trust for row in rows if row.trust and row.trust != "clean"):
+        names = dict.fromkeys(row.recipe for row in rows if row.trust == trust)
+        yield f"measured on a {trust} device: {', '.join(names)}"
+    names_of = {row.variant: row.recipe for row in rows}
+    told: set[frozenset[str]] = set()
+    for row in rows:
+        others = [other for other in row.tie_with if frozenset((row.variant, other)) not in told]
+        told.update(frozenset((row.variant, other)) for other in others)
+        if others:
+            others = [names_of.get(other, other) for other in others]
+            yield f"{row.recipe} cannot be told apart in speed from {', '.join(others)}"
+    for row in rows:
+        if row.status == "measured":
+            yield from row.notes
 
 
 def _item(text: str, style: str = "") -> Padding:
