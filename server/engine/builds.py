@@ -26,8 +26,9 @@ def find_build(
         raise NotFound(f"the job {job.id[-6:]} has no device '{row.name}'; see its report", field="device")
     wanted = variant or here["selected"]
     if not wanted:
-        why = here["why"].rstrip(".")
-        raise Conflict(f"nothing was selected for {row.name} ({why}); name another with --variant, or relax the limits")
+        raise Conflict(
+            f"nothing was selected for {row.name}; `fleetfit report {job.id[-8:]}` says why, and --variant names another build"
+        )
     candidates = session.scalars(
         select(CandidateRow)
         .where(
