@@ -79,7 +79,8 @@ class Engine:
         self._store = store
         self._news: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._bells = {name: asyncio.Event() for name in ("intake", "compress", "ingest", "flow")}
-        self._to_advance: set[str] = set()
+        # In order, so that a job that cannot be advanced waits behind all others before it is tried again.
+        self._to_advance: dict[str, None] = {}
         self._loops: list[asyncio.Task[None]] = []
         self._leased_at: dict[str, float] = {}
         self._measure_s: list[float] = []
@@ -102,7 +103,7 @@ class Engine:
         self._store.sweep()
         await self._compressor.recover()
         await self.leases.extend_all()
-        self._to_advance.update(await self._running_jobs())
+        self._to_advance.update(dict.fromkeys(await self._running_jobs()))
         steps = {
             "intake": self.library.check_next,
             "compress": self._compressor.make_next,
@@ -313,7 +314,7 @@ class Engine:
             event.set()
 
     def _may_advance(self, job_id: str) -> None:
-        self._to_advance.add(job_id)
+        self._to_advance[job_id] = None
         self._bells["flow"].set()
         self._publish(job_id)
 
@@ -353,16 +354,17 @@ class Engine:
         changed, self._changed_variants = self._changed_variants, set()
         for key in changed:
             wanting = await self._database.read(lambda session, key=key: jobs_wanting(session, key))  # type: ignore[misc]
-            self._to_advance.update(wanting)
+            self._to_advance.update(dict.fromkeys(wanting))
             for job_id in wanting:
                 self._publish(job_id)
         if not self._to_advance:
             return False
-        job_id = self._to_advance.pop()
+        job_id = next(iter(self._to_advance))
+        del self._to_advance[job_id]
         try:
             await self._go_on(job_id)
         except BaseException:
-            self._to_advance.add(job_id)
+            self._to_advance[job_id] = None
             raise
         return True
 
@@ -374,7 +376,7 @@ class Engine:
         try:
             for device_id, split, raw in wanted.drops:
                 await self._ingestion.compare(job_id, device_id, split, raw)
-                self._to_advance.add(job_id)
+                self._to_advance[job_id] = None
         except ChildFailed as error:
             _log.error("job %s: %s %s", job_id, error.message, error.private)
             await self._end(job_id, JobState.FAILED, error.message)
