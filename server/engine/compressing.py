@@ -8,16 +8,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from fleetfit.compress.recipe import Recipe
 from fleetfit.compress.tasks import Build, Compress, CompressFacts, DataFacts, Task, TaskProgress
 from fleetfit.core.errors import FleetfitError, IntegrityError
 from fleetfit.proto.v1 import jobs_pb2
 from fleetfit.server.engine.executor import Executor, Finished
 from fleetfit.server.engine.facts import metric_of
-from fleetfit.server.engine.keys import build_key
+from fleetfit.server.engine.keys import build_key, variant_key
 from fleetfit.server.engine.library import keep_artifact
+from fleetfit.server.engine.planning import MADE_FROM
 from fleetfit.server.engine.states import CandidateState, JobState, VariantState
 from fleetfit.server.storage.artifacts import ArtifactStore
 from fleetfit.server.storage.database import Database
@@ -53,6 +55,8 @@ class Compressor:
         self._changed = changed
         self.progress: dict[str, TaskProgress] = {}
         self._children: dict[str, asyncio.Task[None]] = {}
+        # Whether the end of the last variant could not be written, so that its row still says that it is being made.
+        self._unsettled = False
 
     async def recover(self) -> None:
         """After a start: what was being made when the server died is made again."""
@@ -67,9 +71,13 @@ class Compressor:
 
     async def make_next(self) -> bool:
         """Make the variant that the oldest running job needs next. False where nothing waits."""
+        if self._unsettled:
+            await self.recover()
+            self._unsettled = False
         work = await self._database.write(lambda session: _take(session, self._threads))
         if work is None:
             return False
+        self._unsettled = True
         self._changed(work.key)
         child = asyncio.create_task(self._make(work))
         self._children[work.key] = child
@@ -85,6 +93,7 @@ class Compressor:
             await self._database.write(lambda session: _give_back(session, work.key))
         else:
             child.result()
+        self._unsettled = False
         self._changed(work.key)
         return True
 
@@ -104,6 +113,9 @@ class Compressor:
             _log.warning("variant %s: %s", work.key[:10], error)
             reason = error.message if isinstance(error, FleetfitError) else _told_by_system(error)
             await self._database.write(lambda session: _end(session, work.key, VariantState.FAILED, reason))
+        except Exception:
+            _log.exception("variant %s", work.key[:10])
+            await self._database.write(lambda session: _end(session, work.key, VariantState.FAILED, _BUG))
 
     async def _settle(self, work: _Work, finished: Finished) -> None:
         result = finished.result
@@ -133,6 +145,7 @@ class Compressor:
         self._changed(key)
 
 
+_BUG: Final = "compressing met a bug of the server's; its log has the details, please report it, then resume the job"
 _CRASHED: Final = "compressing crashed {attempts} times; the server's log has the details, please report it"
 _ENDINGS: Final = {
     "out_of_memory": "compressing was killed {attempts} times, most likely because it needs more memory than a task may "
@@ -147,7 +160,7 @@ def _told_by_system(error: OSError) -> str:
 
 def _take(session: Session, threads: int) -> _Work | None:
     """Mark the next wanted variant as being made: the oldest job's first, in the order of its plan."""
-    found = session.execute(
+    wanted = (
         select(VariantRow, JobRow)
         .join(CandidateRow, CandidateRow.variant_key == VariantRow.key)
         .join(JobRow, JobRow.id == CandidateRow.job_id)
@@ -158,28 +171,73 @@ def _take(session: Session, threads: int) -> _Work | None:
         )
         .order_by(JobRow.id, CandidateRow.position)
         .limit(1)
-    ).first()
-    if found is None:
-        return None
-    variant, job = found[0], found[1]
-    variant.state = VariantState.RUNNING
-    variant.attempts += 1
-    model = session.get_one(ModelRow, job.model_id)
-    data = session.get(DatasetRow, job.dataset_id) if job.dataset_id else None
-    work = Compress(
-        format=model.format,  # type: ignore[arg-type]
-        recipe=variant.recipe,
-        task=DataFacts.model_validate(data.facts).task if data is not None else "",
-        metric=metric_of(session, job, jobs_pb2.JobSpec.FromString(job.spec)),
-        seed=variant.seed,
-        threads=threads,
     )
-    inputs = {"model": model.sha256}
-    if data is not None:
-        inputs |= {f"{name}.npz": data.splits[name]["sha256"] for name in ("train", "validation")}
-    # The attempt is in the name, so that a folder of an earlier one cannot be taken for this one's.
-    task = Task(task_id=f"{variant.key[:20]}.{variant.attempts}", work=work)
-    return _Work(variant.key, task, inputs, variant.attempts)
+    while (found := session.execute(wanted).first()) is not None:
+        variant, job = found[0], found[1]
+        model = session.get_one(ModelRow, job.model_id)
+        data = session.get(DatasetRow, job.dataset_id) if job.dataset_id else None
+        work = Compress(
+            format=model.format,  # type: ignore[arg-type]
+            recipe=variant.recipe,
+            task=DataFacts.model_validate(data.facts).task if data is not None else "",
+            metric=metric_of(session, job, jobs_pb2.JobSpec.FromString(job.spec)),
+            seed=variant.seed,
+            threads=threads,
+        )
+        splits = {name: data.splits[name]["sha256"] for name in MADE_FROM} if data is not None else {}
+        try:
+            key = _key_of(work, model.sha256, splits)
+        except FleetfitError as error:
+            # A pass that was there when the job was planned, say: the others must not wait behind it.
+            _end(session, variant.key, VariantState.FAILED, error.message)
+            continue
+        if key != variant.key:
+            _rename(session, variant, key)
+            continue
+        variant.state = VariantState.RUNNING
+        variant.attempts += 1
+        inputs = {"model": model.sha256} | {f"{name}.npz": digest for name, digest in splits.items()}
+        # The attempt is in the name, so that a folder of an earlier one cannot be taken for this one's.
+        task = Task(task_id=f"{variant.key[:20]}.{variant.attempts}", work=work)
+        return _Work(variant.key, task, inputs, variant.attempts)
+    return None
+
+
+def _key_of(work: Compress, model_sha256: str, splits: dict[str, str]) -> str:
+    recipe = Recipe.from_yaml(work.recipe) if work.recipe else Recipe.original()
+    return variant_key(
+        model_sha256,
+        splits,
+        recipe,
+        metric=work.metric,
+        task=work.task,
+        seed=work.seed,
+        threads=work.threads,
+    )
+
+
+def _rename(session: Session, variant: VariantRow, key: str) -> None:
+    """Let those who wait for a variant wait for what this server would really make.
+
+    Its key was made under other versions or another number of threads, before the server was started anew: bytes of now
+    must not bear the name of then.
+    """
+    _log.info("variant %s was planned under other versions or threads; it is made as %s", variant.key[:10], key[:10])
+    present = session.get(VariantRow, key)
+    if present is None:
+        copied = {column.name: getattr(variant, column.name) for column in VariantRow.__table__.columns}
+        session.add(VariantRow(**copied | {"key": key, "attempts": 0}))
+        session.flush()
+    elif present.state == VariantState.FAILED:
+        present.state, present.attempts, present.reason = VariantState.WAITING, 0, ""
+    session.execute(
+        update(CandidateRow)
+        .where(
+            CandidateRow.variant_key == variant.key,
+            CandidateRow.state.in_([CandidateState.WAITING, CandidateState.COMPRESSING]),
+        )
+        .values(variant_key=key)
+    )
 
 
 def _keep(session: Session, key: str, facts: CompressFacts, held: dict[str, Any]) -> None:

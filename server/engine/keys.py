@@ -37,7 +37,7 @@ def numeric_environment() -> dict[str, str]:
 def variant_key(
     model_sha256: str, splits: dict[str, str], recipe: Recipe, *, metric: str, task: str, seed: int, threads: int
 ) -> str:
-    """The key of a model after a recipe. Data counts only where a pass or the metric reads it."""
+    """The key of a model after a recipe. `splits` are the digests of what compression may read; none without data."""
     return key_of(
         {
             "model": model_sha256,

@@ -16,6 +16,8 @@ from fleetfit.server.engine.keys import variant_key
 from fleetfit.server.report.facts import LimitFacts
 
 ONNX: Final = "onnx"
+# The splits that compression reads; the test split is nobody's before the report.
+MADE_FROM: Final[tuple[str, ...]] = ("train", "validation")
 # The runtimes that compression makes builds for.
 _BUILT_FOR: Final = ("onnxruntime",)
 _FLOAT_BYTES: Final = 4
@@ -97,20 +99,18 @@ def plan_candidates(
         _check_fit(model, data)
     metric = judged_by(spec, data)
     wanted = _with_roles(spec, model, data, recipes)
-    splits: dict[str, str] = (
-        {} if data is None else {name: data.splits[name] for name in ("train", "validation") if name in data.splits}
-    )
+    splits = {} if data is None else {name: data.splits[name] for name in MADE_FROM if name in data.splits}
     task = data.facts.task if data is not None else ""
     found: list[PlannedCandidate] = []
     for device in devices:
         available = [r.name for r in device.snapshot.runtimes if r.available and r.name in _BUILT_FOR]
         usable = max(device.snapshot.processor.usable_cores, 1)
-        for threads in spec.threads or [device.snapshot.threads or usable]:
+        for threads in dict.fromkeys(spec.threads) or [device.snapshot.threads or usable]:
             if not 1 <= threads <= usable:
                 raise InvalidInput(
                     f"{device.name} has {usable} usable cores, so it cannot be measured with {threads} threads"
                 )
-            for batch in spec.batches or [fixed_batch(model.facts) or 1]:
+            for batch in dict.fromkeys(spec.batches) or [fixed_batch(model.facts) or 1]:
                 _check_batch(model, batch)
                 seen = set()
                 for role, recipe in wanted:

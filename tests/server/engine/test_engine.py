@@ -5,17 +5,21 @@ import errno
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from fleetfit.compress.tasks import TaskError
-from fleetfit.core.errors import Conflict, InvalidInput, NotFound, UnsupportedHere
+from fleetfit.core.errors import Conflict, ExhaustedResource, InvalidInput, NotFound, UnsupportedHere
 from fleetfit.proto.v1 import common_pb2, jobs_pb2, work_pb2
+from fleetfit.server.engine import compressing, engine
 from fleetfit.server.engine.engine import Settings
 from fleetfit.server.engine.ingestion import Ingestion
 from fleetfit.server.report.summary import MeasurementSummary
+from fleetfit.server.storage.tables import CandidateRow
 
 from .harness import (
     ALL_RECIPES,
@@ -135,6 +139,29 @@ def test_a_benchmark_without_data(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_jobs_that_cannot_be_advanced_do_not_hold_the_others_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with House(tmp_path) as house:
+            (agent,) = await house.furnish("one")
+            broken: set[str] = set()
+
+            def advance(session: Any, job: Any) -> Any:
+                if job.id in broken:
+                    raise ZeroDivisionError
+                return real(session, job)
+
+            real = engine.advance
+            monkeypatch.setattr(engine, "advance", advance)
+            broken.update([(await house.engine.create_job(request(PRUNED), "")).job_id for _ in range(4)])
+            sound = await house.engine.create_job(request(PRUNED), "")
+            house.employ(agent)
+            assert (await house.ended(sound.job_id)).state == DONE
+
+    asyncio.run(run())
+
+
 def test_a_killed_child_is_tried_again_and_not_for_ever(tmp_path: Path) -> None:
     async def run() -> None:
         async with House(tmp_path) as house:
@@ -156,6 +183,61 @@ def test_a_killed_child_is_tried_again_and_not_for_ever(tmp_path: Path) -> None:
             assert set(states(again).values()) == {"measured"}
             assert house.executor.runs["pruned"] == 3
             assert set((await house.measurements()).values()) == {1}
+
+    asyncio.run(run())
+
+
+def test_a_bug_while_compressing_fails_the_candidate_and_nothing_waits_for_ever(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with House(tmp_path) as house:
+            for agent in await house.furnish("one"):
+                house.employ(agent)
+            house.executor.raises["pruned"] = ZeroDivisionError()
+            job = await house.ended((await house.engine.create_job(request(), "")).job_id)
+            assert states(job)["one pruned"] == "failed"
+            assert "a bug of the server's" in next(c.detail for c in job.candidates if c.recipe == "pruned")
+            assert states(job)["one trained"] == "measured"
+
+    asyncio.run(run())
+
+
+def test_an_end_that_cannot_be_written_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        async with House(tmp_path) as house:
+            for agent in await house.furnish("one"):
+                house.employ(agent)
+            real, full = compressing._end, 2
+
+            def end(*given: Any) -> None:
+                nonlocal full
+                full -= 1
+                if full >= 0:
+                    raise ExhaustedResource("the server's disk is full")
+                real(*given)
+
+            monkeypatch.setattr(compressing, "_end", end)
+            job = await house.ended((await house.engine.create_job(request(PRUNED), "")).job_id)
+            assert set(states(job).values()) == {"measured"}
+
+    asyncio.run(run())
+
+
+def test_what_was_planned_under_other_threads_is_made_under_the_key_of_now(tmp_path: Path) -> None:
+    async def run() -> None:
+        settings = Settings(method="quick", tick_s=0.05, compress_threads=1)
+        async with House(tmp_path, settings=settings) as house:
+            agents = await house.furnish("one")
+            house.executor.gate.clear()
+            job = await house.engine.create_job(request(PRUNED), "")
+            planned = await house.database.read(lambda s: set(s.scalars(select(CandidateRow.variant_key))))
+        async with House(tmp_path, settings=replace(settings, compress_threads=2)) as house:
+            house.employ(agents[0])
+            assert set(states(await house.ended(job.job_id)).values()) == {"measured"}
+            made = await house.database.read(lambda s: set(s.scalars(select(CandidateRow.variant_key))))
+            assert not made & planned
+            # A job that is asked for now finds what was made.
+            again = await house.engine.plan(request(PRUNED))
+            assert all(candidate.cached for candidate in again.candidates)
 
     asyncio.run(run())
 
