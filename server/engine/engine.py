@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,10 @@ from fleetfit.server.storage.tables import LOCAL_OWNER, DeviceRow, JobRow, TaskR
 
 _log: Final = logging.getLogger(__name__)
 _MOST_LISTED: Final = 50
+_MOST_FAILURES: Final = 5
+_STUCK: Final = (
+    "carrying the job on met a bug of the server's; its log has the details, please report it, then resume the job"
+)
 _REPORTABLE: Final = "only a job that has ended has a report; wait for it with `fleetfit jobs watch`"
 
 
@@ -81,6 +85,8 @@ class Engine:
         self._bells = {name: asyncio.Event() for name in ("intake", "compress", "ingest", "flow")}
         # In order, so that a job that cannot be advanced waits behind all others before it is tried again.
         self._to_advance: dict[str, None] = {}
+        # How often in a row a job could not be advanced.
+        self._failures: Counter[str] = Counter()
         self._loops: list[asyncio.Task[None]] = []
         self._leased_at: dict[str, float] = {}
         self._measure_s: list[float] = []
@@ -363,9 +369,16 @@ class Engine:
         del self._to_advance[job_id]
         try:
             await self._go_on(job_id)
-        except BaseException:
+        except BaseException as error:
+            # A full disk is waited for; a bug would only be met again and again.
+            lasting = isinstance(error, Exception) and not isinstance(error, ExhaustedResource)
+            self._failures[job_id] += lasting
             self._to_advance[job_id] = None
-            raise
+            if self._failures[job_id] < _MOST_FAILURES:
+                raise
+            _log.exception("job %s", job_id)
+            await self._end(job_id, JobState.FAILED, _STUCK)
+        self._failures.pop(job_id, None)
         return True
 
     async def _go_on(self, job_id: str) -> None:
