@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from fleetfit.core.children import Limits, run_child
 from fleetfit.core.digests import key_of
-from fleetfit.core.errors import ChildFailed
+from fleetfit.core.errors import ChildFailed, FleetfitError
 from fleetfit.proto.v1 import jobs_pb2
 from fleetfit.server.engine.facts import metric_of
 from fleetfit.server.engine.leases import fail_task
@@ -61,7 +61,8 @@ class Ingestion:
         try:
             text = await self._child("analyse", self._store.path(digest))
             summary = MeasurementSummary.model_validate_json(text)
-        except (ChildFailed, ValueError) as error:
+        except (FleetfitError, ValueError) as error:
+            # Whatever it is: reports of other tasks wait behind this one.
             _log.warning("task %s: its result cannot be read: %s", task_id, error)
             reason = "the device's result cannot be read; update its agent, then resume the job"
             await self._database.write(lambda session: _drop(session, task_id, digest, reason))

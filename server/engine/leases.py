@@ -15,7 +15,8 @@ from fleetfit.core.errors import InvalidInput, LeaseLost, NotFound
 from fleetfit.core.metrics import METRICS
 from fleetfit.proto.v1 import common_pb2, jobs_pb2, measurement_pb2, work_pb2
 from fleetfit.server.engine.fleet import check_session
-from fleetfit.server.engine.library import keep_artifact, tensor_messages
+from fleetfit.server.engine.library import keep_artifact
+from fleetfit.server.engine.messages import tensor_messages
 from fleetfit.server.engine.states import CandidateState, TaskState
 from fleetfit.server.storage.artifacts import ArtifactStore
 from fleetfit.server.storage.database import Database

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from fleetfit.compress.tasks import DataFacts, IntakeData, IntakeModel, ModelFacts, Task, Tensor
-from fleetfit.core.errors import InvalidInput, rebuild
+from fleetfit.compress.tasks import IntakeData, IntakeModel, ModelFacts, Task
+from fleetfit.core.errors import FleetfitError, InvalidInput, rebuild
 from fleetfit.core.metrics import metric_info
 from fleetfit.proto.v1 import common_pb2, models_pb2
 from fleetfit.server.engine.executor import Executor, Finished
 from fleetfit.server.engine.lookup import find_dataset, find_model
+from fleetfit.server.engine.messages import dataset_message, model_message
 from fleetfit.server.storage.artifacts import ArtifactStore
 from fleetfit.server.storage.database import Database
 from fleetfit.server.storage.ids import new_id, now_ms
 from fleetfit.server.storage.tables import LOCAL_OWNER, ArtifactRow, DatasetRow, ModelRow
 
+_log: Final = logging.getLogger(__name__)
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_STATES: Final = {
-    "checking": models_pb2.INTAKE_STATE_CHECKING,
-    "accepted": models_pb2.INTAKE_STATE_ACCEPTED,
-    "refused": models_pb2.INTAKE_STATE_REFUSED,
-}
 Progress = Callable[[str, str, float, float | None], None]
 
 
@@ -136,9 +134,16 @@ class Library:
             self.progress[work.id] = message
             self._published(work.id)
 
-        async with self._executor.run(work.task, work.inputs, publish) as finished:
-            await self._settle(work, finished)
-        self.progress.pop(work.id, None)
+        try:
+            async with self._executor.run(work.task, work.inputs, publish) as finished:
+                await self._settle(work, finished)
+        except Exception as error:
+            # Refused rather than tried again for ever: its sender waits for an answer, and others wait behind it.
+            reason = _told(error)
+            _log.warning("%s was not checked: %s", work.id, reason, exc_info=not isinstance(error, FleetfitError))
+            await self._database.write(lambda session: _save(session, work, reason, None, {}))
+        finally:
+            self.progress.pop(work.id, None)
         self._published(work.id)
         return True
 
@@ -157,18 +162,7 @@ class Library:
             for split in result.data.splits:
                 digest, size = await asyncio.to_thread(self._store.put, finished.out / split.file)
                 splits[split.name] = {"sha256": digest, "size_bytes": size, "count": split.count}
-
-        def save(session: Session) -> None:
-            row = session.get(ModelRow, work.id) if work.is_model else session.get(DatasetRow, work.id)
-            if row is None:
-                return
-            row.state, row.refusal, row.facts = ("refused" if refusal else "accepted"), refusal, facts
-            if isinstance(row, DatasetRow):
-                row.splits = splits
-                for split in splits.values():
-                    keep_artifact(session, split["sha256"], split["size_bytes"])
-
-        await self._database.write(save)
+        await self._database.write(lambda session: _save(session, work, refusal, facts, splits))
 
     async def model(self, text: str) -> models_pb2.Model:
         """One model by name or id."""
@@ -219,6 +213,27 @@ def _next_work(session: Session) -> _Work | None:
     return _Work(data.id, Task(task_id=data.id, work=wanted), inputs, False)
 
 
+def _save(
+    session: Session, work: _Work, refusal: str, facts: dict[str, Any] | None, splits: dict[str, dict[str, Any]]
+) -> None:
+    row = session.get(ModelRow, work.id) if work.is_model else session.get(DatasetRow, work.id)
+    if row is None:
+        return
+    row.state, row.refusal, row.facts = ("refused" if refusal else "accepted"), refusal, facts
+    if isinstance(row, DatasetRow):
+        row.splits = splits
+        for split in splits.values():
+            keep_artifact(session, split["sha256"], split["size_bytes"])
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, FleetfitError):
+        return error.message
+    if isinstance(error, OSError):
+        return f"the server could not check it ({error.strerror}); put that right, then push it again"
+    return "checking it met a bug of the server's; its log has the details, please report it"
+
+
 def _ended_badly(finished: Finished, what: str) -> str:
     return {
         "out_of_memory": f"checking the {what} needs more memory than the server allows; push a smaller one, or start the "
@@ -235,57 +250,6 @@ def _check_name(name: str) -> None:
             f"'{name[:80]}' cannot be a name; use 1 to 64 letters, digits, '-', '_' and '.', beginning with a letter or digit",
             field="name",
         )
-
-
-def tensor_messages(tensors: Sequence[Tensor]) -> list[common_pb2.TensorSpec]:
-    """Tensors as the protocol has them."""
-    return [common_pb2.TensorSpec(name=t.name, dtype=t.dtype, shape=t.shape) for t in tensors]
-
-
-def model_message(row: ModelRow) -> models_pb2.Model:
-    """A model as the protocol has it."""
-    message = models_pb2.Model(
-        model_id=row.id,
-        name=row.name,
-        version=row.version,
-        format=row.format,
-        artifact=common_pb2.ArtifactRef(sha256=row.sha256, size_bytes=row.size_bytes),
-        state=_STATES[row.state],
-        refusal=row.refusal,
-        created_unix_ms=row.created_ms,
-    )
-    if row.facts is not None:
-        facts = ModelFacts.model_validate(row.facts)
-        message.inputs.extend(tensor_messages(facts.inputs))
-        message.outputs.extend(tensor_messages(facts.outputs))
-        message.parameters, message.macs = facts.parameters, facts.macs
-        message.recognised_share, message.trainable = facts.recognised_share, facts.trainable
-        message.notes.extend(facts.notes)
-    return message
-
-
-def dataset_message(row: DatasetRow) -> models_pb2.Dataset:
-    """A dataset as the protocol has it."""
-    message = models_pb2.Dataset(
-        dataset_id=row.id,
-        name=row.name,
-        version=row.version,
-        state=_STATES[row.state],
-        refusal=row.refusal,
-        metric=row.metric,
-        created_unix_ms=row.created_ms,
-    )
-    for name, split in row.splits.items():
-        artifact = common_pb2.ArtifactRef(sha256=split["sha256"], size_bytes=split["size_bytes"])
-        message.splits.append(models_pb2.Split(name=name, count=split["count"], artifact=artifact))
-    if row.facts is not None:
-        facts = DataFacts.model_validate(row.facts)
-        message.inputs.extend(tensor_messages(facts.inputs))
-        if facts.targets is not None:
-            message.targets.CopyFrom(tensor_messages([facts.targets])[0])
-        message.task, message.classes, message.metric = facts.task, facts.classes, facts.metric
-        message.notes.extend(facts.notes)
-    return message
 
 
 def check_state(state: str, refusal: str, what: str) -> None:

@@ -11,15 +11,16 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from fleetfit.compress.tasks import TaskError
 from fleetfit.core.errors import Conflict, ExhaustedResource, InvalidInput, NotFound, UnsupportedHere
-from fleetfit.proto.v1 import common_pb2, jobs_pb2, work_pb2
+from fleetfit.proto.v1 import common_pb2, jobs_pb2, models_pb2, work_pb2
 from fleetfit.server.engine import compressing, engine
 from fleetfit.server.engine.engine import Settings
 from fleetfit.server.engine.ingestion import Ingestion
 from fleetfit.server.report.summary import MeasurementSummary
-from fleetfit.server.storage.tables import CandidateRow
+from fleetfit.server.storage.tables import CandidateRow, TaskRow
 
 from .harness import (
     ALL_RECIPES,
@@ -158,6 +159,29 @@ def test_jobs_that_cannot_be_advanced_do_not_hold_the_others_up(
             sound = await house.engine.create_job(request(PRUNED), "")
             house.employ(agent)
             assert (await house.ended(sound.job_id)).state == DONE
+
+    asyncio.run(run())
+
+
+def test_a_job_that_can_never_be_advanced_fails_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with House(tmp_path) as house:
+            (agent,) = await house.furnish("one")
+            house.employ(agent)
+            real = engine.build_report
+
+            def broken(facts: Any) -> Any:
+                raise ZeroDivisionError
+
+            monkeypatch.setattr(engine, "build_report", broken)
+            job = await house.ended((await house.engine.create_job(request(PRUNED), "")).job_id)
+            assert job.state == FAILED
+            assert "a bug of the server's" in job.reason and "resume the job" in job.reason
+            monkeypatch.setattr(engine, "build_report", real)
+            await house.engine.resume(job.job_id)
+            assert (await house.ended(job.job_id)).state == DONE
 
     asyncio.run(run())
 
@@ -315,6 +339,49 @@ def test_a_result_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
             assert job.state == DONE
             assert set(states(job).values()) == {"failed"}
             assert "cannot be read" in job.candidates[0].detail
+
+    asyncio.run(run())
+
+
+def test_a_result_that_is_gone_fails_its_candidate_only(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with House(tmp_path) as house:
+            (agent,) = await house.furnish("one")
+            real = house.engine.leases.report
+
+            def is_recipe(session: Session, task_id: str) -> bool:
+                task = session.get_one(TaskRow, task_id)
+                return session.get_one(CandidateRow, task.candidate_id).role == "recipe"
+
+            async def report(device_id: str, taken: work_pb2.ReportTaskRequest) -> bool:
+                first = await real(device_id, taken)
+                if await house.database.read(lambda session: is_recipe(session, taken.task_id)):
+                    house.store.path(taken.result.sha256).unlink()
+                return first
+
+            house.engine.leases.report = report  # type: ignore[method-assign]
+            house.employ(agent)
+            job = await house.ended((await house.engine.create_job(request(PRUNED), "")).job_id)
+            assert sorted(states(job).values()) == ["failed", "measured"]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "Input/output error"), NotFound("it is gone"), ZeroDivisionError()]
+)
+def test_what_cannot_be_checked_is_refused_and_nothing_waits_behind_it(tmp_path: Path, error: Exception) -> None:
+    async def run() -> None:
+        async with House(tmp_path) as house:
+            await house.furnish()
+            model = await house.upload(b"another model")
+            house.executor.raises["intake_model"] = error
+            said = [message async for message in house.engine.push_model("other", model.sha256, "pt2")]
+            assert said[-1].model.state == models_pb2.INTAKE_STATE_REFUSED
+            assert said[-1].model.refusal
+            house.executor.raises.clear()
+            said = [message async for message in house.engine.push_model("other", model.sha256, "pt2")]
+            assert said[-1].model.state == models_pb2.INTAKE_STATE_ACCEPTED
 
     asyncio.run(run())
 

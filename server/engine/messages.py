@@ -1,0 +1,67 @@
+"""Models, datasets and tensors as the protocol has them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from fleetfit.compress.tasks import DataFacts, ModelFacts, Tensor
+from fleetfit.proto.v1 import common_pb2, models_pb2
+from fleetfit.server.storage.tables import DatasetRow, ModelRow
+
+_STATES: Final = {
+    "checking": models_pb2.INTAKE_STATE_CHECKING,
+    "accepted": models_pb2.INTAKE_STATE_ACCEPTED,
+    "refused": models_pb2.INTAKE_STATE_REFUSED,
+}
+
+
+def tensor_messages(tensors: Sequence[Tensor]) -> list[common_pb2.TensorSpec]:
+    """Tensors as the protocol has them."""
+    return [common_pb2.TensorSpec(name=t.name, dtype=t.dtype, shape=t.shape) for t in tensors]
+
+
+def model_message(row: ModelRow) -> models_pb2.Model:
+    """A model as the protocol has it."""
+    message = models_pb2.Model(
+        model_id=row.id,
+        name=row.name,
+        version=row.version,
+        format=row.format,
+        artifact=common_pb2.ArtifactRef(sha256=row.sha256, size_bytes=row.size_bytes),
+        state=_STATES[row.state],
+        refusal=row.refusal,
+        created_unix_ms=row.created_ms,
+    )
+    if row.facts is not None:
+        facts = ModelFacts.model_validate(row.facts)
+        message.inputs.extend(tensor_messages(facts.inputs))
+        message.outputs.extend(tensor_messages(facts.outputs))
+        message.parameters, message.macs = facts.parameters, facts.macs
+        message.recognised_share, message.trainable = facts.recognised_share, facts.trainable
+        message.notes.extend(facts.notes)
+    return message
+
+
+def dataset_message(row: DatasetRow) -> models_pb2.Dataset:
+    """A dataset as the protocol has it."""
+    message = models_pb2.Dataset(
+        dataset_id=row.id,
+        name=row.name,
+        version=row.version,
+        state=_STATES[row.state],
+        refusal=row.refusal,
+        metric=row.metric,
+        created_unix_ms=row.created_ms,
+    )
+    for name, split in row.splits.items():
+        artifact = common_pb2.ArtifactRef(sha256=split["sha256"], size_bytes=split["size_bytes"])
+        message.splits.append(models_pb2.Split(name=name, count=split["count"], artifact=artifact))
+    if row.facts is not None:
+        facts = DataFacts.model_validate(row.facts)
+        message.inputs.extend(tensor_messages(facts.inputs))
+        if facts.targets is not None:
+            message.targets.CopyFrom(tensor_messages([facts.targets])[0])
+        message.task, message.classes, message.metric = facts.task, facts.classes, facts.metric
+        message.notes.extend(facts.notes)
+    return message
