@@ -25,12 +25,12 @@ from fleetfit.agent.memory import give_back_memory
 from fleetfit.agent.spool import Spool, Spooled
 from fleetfit.agent.work import Worker, is_passing
 from fleetfit.core.errors import (
-    ExhaustedResource,
     FleetfitError,
     LeaseLost,
     NotFound,
     PermissionDenied,
     Superseded,
+    TimedOut,
     Unavailable,
 )
 from fleetfit.proto.channels import CLIENT_OPTIONS, agent_credentials
@@ -92,8 +92,9 @@ class Agent:
                             f"the server at {self._identity.agent_address} is not the one this device enrolled with "
                             "(its CA is another); enrol again with a token of that server, in a new --state folder"
                         ) from error
-                    # A full disk lets sessions begin: they must not follow each other as fast as after a lost connection.
-                    if self._session_number and not isinstance(error, ExhaustedResource):
+                    # A full disk or a bug lets sessions begin: they must not follow each other as fast as after a lost
+                    # connection.
+                    if self._session_number and isinstance(error, (Unavailable, TimedOut)):
                         wait_s = _FIRST_WAIT_S
                     self._session_number = 0
                     log.warning("%s (next try in %.1f s)", error.message, wait_s)

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import grpc.aio
 
@@ -23,6 +24,9 @@ from fleetfit.core.errors import ExhaustedResource, FleetfitError, InvalidInput
 from fleetfit.proto.v1 import common_pb2, measurement_pb2, work_pb2
 
 Status = measurement_pb2.MeasurementStatus
+_PASSING: Final = frozenset(
+    {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "INTERNAL", "UNKNOWN", "CANCELLED", "DATA_LOSS"}
+)
 
 
 class Worker:
@@ -122,5 +126,9 @@ def _plain(name: str) -> str:
 
 
 def is_passing(error: FleetfitError) -> bool:
-    """Whether waiting and trying again may help: a server that is away, a disk that is full, there or here."""
-    return error.status in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
+    """Whether waiting and trying again may help: a server that is away, a disk that is full, there or here.
+
+    A bug of the server's too: it goes with the server's next version, and nobody should have to start every agent again. The
+    core of gRPC has the same statuses for connections that broke in odd ways, and content may be damaged on its way.
+    """
+    return error.status in _PASSING

@@ -139,7 +139,9 @@ def test_a_result_that_is_refused_for_good_is_dropped(
     play(tmp_path, scene)
 
 
-@pytest.mark.parametrize("trouble", [Unavailable("starting"), ExhaustedResource("the server's disk is full")])
+@pytest.mark.parametrize(
+    "trouble", [Unavailable("starting"), ExhaustedResource("the server's disk is full"), InternalError("a bug")]
+)
 def test_a_result_that_cannot_be_taken_now_is_reported_later(
     tmp_path: Path, paper: PaperChild, trouble: FleetfitError
 ) -> None:
@@ -155,7 +157,7 @@ def test_a_result_that_cannot_be_taken_now_is_reported_later(
 
 @pytest.mark.parametrize(
     "refusal",
-    [VersionTooOld("version 0.1 is too old; pip install -U fleetfit"), InternalError("a bug"), Conflict("revoked")],
+    [VersionTooOld("version 0.1 is too old; pip install -U fleetfit"), Conflict("revoked")],
 )
 def test_what_trying_again_cannot_help_ends_the_agent(tmp_path: Path, refusal: FleetfitError) -> None:
     async def scene(stage: Stage, desk: Desk) -> None:
