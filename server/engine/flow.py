@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from fleetfit.core.durations import duration
 from fleetfit.proto.v1 import jobs_pb2
 from fleetfit.server.engine.facts import metric_of, read_facts
 from fleetfit.server.engine.leases import original_of
@@ -56,15 +57,29 @@ def advance(session: Session, job: JobRow) -> Wanted:
     by_device: dict[str, list[CandidateRow]] = {}
     for row in rows:
         by_device.setdefault(row.device_id, []).append(row)
-        if row.state in (CandidateState.WAITING, CandidateState.COMPRESSING):
-            if over_budget and row.role == "recipe":
-                row.state = follow(row.state, CandidateState.SKIPPED)
-                row.reason = f"the job's budget of {spec.budget_ms / 1000:.0f} s was used up before it was measured"
-                continue
+        if over_budget and row.role == "recipe" and _not_begun(session, row):
+            row.state = follow(row.state, CandidateState.SKIPPED)
+            row.reason = f"the job's budget of {duration(spec.budget_ms / 1000)} was used up before it was measured"
+        elif row.state in (CandidateState.WAITING, CandidateState.COMPRESSING):
             _prepare(session, job, row, judged, wanted)
     finished = [_device_finished(session, job, device_id, judged, wanted) for device_id, _ in by_device.items()]
     wanted.report = all(finished)
     return wanted
+
+
+def _not_begun(session: Session, row: CandidateRow) -> bool:
+    """Whether no device has begun to measure a candidate; a measurement that nobody has heard of yet is taken back."""
+    if row.state != CandidateState.MEASURING:
+        return row.state in (CandidateState.WAITING, CandidateState.COMPRESSING)
+    query = select(TaskRow).where(
+        TaskRow.candidate_id == row.id, TaskRow.state == TaskState.WAITING, TaskRow.fence == 0
+    )
+    task = session.scalars(query).first()
+    if task is None:
+        return False
+    session.delete(task)
+    session.flush()
+    return True
 
 
 def _prepare(session: Session, job: JobRow, row: CandidateRow, judged: bool, wanted: Wanted) -> None:
@@ -116,7 +131,8 @@ def _device_finished(session: Session, job: JobRow, device_id: str, judged: bool
         select(TaskRow).where(TaskRow.job_id == job.id, TaskRow.device_id == device_id, TaskRow.split == "test")
     ).all()
     known = {task.candidate_id for task in tasks}
-    missing = [row for row in rows if row.id in _to_test(session, job, facts) and row.id not in known]
+    wished = _to_test(session, job, facts)
+    missing = [row for row in rows if row.id in wished and row.id not in known]
     for row in missing:
         _add_task(session, job, row, "test", metric_only=True)
         wanted.wake.add(device_id)

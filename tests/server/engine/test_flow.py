@@ -218,6 +218,17 @@ def test_a_used_up_budget_skips_what_is_not_begun_but_never_the_baseline(young: 
     assert "budget" in reason
 
 
+@pytest.mark.parametrize(("fence", "state"), [(0, "skipped"), (1, "measuring")])
+def test_a_used_up_budget_waits_for_no_device_that_has_not_begun(world: Any, fence: int, state: str) -> None:
+    spec = jobs_pb2.JobSpec(kind=jobs_pb2.JOB_KIND_COMPRESS, budget_ms=1)
+    world.change(JobRow, world.job, spec=spec.SerializeToString())
+    world.change(TaskRow, world.tasks[1], fence=fence)
+    for _ in range(2):
+        step(world)
+        assert states(world) == ["measuring", state]
+    assert len(tasks(world)) == (1 if state == "skipped" else 2)
+
+
 def test_ended_jobs_take_no_steps(young: Any) -> None:
     for number in (0, 1):
         variant(young, number, "done")
