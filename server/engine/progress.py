@@ -98,10 +98,8 @@ def _words(
         if variant.state == VariantState.RUNNING:
             told = compressing.get(variant.key)
             parts.append(f"making {recipes[variant.key]}" + (f" ({told.activity})" if told is not None else ""))
-    names = {
-        device.id: device.name
-        for device in session.scalars(select(DeviceRow).where(DeviceRow.id.in_({task.device_id for task in tasks})))
-    }
+    devices = session.scalars(select(DeviceRow).where(DeviceRow.id.in_({task.device_id for task in tasks}))).all()
+    names = {device.id: device.name for device in devices}
     measuring = sorted({names[task.device_id] for task in tasks if task.state == TaskState.LEASED})
     if measuring:
         parts.append(f"measuring on {', '.join(measuring)}")
@@ -109,5 +107,8 @@ def _words(
     away = sorted(names[device] for device in waiting if not online.get(device, False))
     if away:
         parts.append(f"waiting for {', '.join(away)}, which {'is' if len(away) == 1 else 'are'} offline")
+    paused = sorted(device.name for device in devices if device.paused and device.id in waiting)
+    if paused:
+        parts.append(f"waiting for {', '.join(paused)}, which {'is' if len(paused) == 1 else 'are'} paused")
     counted = f"{ended[0]} of {ended[1]} candidates done"
     return "; ".join([*parts, counted])

@@ -399,6 +399,9 @@ def test_a_device_that_goes_away_is_waited_for_and_named(tmp_path: Path) -> None
                         break
             assert message.state == jobs_pb2.JOB_STATE_RUNNING
             assert "two, which is offline" in message.progress.activity
+            await house.engine.fleet.set_paused("two", True)
+            assert "two, which is paused" in (await house.engine.job(job.job_id)).progress.activity
+            await house.engine.fleet.set_paused("two", False)
             house.employ(two)
             assert set(states(await house.ended(job.job_id)).values()) == {"measured"}
 
