@@ -78,8 +78,12 @@ def check_onnx(path: Path) -> ModelFacts:
     )
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    waiting = [graph]
+# A function's body has nodes as a graph has, and so all that hangs on them.
+_Body = onnx.GraphProto | onnx.FunctionProto
+
+
+def _bodies(model: onnx.ModelProto) -> Iterator[_Body]:
+    waiting: list[_Body] = [model.graph, *model.functions]
     while waiting:
         current = waiting.pop()
         yield current
@@ -90,24 +94,31 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 waiting.extend(attribute.graphs)
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield sparse.values
-        yield sparse.indices
-    for node in graph.node:
+def _tensors(body: _Body) -> Iterator[onnx.TensorProto]:
+    sparse: list[onnx.SparseTensorProto] = []
+    if isinstance(body, onnx.GraphProto):
+        yield from body.initializer
+        sparse += body.sparse_initializer
+    for node in body.node:
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
+            if attribute.HasField("sparse_tensor"):
+                sparse.append(attribute.sparse_tensor)
+            sparse += attribute.sparse_tensors
+    for tensor in sparse:
+        yield tensor.values
+        yield tensor.indices
 
 
 def _check_contents(model: onnx.ModelProto) -> None:
     """No other files, no unknown operators, no absurd sizes."""
     count = 0
-    for graph in _graphs(model.graph):
-        count += len(graph.node)
-        for tensor in _tensors(graph):
+    own = {function.domain for function in model.functions}
+    for body in _bodies(model):
+        count += len(body.node)
+        for tensor in _tensors(body):
             if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
                 _refuse("keeps weights in another file, which is not read")
             elements = 1
@@ -115,10 +126,10 @@ def _check_contents(model: onnx.ModelProto) -> None:
                 elements *= size
                 if size < 0 or elements > _MAX_ELEMENTS:
                     _refuse(f"has a tensor {tensor.name[:60]!r} of an absurd size")
-        if graph.sparse_initializer:
+        if isinstance(body, onnx.GraphProto) and body.sparse_initializer:
             _refuse("holds sparse weights")
-        for node in graph.node:
-            if node.domain not in _STANDARD_DOMAINS and not model.functions:
+        for node in body.node:
+            if node.domain not in _STANDARD_DOMAINS and node.domain not in own:
                 _refuse(
                     f"uses the operator {node.op_type[:60]!r} of {node.domain[:60]!r}, which ONNX Runtime does not have"
                 )

@@ -77,6 +77,33 @@ def external() -> onnx.ModelProto:
     return made
 
 
+def external_in_a_function() -> onnx.ModelProto:
+    made = model()
+    constant = helper.make_node("Constant", [], ["c"], value=external().graph.initializer[0])
+    function = helper.make_function(
+        "own", "Shift", ["a"], ["b"], [constant, helper.make_node("Add", ["a", "c"], ["b"])],
+        [helper.make_opsetid("", 18)],
+    )  # fmt: skip
+    made.functions.append(function)
+    return made
+
+
+def foreign_in_a_function() -> onnx.ModelProto:
+    made = model()
+    node = helper.make_node("Relu", ["a"], ["b"], domain="my.company")
+    made.functions.append(helper.make_function("own", "Shift", ["a"], ["b"], [node], [helper.make_opsetid("", 18)]))
+    return made
+
+
+def external_and_sparse() -> onnx.ModelProto:
+    made = model()
+    values = TensorProto(dims=[1], data_type=TensorProto.FLOAT, name="v", data_location=TensorProto.EXTERNAL)
+    indices = numpy_helper.from_array(np.zeros(1, np.int64), "i")
+    sparse = onnx.SparseTensorProto(values=values, indices=indices, dims=[4])
+    made.graph.node.append(helper.make_node("Constant", [], ["s"], sparse_value=sparse))
+    return made
+
+
 def absurd() -> onnx.ModelProto:
     made = model()
     made.graph.initializer[0].dims[0] = 1 << 50
@@ -105,14 +132,20 @@ def unknown() -> onnx.ModelProto:
     ("made", "says"),
     [
         (external(), "keeps weights in another file"),
+        (external_in_a_function(), "keeps weights in another file"),
+        (external_and_sparse(), "keeps weights in another file"),
         (absurd(), "absurd size"),
         (short(), "unreadable weight|breaks the ONNX standard"),
         (foreign(), "does not have"),
+        (foreign_in_a_function(), "does not have"),
         (unknown(), "breaks the ONNX standard|does not run"),
         (model(weight=np.full((3, 4), np.nan, np.float32)), "NaN or infinity in its weight"),
         (model(weight=np.ones((5, 4), np.float32)), "breaks the ONNX standard|does not run"),
     ],
-    ids=["external", "absurd", "short", "foreign", "unknown", "nan", "shapes"],
+    ids=[
+        *("external", "external in a function", "external and sparse", "absurd", "short", "foreign"),
+        *("foreign in a function", "unknown", "nan", "shapes"),
+    ],
 )
 def test_bad_files_are_refused(made: onnx.ModelProto, says: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidModel, match=says) as caught:
