@@ -120,17 +120,23 @@ class Recipe(BaseModel):
             {"pass": step.pass_name(), "version": step.version, "parameters": step.parameters()} for step in self.steps
         ]
 
-    def training(self) -> dict[str, Any] | None:
+    def training_effort(self, count: int) -> float:
+        """On how many samples all steps train together, where the training split has `count`."""
+        return sum(step.training_effort(count) for step in self.steps)
+
+    def training(self, count: int) -> dict[str, Any] | None:
         """Parameters of one step that trains as much as all training steps together, or None where nothing trains.
 
-        They are those of the heaviest step, with the epochs of all: the control is to get no less than a variant got.
+        They are those of the heaviest step on a training split of `count` samples, with as many epochs as all samples of all
+        steps make: the control is to get no less than a variant got.
         """
         trained = [step for step in self.steps if Needs.TRAINING in step.wants()]
         if not trained:
             return None
-        parameters = max(trained, key=lambda step: step.training_effort()).parameters()
-        if "epochs" in parameters:
-            parameters["epochs"] = sum(step.parameters().get("epochs", 0) for step in trained)
+        heaviest = max(trained, key=lambda step: step.training_effort(count))
+        parameters, most = heaviest.parameters(), heaviest.training_effort(count)
+        if "epochs" in parameters and most > 0:
+            parameters["epochs"] = parameters["epochs"] * self.training_effort(count) / most
         return parameters
 
     def needs_data(self) -> bool:

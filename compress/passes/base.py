@@ -119,8 +119,8 @@ class Pass(BaseModel):
         """What this step really needs with these parameters; all of `needs` unless a pass knows better."""
         return self.needs
 
-    def training_effort(self) -> float:
-        """A number that grows with the training this pass does; 0 for none."""
+    def training_effort(self, count: int) -> float:
+        """On how many samples this pass trains in all, repeated ones counted, where the split has `count`; 0 for none."""
         return 0.0
 
     @classmethod

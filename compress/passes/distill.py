@@ -34,9 +34,9 @@ class Distill(Pass):
     samples: int | None = Field(default=None, ge=8)
     """Training samples to use; all where not given."""
 
-    def training_effort(self) -> float:
-        """Epochs, for want of the data set's size; fewer samples count less."""
-        return self.epochs if self.samples is None else self.epochs * min(1.0, self.samples / 1e6)
+    def training_effort(self, count: int) -> float:
+        """Epochs times the samples of each."""
+        return self.epochs * min(count, count if self.samples is None else self.samples)
 
     def apply(self, model: LayeredModel, context: PassContext) -> PassReport:
         """Train."""

@@ -59,11 +59,16 @@ class PlannedData:
 
 @dataclass(frozen=True)
 class PlannedDevice:
-    """A device to plan for."""
+    """A device to plan for. `recipes` are the names of its profile's default set; empty: all there are."""
 
     id: str
     name: str
     snapshot: snapshot_pb2.DeviceSnapshot
+    recipes: frozenset[str] = frozenset()
+
+    def takes(self, recipe: Recipe) -> bool:
+        """Whether a recipe of the default set is meant for this kind of device."""
+        return not self.recipes or recipe.name in self.recipes
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,8 @@ def plan_candidates(
                 _check_batch(model, batch)
                 seen = set()
                 for role, recipe in wanted:
+                    if role == "recipe" and not spec.recipes and not device.takes(recipe):
+                        continue
                     key = variant_key(
                         model.sha256,
                         splits,
@@ -206,9 +213,12 @@ def expected_size_bytes(model: PlannedModel, recipe: Recipe) -> int:
 
 def expected_compress_s(model: PlannedModel, data: PlannedData | None, recipe: Recipe) -> float:
     """A first guess of a recipe's time; three passes' worth of arithmetic for each sample trained on, and the teacher."""
-    count = next((s.count for s in data.facts.splits if s.name == "train"), 0) if data is not None else 0
-    trained = sum(step.training_effort() for step in recipe.steps) * count
-    return _FIXED_COMPRESS_S + 4 * trained * model.facts.macs / _MACS_PER_S
+    return _FIXED_COMPRESS_S + 4 * recipe.training_effort(_trained_on(data)) * model.facts.macs / _MACS_PER_S
+
+
+def _trained_on(data: PlannedData | None) -> int:
+    """Samples of the training split."""
+    return next((s.count for s in data.facts.splits if s.name == "train"), 0) if data is not None else 0
 
 
 def _with_roles(
@@ -226,8 +236,9 @@ def _with_roles(
             )
         if recipe.needs_data() and data is None:
             raise InvalidInput(f"the recipe '{recipe.name}' needs data; name a dataset with --data", field="dataset")
-    heaviest = max(recipes, key=lambda recipe: sum(step.training_effort() for step in recipe.steps), default=None)
-    training = heaviest.training() if heaviest is not None else None
+    count = _trained_on(data)
+    heaviest = max(recipes, key=lambda recipe: recipe.training_effort(count), default=None)
+    training = heaviest.training(count) if heaviest is not None else None
     if training is not None:
         wanted.append(("control", Recipe.control(training)))
     return wanted + [("recipe", recipe) for recipe in recipes]

@@ -134,20 +134,26 @@ def test_the_names_of_baselines_are_not_for_users() -> None:
 
 def test_original_has_no_steps_and_needs_nothing() -> None:
     recipe = named_recipe("original")
-    assert recipe.steps == () and not recipe.needs_data() and recipe.training() is None
+    assert recipe.steps == () and not recipe.needs_data() and recipe.training(100) is None
 
 
 def test_control_gets_as_much_training_as_all_steps_together() -> None:
     recipe = Recipe.from_yaml(
         "name: a\nsteps: [distill: {epochs: 2, batch: 8}, low_rank: {ratio: 0.5}, distill: {epochs: 7, batch: 9}]"
     )
-    training = recipe.training()
+    training = recipe.training(100)
     assert training is not None and (training["epochs"], training["batch"]) == (9, 9)
     control = Recipe.control(training)
     assert control.name == CONTROL
     assert [step.pass_name() for step in control.steps] == ["distill"]
     assert control.steps[0].parameters() == training
     assert Recipe.from_yaml(control.to_yaml()) == control
+
+
+def test_control_gets_no_less_where_steps_train_on_different_numbers_of_samples() -> None:
+    recipe = Recipe.from_yaml("name: a\nsteps: [distill: {epochs: 100, samples: 10}, distill: {epochs: 5}]")
+    control = Recipe.control(recipe.training(100) or {})
+    assert control.training_effort(100) == recipe.training_effort(100) == 1500
 
 
 def test_dynamic_quantization_needs_no_data() -> None:

@@ -53,9 +53,21 @@ def test_the_original_comes_first_and_training_brings_a_control(
         ("recipe", "longer"),
         ("recipe", "int8"),
     ]
-    training = found[1].recipe.training()
+    training = found[1].recipe.training(100)
     assert training is not None
     assert training["epochs"] == 6, "the control is trained as long as the heaviest recipe"
+
+
+def test_the_heaviest_recipe_is_the_one_that_trains_on_most_samples(
+    planned_model: PlannedModel, planned_data: PlannedData, planned_device: PlannedDevice
+) -> None:
+    """More samples than there are is all of them, and many epochs of few samples may be less than one of all."""
+    many = Recipe.from_yaml("{name: many, steps: [distill: {epochs: 9, samples: 60000}]}")
+    few = Recipe.from_yaml("{name: few, steps: [distill: {epochs: 20, samples: 8}]}")
+    found = plan(COMPRESS, planned_model, planned_data, [planned_device], few, TRAINED, many)
+    training = found[1].recipe.training(100)
+    assert training is not None
+    assert training["epochs"] == 9
 
 
 def test_without_training_there_is_no_control(planned_model: PlannedModel, planned_device: PlannedDevice) -> None:
@@ -89,6 +101,18 @@ def test_the_same_steps_under_two_names_are_one_candidate(
     twin = INT8.model_copy(update={"name": "twin"})
     found = plan(COMPRESS, planned_model, planned_data, [planned_device], INT8, twin)
     assert [c.recipe.name for c in found] == ["original", "int8"]
+
+
+def test_the_default_set_is_that_of_the_devices_profile_and_what_is_named_is_for_all(
+    planned_model: PlannedModel, planned_data: PlannedData, planned_device: PlannedDevice
+) -> None:
+    def planned(spec: jobs_pb2.JobSpec) -> set[str]:
+        device = replace(planned_device, recipes=frozenset({"int8"}))
+        return {c.recipe.name for c in plan(spec, planned_model, planned_data, [device], INT8, PRUNED)}
+
+    assert planned(COMPRESS) == {"original", "int8"}
+    named = jobs_pb2.JobSpec(kind=jobs_pb2.JOB_KIND_COMPRESS, recipes=[jobs_pb2.RecipeSource(name="pruned")])
+    assert planned(named) == {"original", "int8", "pruned"}
 
 
 def test_a_device_without_a_runtime_is_skipped_with_the_reason(
