@@ -12,7 +12,9 @@ from fleetfit.device_profiles.schema import DeviceProfile, Rule
 
 # Kernels of x86 like vectors of 16 floats at most, those of Arm 4; 8 serves both well enough where nothing is known.
 _ROUND_TO: Final = 8
-_RECIPES: Final = ["int8-dynamic", "int8-static", "low-rank", "pruned", "pruned-int8", "small-and-quick"]
+_RECIPES: Final = [
+    *("int8-dynamic", "int8-static", "low-rank", "pruned", "pruned-int8", "pruned-low-rank", "small-and-quick")
+]
 GENERIC: Final = "generic"
 
 

@@ -11,8 +11,9 @@ from sqlalchemy.orm import Session
 from fleetfit.compress.recipe import Recipe, default_recipes, named_recipe
 from fleetfit.compress.tasks import DataFacts, ModelFacts
 from fleetfit.core.errors import Conflict, InvalidInput, UnsupportedHere
+from fleetfit.device_profiles.matching import match
 from fleetfit.proto.v1 import jobs_pb2
-from fleetfit.server.engine.fleet import read_snapshot
+from fleetfit.server.engine.fleet import facts_for_matching, read_snapshot
 from fleetfit.server.engine.library import check_state
 from fleetfit.server.engine.lookup import find_dataset, find_devices, find_model
 from fleetfit.server.engine.planning import (
@@ -231,7 +232,8 @@ def _planned_devices(session: Session, spec: jobs_pb2.JobSpec) -> list[PlannedDe
     for row in find_devices(session, spec.devices):
         snapshot = read_snapshot(session, row)
         if snapshot is not None:
-            found.append(PlannedDevice(row.id, row.name, snapshot))
+            profile = match(facts_for_matching(snapshot)).profile
+            found.append(PlannedDevice(row.id, row.name, snapshot, frozenset(profile.recipes)))
         else:
             unknown.append(row)
     # A label or `all` means the devices that are there; one that is named is wanted.
