@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import shutil
 import signal
 import time
@@ -16,6 +17,8 @@ from typing import Final, Protocol
 from fleetfit.compress.tasks import WAITING_FOR_HOST, Task, TaskProgress, TaskResult
 from fleetfit.core.children import ChildOutcome, Limits, run_child
 
+_log: Final = logging.getLogger(__name__)
+_CONFINED_BY: Final = ("landlock", "seccomp")
 # Copies content into a task's folder: digest, target.
 Copy = Callable[[str, Path], None]
 _POLL_S: Final = 0.3
@@ -47,6 +50,7 @@ class LocalExecutor:
         self._folder = folder
         self._copy = copy
         self._limits = limits
+        self._warned = False
         # Left by an earlier life, whose children died with it.
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -67,9 +71,20 @@ class LocalExecutor:
             result = None
             with contextlib.suppress(OSError, ValueError):
                 result = TaskResult.model_validate_json((taskdir / "result.json").read_text())
+                self._warn_once(result)
             yield Finished(result, outcome, taskdir / "out")
         finally:
             await asyncio.to_thread(shutil.rmtree, taskdir, ignore_errors=True)
+
+    def _warn_once(self, result: TaskResult) -> None:
+        lacking = [name for name in _CONFINED_BY if name not in result.confinement]
+        if lacking and not self._warned:
+            self._warned = True
+            _log.warning(
+                "uploaded files are read by processes that are not confined by %s, which this system lacks; use a kernel that "
+                "has it (Landlock: 5.13), or take files only from people you trust",
+                " and ".join(lacking),
+            )
 
     async def _child(self, taskdir: Path, progress: Callable[[TaskProgress], None]) -> ChildOutcome:
         # The wall-clock limit is ours to watch: waiting for the host is not charged to the task.

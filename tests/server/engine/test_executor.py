@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fleetfit.compress.tasks import WAITING_FOR_HOST, IntakeModel, Task, TaskProgress
+from fleetfit.compress.tasks import WAITING_FOR_HOST, IntakeModel, Task, TaskProgress, TaskResult
 from fleetfit.core.children import Limits
 from fleetfit.core.hostlock import host_lock
 from fleetfit.server.engine.executor import LocalExecutor
@@ -56,6 +56,17 @@ def test_a_refusal_is_a_result(executor: LocalExecutor, folder: Path, keep: Call
 
     asyncio.run(run())
     assert list(folder.iterdir()) == []
+
+
+def test_a_system_that_cannot_confine_is_told_of_once(
+    executor: LocalExecutor, caplog: pytest.LogCaptureFixture
+) -> None:
+    executor._warn_once(TaskResult(task_id="one", confinement=["landlock", "seccomp", "rlimits"]))
+    assert not caplog.records
+    for _ in range(2):
+        executor._warn_once(TaskResult(task_id="one", confinement=["seccomp", "rlimits"]))
+    (record,) = caplog.records
+    assert "not confined by landlock" in record.getMessage()
 
 
 def _big_enough_to_take_a_while(tmp_path: Path) -> bytes:
