@@ -33,7 +33,11 @@ def server(
     task_memory_mb: Annotated[int, typer.Option(min=256, help="Memory that one compression process may use.")] = 8192,
     task_minutes: Annotated[int, typer.Option(min=1, help="Time that one compression process may take.")] = 240,
     compress_threads: Annotated[
-        int, typer.Option(min=0, help="Threads of one compression process; 0 is all cores. Other results with others.")
+        int,
+        typer.Option(
+            min=0,
+            help="Threads of one compression process; 0 is all cores. Their number changes results: variants are made anew.",
+        ),
     ] = 0,
     device_wait: Annotated[
         str, typer.Option(help="How long a job waits for a device that is away, for example 90s, 30m or 2h.")
