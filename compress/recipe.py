@@ -143,10 +143,6 @@ class Recipe(BaseModel):
         """Whether any pass reads the training split."""
         return any({Needs.DATA, Needs.TRAINING} & step.wants() for step in self.steps)
 
-    def needs_training(self) -> bool:
-        """Whether any pass trains, so that the job needs a control."""
-        return any(Needs.TRAINING in step.wants() for step in self.steps)
-
     def needs_trainable(self) -> bool:
         """Whether any pass changes layers, which an uploaded ONNX file does not have."""
         return any(Needs.LAYERS in step.wants() for step in self.steps)
@@ -206,11 +202,6 @@ def _check_order(steps: tuple[Pass, ...], source: str) -> None:
                 "result; move it to the end",
                 field="steps",
             )
-
-
-def pass_versions() -> dict[str, int]:
-    """The version of every installed pass, by its name."""
-    return {name: kind.version for name, kind in sorted(passes().items())}
 
 
 @cache

@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
-from fleetfit.compress.intake.inplace import is_inplace, make_functional
+from fleetfit.compress.intake.inplace import make_functional
 from fleetfit.compress.intake.layers import BUILDERS, Layer, bind
 from fleetfit.compress.intake.views import RESHAPES, expand_batch, reshape
 from fleetfit.compress.intake.weights import Namespace, Weight, weights_of
@@ -209,8 +209,3 @@ class _Relayering:
         if not tensors or any(value is not None and not isinstance(value, fx.Node) for value in results):
             raise InvalidModel("The model returns something that is not a tensor; let forward return only tensors.")
         self.graph.output(tensors[0] if len(tensors) == 1 else tuple(tensors))
-
-
-def has_inplace_calls(module: fx.GraphModule) -> bool:
-    """Whether a call that changes a tensor in place is left."""
-    return any(node.op == "call_function" and is_inplace(node) for node in module.graph.nodes)

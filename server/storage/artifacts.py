@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Final
 from weakref import WeakValueDictionary
 
-from fleetfit.core.digests import sha256_file
+from fleetfit.core.digests import is_sha256, sha256_file
 from fleetfit.core.errors import Conflict, ExhaustedResource, IntegrityError, InvalidInput, NotFound
 
-_HEX: Final = set("0123456789abcdef")
 DEFAULT_FLOOR_BYTES: Final = 256 << 20
 _FORGOTTEN_S: Final = 7 * 24 * 3600
 
@@ -140,7 +139,7 @@ class ArtifactStore:
             raise ExhaustedResource(message) from error
 
     def _where(self, sha256: str) -> Path:
-        if len(sha256) != 64 or not set(sha256) <= _HEX:
+        if not is_sha256(sha256):
             raise InvalidInput("a digest is 64 lower-case hexadecimal digits", field="sha256")
         return self._objects / sha256[:2] / sha256
 
