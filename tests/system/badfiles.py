@@ -19,8 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 import fleetfit
 
 FEATURES, CLASSES = 16, 4
-# One sample becomes so many floats within the model: 256 MB from a file of 250 bytes.
-WIDE = 4_000_000
+# One sample becomes so many floats within the model: 160 MB from a file of 250 bytes.
+WIDE = 2_500_000
 
 BRANCHY = """import torch
 

@@ -29,9 +29,9 @@ from .conftest import Fleet, wait_for
 from .refusals import check_log, check_sentence, client_of, refused, refusing
 
 pytestmark = pytest.mark.system
-# Becomes the agent with no more than 300 MB of memory of its own, for itself and for what it measures in.
+# Becomes the agent with no more than 220 MB of memory of its own, for itself and for what it measures in.
 SMALL = (
-    "import os, resource, sys; resource.setrlimit(resource.RLIMIT_DATA, (300_000_000, 300_000_000));"
+    "import os, resource, sys; resource.setrlimit(resource.RLIMIT_DATA, (220_000_000, 220_000_000));"
     "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
 )
 

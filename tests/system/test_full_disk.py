@@ -144,10 +144,11 @@ def test_a_device_whose_disk_is_full_says_so_works_on_and_recovers(
     status, (reason,) = bench()
     assert status == "failed" and "disk is full" in reason and "make room" in reason
     check_sentence(reason)
-    assert "small" in fleet.run("devices", "list").out and "online" in fleet.run("devices", "list").out
+    assert fleet.run("devices", "list", "--json").json["devices"][0]["state"] == "online"
     disk.make_room()
     fleet.run("jobs", "resume", "last")
     fleet.run("jobs", "watch", "last")
-    assert bench()[0] == "measured"
+    (device,) = fleet.run("report", "last", "--json").json["devices"]
+    assert device["candidates"][0]["status"] == "measured"
     for name in ("small", "server"):
         check_log(fleet, name)
