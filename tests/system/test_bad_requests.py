@@ -38,7 +38,10 @@ USAGE = {
     "a report of no format": (("report", "last", "--format", "pdf"), "no format 'pdf'; choose one of table"),
     "a server at no address": (("server", "--listen", "here"), "'here' is not an address; write HOST:PORT"),
     "a wait that is no time": (("server", "--device-wait", "long"), "'long' is not a length of time; write for"),
-    "an agent without a token": (("agent", "--state", "nobody"), "not enrolled yet .* are missing; run `fleetfit devices"),
+    "an agent without a token": (
+        ("agent", "--state", "nobody"),
+        "not enrolled yet .* are missing; run `fleetfit devices",
+    ),
     "threads that are no number": (("agent", "--threads", "x"), "invalid value for '--threads'"),
 }
 
