@@ -11,6 +11,7 @@ import contextlib
 import gc
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
@@ -45,6 +46,8 @@ _CALL_S = 30.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 15.0
 # Wake-ups come over the stream; asking now and then as well costs little and survives a lost one.
 _POLL_S = 20.0
+# What a device is changes rarely; after so long it is looked at anew when a session begins.
+_LOOK_EVERY_S = 600.0
 Answer = TypeVar("Answer")
 
 
@@ -69,6 +72,7 @@ class Agent:
         self._cancelled_task = ""
         self._session_number = 0
         self._snapshot: snapshot_pb2.DeviceSnapshot | None = None
+        self._looked_at = 0.0
         self._job: asyncio.Task[Spooled] | None = None
         self._lease: work_pb2.TaskLease | None = None
 
@@ -116,9 +120,11 @@ class Agent:
             raise from_rpc_error(error, peer=f"the server at {self._identity.agent_address}") from error
 
     async def _session(self) -> None:
-        # Never beside a measurement that outlived the last session: looking takes a processor for a second.
-        if self._snapshot is None or self._job is None:
-            self._snapshot = await self._probe()
+        # Looking takes a processor for a second: never beside a measurement that outlived the last session, nor at every try
+        # to reach a server that is away, for another agent of this host may be measuring.
+        now = time.monotonic()
+        if self._snapshot is None or (self._job is None and now - self._looked_at > _LOOK_EVERY_S):
+            self._snapshot, self._looked_at = await self._probe(), now
         async with self._open_channel() as channel:
             stub = work_pb2_grpc.AgentWorkStub(channel)
             hello: work_pb2.HelloResponse = await self._call(

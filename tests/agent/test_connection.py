@@ -86,7 +86,29 @@ def test_a_task_is_kept_across_a_new_session(tmp_path: Path, paper: PaperChild) 
     play(tmp_path, scene)
 
 
-def test_a_device_is_never_probed_beside_a_measurement(tmp_path: Path, paper: PaperChild) -> None:
+def test_a_device_is_not_probed_at_every_try_to_reach_its_server(tmp_path: Path) -> None:
+    async def scene(stage: Stage, desk: Desk) -> None:
+        probed: list[int] = []
+
+        async def counted() -> snapshot_pb2.DeviceSnapshot:
+            probed.append(1)
+            return await probe()
+
+        agent = Agent(desk.enrol(), stage.state, counted, cache_bytes=1 << 20)
+        stage.agent = asyncio.create_task(agent.run())
+        for number in (1, 2, 3):
+            await desk.until(lambda number=number: len(desk.hellos) == number)
+            desk.end_stream()
+        assert probed == [1] and desk.hellos[2].snapshot == desk.hellos[0].snapshot
+
+    play(tmp_path, scene)
+
+
+def test_a_device_is_never_probed_beside_a_measurement(
+    tmp_path: Path, paper: PaperChild, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fleetfit.agent.session._LOOK_EVERY_S", 0.0)
+
     async def scene(stage: Stage, desk: Desk) -> None:
         during: list[int] = []
 
