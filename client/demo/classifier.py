@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BATCH: Final = 128
-_MOST_EPOCHS: Final = 12
-# Two epochs without a rise end the training.
+_MOST_EPOCHS: Final = 10
+# The learning rate falls by this factor with each epoch, so that a standstill comes, and means the end.
+_LEARNING_RATE, _FALL = 3e-3, 0.6
+# So many epochs without a rise end the training.
 _PATIENCE: Final = 2
-# At each fall the learning rate is divided by this, for which epochs without a rise give the sign.
-_FALL: Final = 5.0
 Told = Callable[[str, float | None, float | None], None]
 
 
@@ -66,11 +66,11 @@ def train(
     torch.manual_seed(seed)
     # The layout that convolutions on processors are quickest in; the export has the ordinary one again.
     model = Classifier().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=1e-4, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), _LEARNING_RATE, weight_decay=1e-4, fused=True)
     x, y = torch.from_numpy(images), torch.from_numpy(targets)
     checked = torch.from_numpy(validation[0]), torch.from_numpy(validation[1])
     accuracies: list[float] = []
-    best, kept, stale, fallen = -1.0, model.state_dict(), 0, False
+    best, kept, stale = -1.0, model.state_dict(), 0
     for epoch in range(_MOST_EPOCHS):
         model.train()
         order = torch.randperm(len(x))
@@ -89,15 +89,10 @@ def train(
         else:
             stale += 1
         spent = time.monotonic() - began
-        out_of_time = spent + spent / (epoch + 1) > limit_s
-        if out_of_time or (stale >= _PATIENCE and fallen):
+        if stale >= _PATIENCE or spent + spent / (epoch + 1) > limit_s:
             break
-        # A smaller step once the large ones stop helping; after that a standstill is the end.
-        if stale and not fallen:
-            fallen, stale = True, 0
-            model.load_state_dict(kept)
-            for group in optimizer.param_groups:
-                group["lr"] /= _FALL
+        for group in optimizer.param_groups:
+            group["lr"] *= _FALL
     model.load_state_dict(kept)
     model = model.to(memory_format=torch.contiguous_format)
     return Trained(model.eval(), tuple(accuracies), time.monotonic() - began)
