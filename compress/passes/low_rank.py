@@ -26,6 +26,9 @@ class LowRank(Pass):
     ratio: float | None = Field(default=None, gt=0, lt=1)
     round_to: int = Field(default=1, ge=1, le=64)
     """Ranks are rounded up to a multiple of this."""
+    least_saving: float = Field(default=0.25, ge=0, lt=1)
+    """A layer is split only where this share of its weights goes: two products instead of one have a price of their own, and
+    cutting a narrow last layer (ten classes, rank eight) costs points for nothing."""
     samples: int = Field(default=2048, ge=8)
     """Training samples to look at, at most."""
 

@@ -39,9 +39,10 @@ def factorize_linear_layers(model: LayeredModel, settings: LowRank, context: Pas
             continue
         mean, covariance = moments[name]
         rank, vectors, share = _choose(covariance, layer, settings)
-        whole = layer.in_features * layer.out_features
-        if rank * (layer.in_features + layer.out_features) >= whole:
-            notes.append(f"{name} stays whole: rank {rank} would cost more")
+        saving = 1 - rank * (layer.in_features + layer.out_features) / (layer.in_features * layer.out_features)
+        if saving <= 0 or saving < settings.least_saving:
+            what = f"save only {saving:.0%} of its weights" if saving > 0 else "cost more"
+            notes.append(f"{name} stays whole: rank {rank} would {what}")
             continue
         _split(model, name, layer, vectors[:, :rank], mean)
         notes.append(
