@@ -12,6 +12,7 @@ import grpc.aio
 
 from fleetfit.core.digests import sha256_file
 from fleetfit.core.errors import ExhaustedResource
+from fleetfit.core.figures import size
 from fleetfit.proto.transfer import download_file
 from fleetfit.proto.v1 import common_pb2
 
@@ -73,7 +74,7 @@ class Cache:
 
     def _no_room(self, size_bytes: int) -> ExhaustedResource:
         return ExhaustedResource(
-            f"the device has no room for {size_bytes / 1e6:.1f} MB in {self._folder} "
+            f"the device has no room for {size(size_bytes)} in {self._folder} "
             f"({self._free() / 1e6:.0f} MB free, {_FLOOR_BYTES / 1e6:.0f} MB are kept free); make room there, or start "
             "the agent with --state on a larger disk"
         )

@@ -18,6 +18,7 @@ from fleetfit.core.errors import InvalidRecipe, NotFound
 ORIGINAL: Final = "original"
 CONTROL: Final = "original-retrained"
 _MOST_STEPS = 32
+_MOST_EPOCHS = 1000.0
 _LONGEST_TEXT = 64 * 1024
 _PLAIN: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
 
@@ -69,7 +70,9 @@ class Recipe(BaseModel):
             # ValueError: a date or a number that there cannot be.
             mark = getattr(error, "problem_mark", None)
             where = f" in line {mark.line + 1}" if mark is not None else ""
-            raise InvalidRecipe(f"{source} is not YAML{where}; see `compress/recipes/` for examples") from error
+            raise InvalidRecipe(
+                f"{source} is not YAML{where}; a recipe reads like {{name: mine, steps: [quantize: {{mode: static}}]}}"
+            ) from error
         if not isinstance(content, dict):
             raise InvalidRecipe(f"{source} is not a recipe: it needs the keys 'name' and 'steps'", field="recipe")
         unknown = set(map(str, content)) - {"name", "steps"}
@@ -136,7 +139,8 @@ class Recipe(BaseModel):
         heaviest = max(trained, key=lambda step: step.training_effort(count))
         parameters, most = heaviest.parameters(), heaviest.training_effort(count)
         if "epochs" in parameters and most > 0:
-            parameters["epochs"] = parameters["epochs"] * self.training_effort(count) / most
+            # No step may have more; whoever trains so long is told by the report what the control got.
+            parameters["epochs"] = min(parameters["epochs"] * self.training_effort(count) / most, _MOST_EPOCHS)
         return parameters
 
     def needs_data(self) -> bool:

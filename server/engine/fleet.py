@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from fleetfit.core.digests import sha256_bytes
 from fleetfit.core.errors import InvalidInput, NotFound, PermissionDenied, Superseded
 from fleetfit.device_profiles.matching import DeviceFactsForMatching, match
+from fleetfit.proto.printable import make_printable
 from fleetfit.proto.v1 import devices_pb2, snapshot_pb2, work_pb2
 from fleetfit.server.engine.lookup import find_device
 from fleetfit.server.storage.database import Database
@@ -67,6 +68,7 @@ class Fleet:
 
     async def hello(self, device_id: str, request: work_pb2.HelloRequest) -> tuple[int, str, str]:
         """Open a session: its number, the device's name, its profile as JSON. An older session ends."""
+        make_printable(request.snapshot)
         content = request.snapshot.SerializeToString(deterministic=True)
         snapshot_id = snapshot_key(request.snapshot)
         matched = match(facts_for_matching(request.snapshot))

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from fleetfit.compress.tasks import Build
 from fleetfit.core.errors import InvalidInput, LeaseLost, NotFound
 from fleetfit.core.metrics import METRICS
+from fleetfit.proto.printable import printable
 from fleetfit.proto.v1 import common_pb2, jobs_pb2, measurement_pb2, work_pb2
 from fleetfit.server.engine.fleet import check_session
 from fleetfit.server.engine.library import keep_artifact
@@ -142,7 +143,7 @@ class Leases:
             if task.state != TaskState.LEASED:
                 raise LeaseLost(f"the task {request.task_id} has ended; drop it")
             task.lease_deadline_ms = deadline
-            task.progress = {"activity": said.activity, "fraction": said.fraction}
+            task.progress = {"activity": printable(said.activity), "fraction": said.fraction}
             return self._lease_ms, False, task.job_id
 
         return await self._database.write(extend)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetfit.core.statistics import Interval, median_interval, metric_value, percentile, ratio_interval
+from fleetfit.proto.printable import make_printable
 from fleetfit.proto.v1 import measurement_pb2
 from fleetfit.server.report.summary import Figure, Latency, MeasurementSummary, MetricSummary
 
@@ -34,7 +35,9 @@ def read_result(path: Path) -> measurement_pb2.MeasurementResult:
         content = file.read(_MOST_BYTES + 1)
     if len(content) > _MOST_BYTES:
         raise ValueError(f"the result has more than {_MOST_BYTES >> 20} MiB; it is no measurement")
-    return measurement_pb2.MeasurementResult.FromString(content)
+    result = measurement_pb2.MeasurementResult.FromString(content)
+    make_printable(result)
+    return result
 
 
 def summarize(raw: measurement_pb2.MeasurementResult) -> MeasurementSummary:

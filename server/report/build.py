@@ -6,6 +6,7 @@ import datetime
 from collections.abc import Sequence
 from typing import Final, Literal, cast
 
+from fleetfit.core.figures import number
 from fleetfit.core.metrics import METRICS
 from fleetfit.server.report.facts import CandidateFacts, DeviceFacts, JobFacts, LimitFacts
 from fleetfit.server.report.model import (
@@ -24,7 +25,7 @@ from fleetfit.server.report.model import (
 )
 from fleetfit.server.report.summary import Drops, Figure, MeasurementSummary
 from fleetfit.server.selection.choose import Verdict, select_variant
-from fleetfit.server.selection.words import interval, number
+from fleetfit.server.selection.words import interval
 
 _EMULATED: Final = "its timings mean nothing: the device is emulated"
 

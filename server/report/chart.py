@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Final
 
-from fleetfit.server.selection.words import number
+from fleetfit.core.figures import number
 
 _MARGIN: Final = (18.0, 16.0, 46.0, 64.0)
 _DOT: Final = 5.0

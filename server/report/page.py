@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fleetfit.core.figures import number, size
 from fleetfit.server.report.chart import Axes, Point, scatter
 from fleetfit.server.report.model import (
     Bounds,
@@ -14,7 +15,7 @@ from fleetfit.server.report.model import (
     RatioFigure,
     Report,
 )
-from fleetfit.server.selection.words import losses, number, size
+from fleetfit.server.selection.words import losses
 
 _NONE = ""
 

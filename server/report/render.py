@@ -14,10 +14,10 @@ from typing import Any, Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from fleetfit.core.figures import number, size
 from fleetfit.server.report.analyse import write
 from fleetfit.server.report.model import LimitsReport, Report
 from fleetfit.server.report.page import device_pages
-from fleetfit.server.selection.words import number, size
 
 _TEMPLATES: Final = Path(__file__).parent / "templates"
 

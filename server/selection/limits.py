@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, Context
 from typing import Final
 
+from fleetfit.core.figures import number, size
 from fleetfit.core.metrics import METRICS
 from fleetfit.server.report.facts import CandidateFacts, LimitFacts
 from fleetfit.server.report.summary import Figure
-from fleetfit.server.selection.words import loss, number, size
+from fleetfit.server.selection.words import loss
 
 _MB: Final = 1e6
 _UPWARDS: Final = Context(prec=3, rounding=ROUND_CEILING)
@@ -113,7 +114,7 @@ def _bytes(value: int | None, limit: int | None, name: str, option: str) -> Brea
     if value <= limit:
         return None
     return Breach(
-        f"its {name} is {size(value)}, where {size(limit)} is allowed",
+        f"its {name} is {size(value)}, where at most {size(limit)} is allowed",
         (value - limit) / limit,
         f"{option} {rounded_up(value / _MB)}",
     )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Final
 
+from fleetfit.core.figures import number, size
 from fleetfit.server.report.facts import CandidateFacts
 from fleetfit.server.report.summary import Figure
 from fleetfit.server.selection.ratios import is_faster, is_slower
-from fleetfit.server.selection.words import interval, number, size, smaller, times
+from fleetfit.server.selection.words import interval, smaller, times
 
 # A build's peak memory is read in one process; smaller differences come and go between two runs of one build.
 MEMORY_TIE: Final = 0.02

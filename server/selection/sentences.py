@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fleetfit.core.figures import number, size
 from fleetfit.server.report.facts import CandidateFacts, DeviceFacts, JobFacts
 from fleetfit.server.report.summary import Figure
 from fleetfit.server.selection.limits import Breach, Judged
 from fleetfit.server.selection.ratios import is_faster, is_slower
-from fleetfit.server.selection.words import enumerate_names, interval, loss, number, size, smaller, times
+from fleetfit.server.selection.words import enumerate_names, interval, loss, smaller, times
 
 
 @dataclass(frozen=True)

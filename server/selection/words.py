@@ -5,29 +5,11 @@ from __future__ import annotations
 import math
 from typing import Final
 
+from fleetfit.core.figures import number, size
 from fleetfit.core.metrics import METRICS
 from fleetfit.server.report.summary import Figure
 
-_UNITS: Final = ("bytes", "kB", "MB", "GB", "TB")
 _PROPER: Final = {"mean_absolute_error": "mean absolute error", "mean_squared_error": "mean squared error"}
-
-
-def number(value: float, digits: int = 3) -> str:
-    """So many significant digits, never as a power of ten where it can be helped: 2.31, 0.0123, 1240."""
-    rounded = abs(float(f"{value:.{digits}g}"))
-    if rounded == 0:
-        return "0"
-    if not 1e-4 <= rounded < 1e9:
-        return f"{value:.{digits - 1}e}"
-    return f"{value:.{max(0, digits - 1 - math.floor(math.log10(rounded)))}f}"
-
-
-def size(count: float) -> str:
-    """Bytes in decimal units: `812 bytes`, `1.24 MB`."""
-    value, at = float(count), 0
-    while abs(value) >= 999.5 and at < len(_UNITS) - 1:
-        value, at = value / 1000, at + 1
-    return f"{value:.0f} bytes" if at == 0 else f"{number(value)} {_UNITS[at]}"
 
 
 def interval(figure: Figure) -> str:

@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 
 from fleetfit.core.digests import is_sha256, sha256_file
 from fleetfit.core.errors import Conflict, ExhaustedResource, IntegrityError, InvalidInput, NotFound
+from fleetfit.core.figures import size
 
 DEFAULT_FLOOR_BYTES: Final = 256 << 20
 _FORGOTTEN_S: Final = 7 * 24 * 3600
@@ -129,7 +130,7 @@ class ArtifactStore:
         free = shutil.disk_usage(self._objects).free
         if free < wanted_bytes + self._floor_bytes:
             raise ExhaustedResource(
-                f"the server has no room for {wanted_bytes / 1e6:.1f} MB ({free / 1e6:.0f} MB free, "
+                f"the server has no room for {size(wanted_bytes)} ({free / 1e6:.0f} MB free, "
                 f"{self._floor_bytes / 1e6:.0f} MB are kept free); make room in {self._objects.parent} and try again"
             )
 

@@ -123,7 +123,7 @@ def test_content_without_room_is_a_result(tmp_path: Path, shelf: Shelf, paper: P
     huge = common_pb2.ArtifactRef(sha256="0" * 64, size_bytes=1 << 60)
     result = result_of(carry_out(tmp_path, shelf, lease_of(common_pb2.NamedArtifact(name="a", artifact=huge))))
     assert result.status == Status.MEASUREMENT_STATUS_DISK_FULL
-    assert "no room for 1152921504606.8 MB" in result.message and paper.started == 0
+    assert "no room for 1152922 TB" in result.message and paper.started == 0
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

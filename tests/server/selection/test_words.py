@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fleetfit.core.figures import number, size
 from fleetfit.server.report.summary import Figure
 from fleetfit.server.selection.limits import rounded_up
-from fleetfit.server.selection.words import condition, enumerate_names, loss, losses, number, size, smaller
+from fleetfit.server.selection.words import condition, enumerate_names, loss, losses, smaller
 
 
 @given(st.floats(1e-6, 1e12))

@@ -1,0 +1,26 @@
+"""Figures as text for people, the same wherever they are read."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+_UNITS: Final = ("bytes", "kB", "MB", "GB", "TB")
+
+
+def number(value: float, digits: int = 3) -> str:
+    """So many significant digits, never as a power of ten where it can be helped: 2.31, 0.0123, 1240."""
+    rounded = abs(float(f"{value:.{digits}g}"))
+    if rounded == 0:
+        return "0"
+    if not 1e-4 <= rounded < 1e9:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:.{max(0, digits - 1 - math.floor(math.log10(rounded)))}f}"
+
+
+def size(count: float) -> str:
+    """Bytes in decimal units: `812 bytes`, `1.24 MB`."""
+    value, at = float(count), 0
+    while abs(value) >= 999.5 and at < len(_UNITS) - 1:
+        value, at = value / 1000, at + 1
+    return f"{value:.0f} byte{'' if value == 1 else 's'}" if at == 0 else f"{number(value)} {_UNITS[at]}"
