@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.figures import written
+
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/decisions.md"]
 
 
@@ -34,3 +36,8 @@ def test_every_command_of_the_readme_exists(repository: Path) -> None:
     used = set(re.findall(r"^ +(?:[A-Z_]+=\S+ )*fleetfit ([a-z]+)", (repository / "README.md").read_text(), re.M))
     assert used, "the README shows no command"
     assert used <= commands
+
+
+def test_the_figures_of_the_readme_are_those_measured(repository: Path) -> None:
+    readme = (repository / "README.md").read_text()
+    assert written(readme) == readme, "run `python -m benchmarks.figures`"
