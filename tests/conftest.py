@@ -66,6 +66,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     return report
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest comes first, so that no core waits at the end for the last long test of another."""
+    items.sort(key=lambda item: "system" not in {mark.name for mark in item.iter_markers()})
+
+
 @pytest.fixture
 def repository() -> Path:
     """The root of the checkout."""

@@ -79,7 +79,7 @@ RECIPES = {
     "pass": "names the unknown pass 'shrink'; there are activation_pruning, distill",
     "key": r"activation_pruning has no parameter 'ratoi'; did you mean 'ratio'\?",
     "value": "activation_pruning: 'ratio': Input should be less than 1, not 7",
-    "text": "is not YAML in line 2; see",
+    "text": "is not YAML in line 2; a recipe reads like",
     "top": "has the unknown key 'step'; a recipe has 'name' and 'steps'",
 }
 

@@ -10,7 +10,7 @@ import pytest
 
 from . import workload
 from .conftest import Fleet, wait_for
-from .moments import WAIT_S, compressing, lines, measuring, seen
+from .moments import WAIT_S, lines, measuring, seen
 from .windows import query
 
 DEVICES = ("left", "right")
@@ -30,7 +30,7 @@ def test_a_watched_job_outlives_orderly_stops_of_the_server_and_of_all_agents(
     job = workload.start_jobs(fleet, goods, [ORDER])["waves"]
     watch = fleet.begin("watch", "jobs", "watch", job, "--json")
 
-    seen(fleet, compressing)
+    wait_for(lambda: "fleetfit.compress.run" in lines(fleet), "a compression child", WAIT_S)
     assert fleet.stop("server") == 0
     assert "fleetfit.compress.run" not in lines(fleet)
     assert watch.poll() is None
