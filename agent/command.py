@@ -12,15 +12,9 @@ import platformdirs
 import typer
 
 from fleetfit.agent.identity import load_identity
-from fleetfit.core.errors import InvalidInput
+from fleetfit.core.errors import UsageError
 
 app = typer.Typer(help="Work for a server on this device, or see what it lacks.", no_args_is_help=False)
-
-
-class UsageError(InvalidInput):
-    """Options that are missing here; the command line ends with its exit code for wrong usage."""
-
-    code = "USAGE"
 
 
 def default_state() -> Path:

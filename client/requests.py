@@ -10,15 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from fleetfit.core.durations import milliseconds
-from fleetfit.core.errors import InvalidInput
+from fleetfit.core.errors import InvalidInput, UsageError
 from fleetfit.proto.v1 import jobs_pb2
-
-
-class UsageError(InvalidInput):
-    """An option whose value cannot be meant; the command line ends with its exit code for wrong usage."""
-
-    code = "USAGE"
-
 
 _NUMBER: Final = re.compile(r"\d+(?:\.\d+)?")
 _OBJECTIVES: Final = {

@@ -56,6 +56,12 @@ class InvalidInput(FleetfitError):
     status = "INVALID_ARGUMENT"
 
 
+class UsageError(InvalidInput):
+    """An option whose value cannot be meant; the command line ends with its exit code for wrong usage."""
+
+    code = "USAGE"
+
+
 class InvalidModel(InvalidInput):
     """A model that cannot be accepted."""
 

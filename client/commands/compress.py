@@ -21,7 +21,8 @@ from fleetfit.client.commands.options import (
     application,
 )
 from fleetfit.client.commands.start import start_job
-from fleetfit.client.requests import UsageError, Wanted
+from fleetfit.client.requests import Wanted
+from fleetfit.core.errors import UsageError
 
 compress = application("Fit a model to devices: compress, measure, select.")
 

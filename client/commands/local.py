@@ -7,8 +7,9 @@ from pathlib import Path
 
 from fleetfit.client.output import Output
 from fleetfit.client.progress import Follower
-from fleetfit.client.requests import UsageError, recipe_source
+from fleetfit.client.requests import recipe_source
 from fleetfit.client.tables.words import count, duration, significant, size
+from fleetfit.core.errors import UsageError
 
 
 def compress_here(

@@ -11,8 +11,8 @@ from fleetfit.client.client import connect
 from fleetfit.client.commands.options import AsJson, Server
 from fleetfit.client.output import Output
 from fleetfit.client.progress import Follower
-from fleetfit.client.requests import UsageError
 from fleetfit.client.tables.words import size
+from fleetfit.core.errors import UsageError
 
 
 def pull(

@@ -15,7 +15,7 @@ import typer
 from fleetfit.client.client import Client, connect
 from fleetfit.client.commands.options import AsJson, Server
 from fleetfit.client.output import Output
-from fleetfit.client.requests import UsageError
+from fleetfit.core.errors import UsageError
 
 _FORMATS: Final = ("table", "json", "html", "csv", "md")
 

@@ -11,8 +11,9 @@ from fleetfit.client.following import follow_job
 from fleetfit.client.output import Output
 from fleetfit.client.plain import to_plain
 from fleetfit.client.progress import Follower
-from fleetfit.client.requests import UsageError, Wanted, job_spec
+from fleetfit.client.requests import Wanted, job_spec
 from fleetfit.client.tables.words import duration, job_id, size
+from fleetfit.core.errors import UsageError
 from fleetfit.proto.v1 import jobs_pb2
 
 

@@ -31,8 +31,8 @@ RECIPES: Final = Path(__file__).parent / "recipes"
 # The variant chosen has at most this share of the original's bytes.
 _SIZE_SHARE: Final = 0.15
 # Enough for a training that beats guessing.
-_QUICK_SAMPLES: Final = 3000
-_QUICK_RECIPES: Final = 2
+_QUICK_SAMPLES: Final = 2000
+_QUICK_RECIPES: Final = 1
 _MARK: Final = "fleetfit-demo"
 
 

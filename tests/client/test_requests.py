@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleetfit.client.requests import (
-    UsageError,
     Wanted,
     drop,
     duration_ms,
@@ -18,7 +17,7 @@ from fleetfit.client.requests import (
     recipe_source,
     split_names,
 )
-from fleetfit.core.errors import InvalidInput
+from fleetfit.core.errors import InvalidInput, UsageError
 from fleetfit.proto.v1 import jobs_pb2
 
 

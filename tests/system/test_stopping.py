@@ -30,6 +30,7 @@ def test_a_watched_job_outlives_orderly_stops_of_the_server_and_of_all_agents(
     job = workload.start_jobs(fleet, goods, [ORDER])["waves"]
     watch = fleet.begin("watch", "jobs", "watch", job, "--json")
 
+    wait_for(lambda: fleet.log("watch").startswith("{"), "the watch's first line", WAIT_S)
     wait_for(lambda: "fleetfit.compress.run" in lines(fleet), "a compression child", WAIT_S)
     assert fleet.stop("server") == 0
     assert "fleetfit.compress.run" not in lines(fleet)
