@@ -21,7 +21,7 @@ demo: $(VENV)/.demo
 	$(BIN)/fleetfit demo $(DEMO)
 
 test: $(VENV)/.dev $(PROTO_VENV)/.done
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(TESTS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup --no-loadscope-reorder $(TESTS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

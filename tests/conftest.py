@@ -66,9 +66,23 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     return report
 
 
+# Modules that share a session's fixtures (a fleet, a standing server), and what takes longest: these run first.
+_GROUPS = {
+    "undisturbed": ("test_killed", "test_overlap", "test_stopping"),
+    "journey": ("test_journey",),
+    "standing": ("test_bad_data", "test_bad_devices", "test_bad_identity", "test_bad_models", "test_bad_requests"),
+    "wheel": ("test_wheel",),
+}
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest comes first, so that no core waits at the end for the last long test of another."""
-    items.sort(key=lambda item: "system" not in {mark.name for mark in item.iter_markers()})
+    """Keep on one core what shares fixtures; the longest first, so that no core waits at the end for another's."""
+    groups = {module: group for group, modules in _GROUPS.items() for module in modules}
+    order = [*_GROUPS, ""]
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(groups.get(item.path.stem, item.nodeid.split("::")[0])))
+    items.sort(key=lambda item: order.index(groups.get(item.path.stem, "")))
 
 
 @pytest.fixture

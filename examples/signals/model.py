@@ -30,7 +30,7 @@ def make() -> tuple[nn.Module, dict[str, torch.Tensor]]:
     data = {name: torch.from_numpy(array) for name, array in make_data(6000, seed=0).items()}
     torch.manual_seed(0)
     model = Bearing()
-    epochs, batch = 5, 64
+    epochs, batch = 4, 64
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=epochs * (6000 // batch))
     for _ in range(epochs):

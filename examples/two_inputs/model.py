@@ -29,7 +29,7 @@ def make() -> tuple[nn.Module, dict[str, torch.Tensor]]:
     data = {name: torch.from_numpy(array) for name, array in make_data(6000, seed=0).items()}
     torch.manual_seed(0)
     model = Gauge()
-    epochs, batch = 6, 64
+    epochs, batch = 4, 64
     steps = epochs * (6000 // batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
