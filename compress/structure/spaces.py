@@ -131,6 +131,18 @@ def kept_elements(layout: Layout, kept: Mapping[Space, torch.Tensor]) -> torch.T
     return torch.cat(masks).nonzero().flatten()
 
 
+def unit_elements(layout: Layout, space: Space) -> torch.Tensor:
+    """Where along the axis each unit of `space` lies: shape (copies, size), int64."""
+    found, begin = [], 0
+    for segment in layout:
+        count = segment.elements()
+        if segment.space is not None and segment.space.root() is space.root():
+            places = torch.arange(begin, begin + count).reshape(segment.outer, space.root().size, segment.inner)
+            found.append(places.movedim(1, -1).reshape(-1, space.root().size))
+        begin += count
+    return torch.cat(found)
+
+
 def product(sizes: Iterable[int]) -> int:
     """The number of elements."""
     return math.prod(sizes)

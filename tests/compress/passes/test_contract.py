@@ -223,6 +223,11 @@ class TestLowRank(PassContract):
     parameters: ClassVar[dict[str, Any]] = {"ratio": 0.2, "samples": 64}
 
 
+class TestRedundancyPruning(PassContract):
+    name = "redundancy_pruning"
+    parameters: ClassVar[dict[str, Any]] = {"ratio": 0.5, "samples": 64}
+
+
 class TestDistill(PassContract):
     name = "distill"
     parameters: ClassVar[dict[str, Any]] = {"epochs": 1, "batch": 16, "samples": 96, "learning_rate": 0.003}

@@ -1,0 +1,46 @@
+"""Redundancy pruning: neurons and channels that the others can stand in for are removed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from fleetfit.compress.passes.base import Needs, Pass, PassContext, PassReport
+
+if TYPE_CHECKING:
+    from fleetfit.compress.graph import LayeredModel
+
+
+class RedundancyPruning(Pass):
+    """Remove neurons (channels) whose activations are nearly linear functions of others', and let those take their part.
+
+    In each layer the neurons to keep are chosen by pivoted Cholesky (column-pivoted QR of the activations, each weighted by
+    the norm of the weights that read it). Ridge least squares then folds each removed neuron into the weights that read those
+    kept, and its mean into the bias, so the function changes as little as possible: little or no retraining is needed. Give
+    `energy` (the share of the weighted variance that those kept must explain) or `ratio` (this share of the neurons goes).
+    """
+
+    needs: ClassVar = frozenset({Needs.LAYERS, Needs.DATA})
+
+    energy: float | None = Field(default=None, gt=0, lt=1)
+    ratio: float | None = Field(default=None, gt=0, lt=1)
+    layers: Literal["all", "linear", "convolution"] = "all"
+    ridge: float = Field(default=1e-8, ge=0, le=1)
+    """Ridge of the least squares, in units of the mean variance of the neurons kept."""
+    round_to: int = Field(default=1, ge=1, le=64)
+    """Widths that remain are rounded up to a multiple of this."""
+    samples: int = Field(default=2048, ge=8)
+    """Training samples to look at, at most."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> RedundancyPruning:
+        if (self.energy is None) == (self.ratio is None):
+            raise ValueError("give either 'energy' or 'ratio'")
+        return self
+
+    def apply(self, model: LayeredModel, context: PassContext) -> PassReport:
+        """Remove the neurons and fold them into those kept."""
+        from fleetfit.compress.structure.redundancy import prune_by_redundancy
+
+        return prune_by_redundancy(model, self, context)
