@@ -60,6 +60,7 @@ def _one(
     name = original.inputs[0].name
     context = PassContext(Arrays({name: images[rows]}, None), None, None, "", "", seed, lambda part, activity: None)
     before = _accuracy(original, images[held_out], targets[held_out])
+    before_on_test = _accuracy(original, test, test_targets)
     sweeps: dict[str, list[Pass]] = {
         "redundancy": [RedundancyPruning(energy=energy, samples=8192) for energy in ENERGIES],
         "activation": [ActivationPruning(threshold=threshold, samples=8192) for threshold in THRESHOLDS],
@@ -78,7 +79,7 @@ def _one(
         curves[criterion] = curve
         # Nothing within the limit: the original stays.
         fewer, drop, cut = best or (0.0, 0.0, original)
-        lost = _accuracy(original, test, test_targets) - _accuracy(cut, test, test_targets)
+        lost = before_on_test - _accuracy(cut, test, test_targets)
         chosen[criterion] = {"fewer_parameters": fewer, "drop": drop, "test_drop": lost}
     return {"seed": seed, "accuracy": before, "chosen": chosen, "curves": curves}
 

@@ -11,14 +11,13 @@ from typing import Any, Final
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from fleetfit.compress.passes.base import Needs, Pass
+from fleetfit.compress.passes.base import MOST_EPOCHS, Needs, Pass
 from fleetfit.compress.registry import passes
 from fleetfit.core.errors import InvalidRecipe, NotFound
 
 ORIGINAL: Final = "original"
 CONTROL: Final = "original-retrained"
 _MOST_STEPS = 32
-_MOST_EPOCHS = 1000.0
 _LONGEST_TEXT = 64 * 1024
 _PLAIN: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
 
@@ -140,7 +139,7 @@ class Recipe(BaseModel):
         parameters, most = heaviest.parameters(), heaviest.training_effort(count)
         if "epochs" in parameters and most > 0:
             # No step may have more; whoever trains so long is told by the report what the control got.
-            parameters["epochs"] = min(parameters["epochs"] * self.training_effort(count) / most, _MOST_EPOCHS)
+            parameters["epochs"] = min(parameters["epochs"] * self.training_effort(count) / most, MOST_EPOCHS)
         return parameters
 
     def needs_data(self) -> bool:

@@ -8,12 +8,12 @@ from typing import Final
 _UNITS: Final = ("bytes", "kB", "MB", "GB", "TB")
 
 
-def number(value: float, digits: int = 3) -> str:
-    """So many significant digits, never as a power of ten where it can be helped: 2.31, 0.0123, 1240."""
+def number(value: float, digits: int = 3, *, plain_below: float = 1e9) -> str:
+    """So many significant digits, as a power of ten only below 1e-4 and from `plain_below` on: 2.31, 0.0123, 1240."""
     rounded = abs(float(f"{value:.{digits}g}"))
     if rounded == 0:
         return "0"
-    if not 1e-4 <= rounded < 1e9:
+    if not 1e-4 <= rounded < plain_below:
         return f"{value:.{digits - 1}e}"
     return f"{value:.{max(0, digits - 1 - math.floor(math.log10(rounded)))}f}"
 

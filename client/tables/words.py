@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from typing import Protocol
 
+from fleetfit.core import figures
 from fleetfit.core.durations import duration as duration
-
-_SIZES = ("B", "kB", "MB", "GB", "TB")
 
 
 def size(count: int | float | None) -> str:
     """Bytes in decimal units (1 kB is 1000 bytes): `812 B`, `1.24 MB`; `-` where unknown."""
     if count is None:
         return "-"
-    value = float(count)
-    for unit in _SIZES:
-        if abs(value) < 999.5 or unit == _SIZES[-1]:
-            break
-        value /= 1000
-    return f"{value:.0f} {unit}" if unit == "B" else f"{significant(value, 3)} {unit}"
+    return f"{count:.0f} B" if abs(count) < 999.5 else figures.size(count)
 
 
 def count(number: int | None) -> str:
@@ -39,12 +32,7 @@ def ago(unix_ms: int) -> str:
 
 def significant(value: float, digits: int = 3) -> str:
     """A number with so many digits that carry something: 0.9 -> `0.900`, 12.34 -> `12.3`, 1234.5 -> `1234`."""
-    rounded = abs(float(f"{value:.{digits}g}"))
-    if rounded == 0:
-        return "0"
-    if not 1e-4 <= rounded < 1e15:
-        return f"{value:.{digits - 1}e}"
-    return f"{value:.{max(0, digits - 1 - math.floor(math.log10(rounded)))}f}"
+    return figures.number(value, digits, plain_below=1e15)
 
 
 def shape(sizes: Sequence[int]) -> str:

@@ -6,7 +6,7 @@ import enum
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from pydantic import BaseModel, ConfigDict
 
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fleetfit.compress.graph import LayeredModel
+
+
+MOST_EPOCHS: Final = 1000.0
+"""No pass trains longer."""
 
 
 class Needs(enum.Enum):

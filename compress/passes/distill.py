@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from fleetfit.compress.passes.base import Needs, Pass, PassContext, PassReport
+from fleetfit.compress.passes.base import MOST_EPOCHS, Needs, Pass, PassContext, PassReport
 
 if TYPE_CHECKING:
     from fleetfit.compress.graph import LayeredModel
@@ -23,7 +23,7 @@ class Distill(Pass):
 
     needs: ClassVar = frozenset({Needs.LAYERS, Needs.DATA, Needs.TRAINING})
 
-    epochs: float = Field(default=3.0, gt=0, le=1000)
+    epochs: float = Field(default=3.0, gt=0, le=MOST_EPOCHS)
     temperature: float = Field(default=4.0, gt=0)
     label_weight: float = Field(default=0.5, ge=0)
     learning_rate: float = Field(default=1e-3, gt=0, lt=1)

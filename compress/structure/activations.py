@@ -13,7 +13,7 @@ from fleetfit.compress.structure.batches import spread_rows
 from fleetfit.compress.structure.groups import Group, analyse
 from fleetfit.compress.structure.observe import observe
 from fleetfit.compress.structure.removal import remove_units
-from fleetfit.core.errors import InvalidData, InvalidRecipe
+from fleetfit.core.errors import InvalidData
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,15 +25,7 @@ def prune_by_activation(model: LayeredModel, settings: ActivationPruning, contex
     """Remove the units of `model` whose mean absolute activation is small; the work of `ActivationPruning`."""
     data = spread_rows(context.training_data("activation_pruning"), settings.samples, context.seed)
     structure = analyse(model)
-    groups = [group for group in structure.groups if settings.layers in ("all", group.kind)]
-    if not groups:
-        kind = "" if settings.layers == "all" else f" {settings.layers}"
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(structure.locked.items())[:3])
-        raise InvalidRecipe(
-            f"activation_pruning finds no{kind} layer whose units could be removed in this model"
-            + (f" ({reasons})" if reasons else "")
-            + "; leave the step out"
-        )
+    groups = structure.prunable(settings.layers, "activation_pruning")
     scores = mean_activations(
         model, groups, data, lambda done: context.report(0.9 * done, "looking at the activations")
     )
@@ -47,11 +39,7 @@ def prune_by_activation(model: LayeredModel, settings: ActivationPruning, contex
         kept[group.name] = _rounded(scores[group.name], kept[group.name], settings.round_to)
     remove_units(model, structure, kept)
     context.report(1.0, "removed what is hardly active")
-    notes = [
-        f"{group.name}: {group.size} -> {int(kept[group.name].sum())} "
-        f"{'channels' if group.kind == 'convolution' else 'neurons'}"
-        for group in groups
-    ]
+    notes = [group.narrowed_to(int(kept[group.name].sum())) for group in groups]
     notes += [f"{name} stays whole: {reason}" for name, reason in structure.locked.items() if _worth_telling(reason)]
     return PassReport(notes=notes)
 

@@ -9,6 +9,7 @@ from fleetfit.compress.structure.functions import follow_function
 from fleetfit.compress.structure.layers import follow_layer
 from fleetfit.compress.structure.spaces import Space, spaces_of
 from fleetfit.compress.structure.walk import Cut, Walk, shapes_of, shared_modules
+from fleetfit.core.errors import InvalidRecipe
 
 
 @dataclass
@@ -26,6 +27,10 @@ class Group:
     copies: dict[tuple[str, int], tuple[int, int]]
     """For each point, how often all units lie along the axis, and how often each in a row."""
 
+    def narrowed_to(self, count: int) -> str:
+        """What is left of it, for the lineage: `conv: 32 -> 16 channels`."""
+        return f"{self.name}: {self.size} -> {count} {'channels' if self.kind == 'convolution' else 'neurons'}"
+
 
 @dataclass
 class Structure:
@@ -35,6 +40,19 @@ class Structure:
     cuts: list[Cut]
     locked: dict[str, str]
     """Layers whose units must stay, with the reason."""
+
+    def prunable(self, layers: str, asking: str) -> list[Group]:
+        """The groups of this kind of layer (`all` for any). Raises InvalidRecipe where there are none."""
+        groups = [group for group in self.groups if layers in ("all", group.kind)]
+        if not groups:
+            kind = "" if layers == "all" else f" {layers}"
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in list(self.locked.items())[:3])
+            raise InvalidRecipe(
+                f"{asking} finds no{kind} layer whose units could be removed in this model"
+                + (f" ({reasons})" if reasons else "")
+                + "; leave the step out"
+            )
+        return groups
 
 
 def analyse(model: LayeredModel) -> Structure:
@@ -63,7 +81,7 @@ def _collect(walk: Walk) -> Structure:
         root = space.root()
         if root.locks:
             locked[space.name] = root.locks[0]
-        elif root is space and space.size > 1 and _readers(walk, space):
+        elif root is space and space.size > 1 and reading_cuts(walk.cuts, space):
             coupled = [other for other in walk.spaces if other.root() is space]
             kinds = {other.kind for other in coupled}
             kind = "convolution" if "convolution" in kinds else space.kind
@@ -73,13 +91,14 @@ def _collect(walk: Walk) -> Structure:
     return Structure(groups, walk.cuts, locked)
 
 
-def _readers(walk: Walk, space: Space) -> set[str]:
-    return {cut.module for cut in walk.cuts if cut.reads and space in [s.root() for s in spaces_of(cut.layout)]}
+def reading_cuts(cuts: list[Cut], space: Space) -> list[Cut]:
+    """Those of the cuts that read the units of a space, named by its root."""
+    return [cut for cut in cuts if cut.reads and space in [one.root() for one in spaces_of(cut.layout)]]
 
 
 def _points(walk: Walk, space: Space) -> dict[tuple[str, int], tuple[int, int]]:
     """After the nonlinearities, where a neuron's activation is usually meant; before its readers where there are none."""
-    readers = _readers(walk, space)
+    readers = {cut.module for cut in reading_cuts(walk.cuts, space)}
     before = [
         source
         for node in walk.module.graph.nodes
@@ -97,4 +116,4 @@ def _points(walk: Walk, space: Space) -> dict[tuple[str, int], tuple[int, int]]:
     return {}
 
 
-__all__ = ["Cut", "Group", "Structure", "analyse"]
+__all__ = ["Cut", "Group", "Structure", "analyse", "reading_cuts"]

@@ -19,11 +19,11 @@ from torch import nn
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.passes.base import Arrays, PassContext, PassReport
 from fleetfit.compress.structure.batches import spread_rows
-from fleetfit.compress.structure.groups import Cut, Group, Structure, analyse
+from fleetfit.compress.structure.groups import Cut, Group, analyse, reading_cuts
 from fleetfit.compress.structure.observe import observe
 from fleetfit.compress.structure.removal import remove_units
-from fleetfit.compress.structure.spaces import Space, spaces_of, unit_elements
-from fleetfit.core.errors import InvalidData, InvalidRecipe
+from fleetfit.compress.structure.spaces import Space, unit_elements
+from fleetfit.core.errors import InvalidData
 
 if TYPE_CHECKING:
     from fleetfit.compress.passes.redundancy_pruning import RedundancyPruning
@@ -40,18 +40,12 @@ def prune_by_redundancy(model: LayeredModel, settings: RedundancyPruning, contex
     """
     data = spread_rows(context.training_data("redundancy_pruning"), settings.samples, context.seed)
     structure = analyse(model)
-    groups = [group for group in structure.groups if settings.layers in ("all", group.kind)]
-    if not groups:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(structure.locked.items())[:3])
-        raise InvalidRecipe(
-            "redundancy_pruning finds no layer whose units could be removed in this model"
-            + (f" ({reasons})" if reasons else "")
-            + "; leave the step out"
-        )
+    groups = structure.prunable(settings.layers, "redundancy_pruning")
     kept: dict[str, torch.Tensor] = {}
     notes = []
     for at, group in enumerate(groups):
-        readers = _readers(model, structure, group)
+        space = group.space.root()
+        readers = [_reader(model, cut, space) for cut in reading_cuts(structure.cuts, space)]
 
         def report(done: float, at: int = at) -> None:
             context.report((at + done) / len(groups), "looking for what others can stand in for")
@@ -59,8 +53,7 @@ def prune_by_redundancy(model: LayeredModel, settings: RedundancyPruning, contex
         _look(model, readers, data, report)
         mask, share = _choose(readers, group, settings)
         kept[group.name] = mask
-        units = "channels" if group.kind == "convolution" else "neurons"
-        notes.append(f"{group.name}: {group.size} -> {int(mask.sum())} {units}, {share:.2%} of what is read explained")
+        notes.append(f"{group.narrowed_to(int(mask.sum()))}, {share:.2%} of what is read explained")
         if not bool(mask.all()):
             for reader in readers:
                 _fold(reader, mask, settings.ridge)
@@ -128,15 +121,6 @@ def _parameter(leaf: nn.Module, name: str) -> nn.Parameter:
     return value
 
 
-def _readers(model: LayeredModel, structure: Structure, group: Group) -> list[_Reader]:
-    space = group.space.root()
-    found = []
-    for cut in structure.cuts:
-        if cut.reads and space in [one.root() for one in spaces_of(cut.layout)]:
-            found.append(_reader(model, cut, space))
-    return found
-
-
 def _reader(model: LayeredModel, cut: Cut, space: Space) -> _Reader:
     leaf = model.module.get_submodule(cut.module)
     nodes = [n for n in model.module.graph.nodes if n.op == "call_module" and n.target == cut.module]
@@ -158,10 +142,9 @@ def _look(model: LayeredModel, readers: list[_Reader], data: Arrays, report: Cal
 def _choose(readers: list[_Reader], group: Group, settings: RedundancyPruning) -> tuple[torch.Tensor, float]:
     """A mask of the units to keep, and the share of the weighted variance that they explain."""
     # One weight for each unit, whoever reads it: two units that are alike must stay alike.
-    norms = sum(reader.weight().square().flatten(0, -2).sum(0) for reader in readers)
-    assert isinstance(norms, torch.Tensor)  # noqa: S101 - every group has a reader
+    norms = torch.stack([reader.weight().square().flatten(0, -2).sum(0) for reader in readers]).sum(0).sqrt()
     moments = torch.stack([reader.moments() for reader in readers]).sum(0)
-    weighted = torch.outer(norms.sqrt(), norms.sqrt()) * moments
+    weighted = torch.outer(norms, norms) * moments
     total = float(weighted.trace())
     if total <= 0:
         mask = torch.zeros(group.size, dtype=torch.bool)
@@ -188,8 +171,7 @@ def _fold(reader: _Reader, mask: torch.Tensor, ridge: float) -> None:
     # Column j: by how much of each unit kept unit j is replaced. Least norm where units kept depend on each other or are dead.
     shares = torch.linalg.lstsq(inner, moments[stay][:, go], driver="gelsd").solution
     weight = _parameter(reader.leaf, "weight")
-    read = reader.weight()
-    gone = read[..., go]
+    gone = reader.weight()[..., go]
     with torch.no_grad():
         fresh = weight.detach().to(torch.float64).movedim(reader.axis, -1).clone()
         fresh[..., reader.elements[:, stay]] += gone @ shares.T

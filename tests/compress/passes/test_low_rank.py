@@ -34,8 +34,7 @@ def _load(module: nn.Module, folder: Path) -> LayeredModel:
 
 
 def _context(inputs: np.ndarray) -> PassContext:
-    (name,) = ["input"]
-    return PassContext(Arrays({name: inputs}, None), None, None, "", "", 0, lambda part, activity: None)
+    return PassContext(Arrays({"input": inputs}, None), None, None, "", "", 0, lambda part, activity: None)
 
 
 def _outputs(model: LayeredModel, inputs: np.ndarray) -> np.ndarray:

@@ -69,9 +69,12 @@ def _outputs(model: LayeredModel, inputs: np.ndarray) -> torch.Tensor:
     return value.detach()
 
 
+def _context(inputs: np.ndarray) -> PassContext:
+    return PassContext(Arrays({"x": inputs}, None), None, None, "", "", 0, lambda part, activity: None)
+
+
 def _prune(model: LayeredModel, inputs: np.ndarray, **parameters: object) -> None:
-    context = PassContext(Arrays({"x": inputs}, None), None, None, "", "", 0, lambda part, activity: None)
-    RedundancyPruning.model_validate(parameters).apply(model, context)
+    RedundancyPruning.model_validate(parameters).apply(model, _context(inputs))
 
 
 def _copy_unit(layer: nn.Module, source: int, target: int, scale: float) -> None:
@@ -93,8 +96,7 @@ def test_doubles_and_dead_neurons_are_found_and_not_missed(
     _copy_unit(layer, 0, 2, 0.0)
     before = _outputs(model, inputs)
     size = layer.weight.shape[0]  # type: ignore[index,union-attr]
-    context = PassContext(Arrays({"x": inputs}, None), None, None, "", "", 0, lambda part, activity: None)
-    report = RedundancyPruning(energy=1 - 1e-12).apply(model, context)
+    report = RedundancyPruning(energy=1 - 1e-12).apply(model, _context(inputs))
     left = model.module.get_submodule(SHAPES[name][2]).weight.shape[0]  # type: ignore[index,union-attr]
     # With random weights another unit may be dead by chance.
     assert left <= size - 2 and report.notes[0].startswith(f"{SHAPES[name][2]}: {size} -> {left} ")
@@ -134,8 +136,7 @@ def test_folding_loses_less_than_leaving_out(models: dict[str, LayeredModel]) ->
     for step in (RedundancyPruning(ratio=0.5), ActivationPruning(ratio=0.5)):
         model, inputs = _fresh(models, "pictures", 5)
         before = _outputs(model, inputs)
-        context = PassContext(Arrays({"x": inputs}, None), None, None, "", "", 0, lambda part, activity: None)
-        step.apply(model, context)
+        step.apply(model, _context(inputs))
         assert model.module.get_submodule("conv").weight.shape[0] == 4  # type: ignore[index,union-attr]
         lost[step.pass_name()] = float((_outputs(model, inputs) - before).square().mean())
     assert lost["redundancy_pruning"] < 0.7 * lost["activation_pruning"]
