@@ -138,8 +138,9 @@ def test_the_child(tmp_path: Path) -> None:
     assert out.read_text() == render(report)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def chromium() -> Iterator[object]:
+    """A browser for one test: one that lives on starts helpers of its own, which look like a later test's leak."""
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:
         pytest.skip("no Chromium here; CI installs it (make ci-deps)")
