@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from fleetfit.compress.passes.base import Needs, Pass, PassContext, PassReport
+from fleetfit.compress.passes.base import Needs, PassContext, PassReport
+from fleetfit.compress.passes.layerwise import LayerwisePass
 
 if TYPE_CHECKING:
     from fleetfit.compress.graph import LayeredModel
 
 
-class ActivationPruning(Pass):
+class ActivationPruning(LayerwisePass):
     """Remove neurons (channels) whose mean absolute activation over the training split is small.
 
     Every weight that feeds a removed neuron or reads it goes with it. Give `threshold` (in units of the activation: what lies
@@ -21,6 +22,8 @@ class ActivationPruning(Pass):
     """
 
     needs: ClassVar = frozenset({Needs.LAYERS, Needs.DATA})
+    amounts: ClassVar = ("threshold", "ratio")
+    per_layer: ClassVar = ("round_to",)
 
     threshold: float | None = Field(default=None, gt=0)
     ratio: float | None = Field(default=None, gt=0, lt=1)
@@ -31,11 +34,9 @@ class ActivationPruning(Pass):
     samples: int = Field(default=2048, ge=8)
     """Training samples to look at, at most."""
 
-    @model_validator(mode="after")
-    def _one_of_two(self) -> ActivationPruning:
-        if (self.threshold is None) == (self.ratio is None):
-            raise ValueError("give either 'threshold' or 'ratio'")
-        return self
+    def overridable(self) -> tuple[str, ...]:
+        """Layers that are ranked together have one amount together."""
+        return self.per_layer if self.scope == "global" and self.ratio is not None else super().overridable()
 
     def apply(self, model: LayeredModel, context: PassContext) -> PassReport:
         """Remove the neurons."""

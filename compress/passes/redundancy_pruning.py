@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from fleetfit.compress.passes.base import Needs, Pass, PassContext, PassReport
+from fleetfit.compress.passes.base import Needs, PassContext, PassReport
+from fleetfit.compress.passes.layerwise import LayerwisePass
 
 if TYPE_CHECKING:
     from fleetfit.compress.graph import LayeredModel
 
 
-class RedundancyPruning(Pass):
+class RedundancyPruning(LayerwisePass):
     """Remove neurons (channels) whose activations are nearly linear functions of others', and let those take their part.
 
     In each layer the neurons to keep are chosen by pivoted Cholesky (column-pivoted QR of the activations, each weighted by
@@ -22,6 +23,8 @@ class RedundancyPruning(Pass):
     """
 
     needs: ClassVar = frozenset({Needs.LAYERS, Needs.DATA})
+    amounts: ClassVar = ("energy", "ratio")
+    per_layer: ClassVar = ("ridge", "round_to")
 
     energy: float | None = Field(default=None, gt=0, lt=1)
     ratio: float | None = Field(default=None, gt=0, lt=1)
@@ -32,12 +35,6 @@ class RedundancyPruning(Pass):
     """Widths that remain are rounded up to a multiple of this."""
     samples: int = Field(default=2048, ge=8)
     """Training samples to look at, at most."""
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> RedundancyPruning:
-        if (self.energy is None) == (self.ratio is None):
-            raise ValueError("give either 'energy' or 'ratio'")
-        return self
 
     def apply(self, model: LayeredModel, context: PassContext) -> PassReport:
         """Remove the neurons and fold them into those kept."""

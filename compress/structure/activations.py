@@ -25,18 +25,17 @@ def prune_by_activation(model: LayeredModel, settings: ActivationPruning, contex
     """Remove the units of `model` whose mean absolute activation is small; the work of `ActivationPruning`."""
     data = spread_rows(context.training_data("activation_pruning"), settings.samples, context.seed)
     structure = analyse(model)
-    groups = structure.prunable(settings.layers, "activation_pruning")
+    planned = structure.planned(settings, settings.layers)
+    groups = [group for group, _ in planned]
     scores = mean_activations(
         model, groups, data, lambda done: context.report(0.9 * done, "looking at the activations")
     )
-    if settings.threshold is not None:
-        kept = {group.name: scores[group.name] >= settings.threshold for group in groups}
-    elif settings.scope == "layer":
-        kept = {group.name: _largest(scores[group.name], group.size, settings.ratio or 0.0) for group in groups}
+    if settings.scope == "global" and settings.ratio is not None:
+        kept = _largest_of_all(scores, settings.ratio)
     else:
-        kept = _largest_of_all(scores, settings.ratio or 0.0)
-    for group in groups:
-        kept[group.name] = _rounded(scores[group.name], kept[group.name], settings.round_to)
+        kept = {group.name: _above(scores[group.name], own) for group, own in planned}
+    for group, own in planned:
+        kept[group.name] = _rounded(scores[group.name], kept[group.name], own.round_to)
     remove_units(model, structure, kept)
     context.report(1.0, "removed what is hardly active")
     notes = [group.narrowed_to(int(kept[group.name].sum())) for group in groups]
@@ -84,6 +83,13 @@ def mean_activations(
                 f"activations of {group.name} are not finite on the training data; look for NaN or huge values"
             )
     return scores
+
+
+def _above(scores: torch.Tensor, settings: ActivationPruning) -> torch.Tensor:
+    """A mask of what one layer keeps."""
+    if settings.threshold is not None:
+        return scores >= settings.threshold
+    return _largest(scores, len(scores), settings.ratio or 0.0)
 
 
 def _largest(scores: torch.Tensor, size: int, ratio: float) -> torch.Tensor:

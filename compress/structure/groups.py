@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 from fleetfit.compress.graph import LayeredModel
+from fleetfit.compress.passes.layerwise import LayerwisePass
 from fleetfit.compress.structure.functions import follow_function
 from fleetfit.compress.structure.layers import follow_layer
 from fleetfit.compress.structure.spaces import Space, spaces_of
 from fleetfit.compress.structure.walk import Cut, Walk, shapes_of, shared_modules
 from fleetfit.core.errors import InvalidRecipe
+
+_Step = TypeVar("_Step", bound=LayerwisePass)
 
 
 @dataclass
@@ -18,7 +22,9 @@ class Group:
 
     space: Space
     name: str
-    """The layers that make the units."""
+    """The layers that make the units, joined."""
+    layers: tuple[str, ...]
+    """The same, one by one."""
     kind: str
     """`linear`, `convolution` or `embedding`."""
     size: int
@@ -54,6 +60,20 @@ class Structure:
             )
         return groups
 
+    def planned(self, step: _Step, layers: str) -> list[tuple[Group, _Step]]:
+        """The groups of this kind of layer that a pass may cut, each with its own settings.
+
+        Raises InvalidRecipe where there are none, or a pattern of the pass names no layer.
+        """
+        asking = step.pass_name()
+        groups = self.prunable(layers, asking)
+        step.check_patterns(name for group in groups for name in group.layers)
+        planned = [(group, step.for_layers(group.layers)) for group in groups]
+        chosen = [(group, settings) for group, settings in planned if settings is not None]
+        if not chosen:
+            raise InvalidRecipe(f"{asking} skips every layer that it could cut in this model; skip fewer")
+        return chosen
+
 
 def analyse(model: LayeredModel) -> Structure:
     """Find the groups of units that can be removed.
@@ -85,9 +105,9 @@ def _collect(walk: Walk) -> Structure:
             coupled = [other for other in walk.spaces if other.root() is space]
             kinds = {other.kind for other in coupled}
             kind = "convolution" if "convolution" in kinds else space.kind
-            name = " + ".join(dict.fromkeys(other.name for other in coupled))
+            layers = tuple(dict.fromkeys(other.name for other in coupled))
             copies = _points(walk, space)
-            groups.append(Group(space, name, kind, space.size, list(copies), copies))
+            groups.append(Group(space, " + ".join(layers), layers, kind, space.size, list(copies), copies))
     return Structure(groups, walk.cuts, locked)
 
 

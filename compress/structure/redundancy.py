@@ -40,23 +40,23 @@ def prune_by_redundancy(model: LayeredModel, settings: RedundancyPruning, contex
     """
     data = spread_rows(context.training_data("redundancy_pruning"), settings.samples, context.seed)
     structure = analyse(model)
-    groups = structure.prunable(settings.layers, "redundancy_pruning")
+    planned = structure.planned(settings, settings.layers)
     kept: dict[str, torch.Tensor] = {}
     notes = []
-    for at, group in enumerate(groups):
+    for at, (group, own) in enumerate(planned):
         space = group.space.root()
         readers = [_reader(model, cut, space) for cut in reading_cuts(structure.cuts, space)]
 
         def report(done: float, at: int = at) -> None:
-            context.report((at + done) / len(groups), "looking for what others can stand in for")
+            context.report((at + done) / len(planned), "looking for what others can stand in for")
 
         _look(model, readers, data, report)
-        mask, share = _choose(readers, group, settings)
+        mask, share = _choose(readers, group, own)
         kept[group.name] = mask
         notes.append(f"{group.narrowed_to(int(mask.sum()))}, {share:.2%} of what is read explained")
         if not bool(mask.all()):
             for reader in readers:
-                _fold(reader, mask, settings.ridge)
+                _fold(reader, mask, own.ridge)
     remove_units(model, structure, kept)
     return PassReport(notes=notes)
 
