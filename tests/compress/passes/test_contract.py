@@ -228,6 +228,11 @@ class TestRedundancyPruning(PassContract):
     parameters: ClassVar[dict[str, Any]] = {"ratio": 0.5, "samples": 64}
 
 
+class TestReestimateNorms(PassContract):
+    name = "reestimate_norms"
+    parameters: ClassVar[dict[str, Any]] = {"samples": 64}
+
+
 class TestDistill(PassContract):
     name = "distill"
     parameters: ClassVar[dict[str, Any]] = {"epochs": 1, "batch": 16, "samples": 96, "learning_rate": 0.003}
