@@ -33,6 +33,9 @@ class LayeredModel:
     dynamic_batch: bool
     """Whether any batch size may be given; if not, only that of the samples."""
     notes: list[str] = field(default_factory=list)
+    sparse: set[str] = field(default_factory=set)
+    """Names of parameters whose zeros are to stay when the model is trained (`KeptZeros`). A pass that fills such a parameter
+    takes its name out; a name whose parameter is gone means nothing."""
 
     def call(self, arrays: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The outputs by name for inputs by name; gradients and training mode are the caller's choice."""
@@ -75,6 +78,7 @@ class LayeredModel:
             {name: value.clone() for name, value in self.sample_inputs.items()},
             self.dynamic_batch,
             list(self.notes),
+            set(self.sparse),
         )
 
     def facts(self) -> ModelFacts:

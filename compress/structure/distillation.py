@@ -16,6 +16,7 @@ from fleetfit.compress.passes.base import Arrays, PassContext, PassReport
 from fleetfit.compress.structure.batches import as_images, as_stored, batch_size, outputs_over, spread_rows, take
 from fleetfit.compress.structure.losses import DistillationLoss
 from fleetfit.compress.structure.teacher import Teacher
+from fleetfit.compress.structure.zeros import KeptZeros
 from fleetfit.core.errors import InvalidData, InvalidRecipe
 from fleetfit.core.metrics import metric_info
 from fleetfit.core.statistics import metric_value, score_samples
@@ -84,6 +85,7 @@ class _Training:
             trainable, settings.learning_rate, weight_decay=settings.weight_decay, fused=_can_fuse(trainable)
         )
         self.random = np.random.default_rng(context.seed)
+        self.zeros = KeptZeros(model)
 
     def run(self) -> PassReport:
         """Train, and leave the best weights in the model."""
@@ -142,6 +144,7 @@ class _Training:
                 )
             (loss / pieces).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
+        self.zeros.restore()
 
     def _rows(self, number: int) -> NDArray[np.int64]:
         """The samples of a step: every epoch has its own order."""

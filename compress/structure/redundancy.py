@@ -57,6 +57,9 @@ def prune_by_redundancy(model: LayeredModel, settings: RedundancyPruning, contex
         if not bool(mask.all()):
             for reader in readers:
                 _fold(reader, mask, own.ridge)
+            filled = model.sparse & {f"{cut.module}.weight" for cut in reading_cuts(structure.cuts, space)}
+            model.sparse -= filled
+            notes += [f"{name}: its zeros were filled by what was folded into it" for name in sorted(filled)]
     remove_units(model, structure, kept)
     return PassReport(notes=notes)
 

@@ -1,0 +1,79 @@
+"""Zero pruning: weights near zero are removed, one by one or with their whole neuron or channel."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from fleetfit.compress.passes.base import Needs, PassContext, PassReport
+from fleetfit.compress.passes.layerwise import LayerwisePass
+
+if TYPE_CHECKING:
+    from fleetfit.compress.graph import LayeredModel
+
+_WIDEST_PATTERN = 64
+
+
+class ZeroPruning(LayerwisePass):
+    """Remove weights by magnitude.
+
+    `pattern` `channels` removes whole neurons and channels, those for which the weights that make them have the smallest L2
+    norm, with every weight that reads them. `unstructured` sets single weights to zero. `N:M`, such as `2:4`, leaves the N
+    largest of every M neighbours along the inputs of a layer, and sets the others to zero. Zeros stay through later training; they
+    change neither file size nor latency on ordinary runtimes.
+
+    `ratio` is the share that goes of what is there and not zero: given again and again it composes. N:M has none. `scope`
+    `layer` takes it in each layer; `global` ranks all layers together, channels after dividing each layer's norms by their
+    mean, single weights by their LAMP score. `layers` limits it to one kind of layer.
+    """
+
+    needs: ClassVar = frozenset({Needs.LAYERS})
+    per_layer: ClassVar = ("ratio", "round_to", "pattern")
+
+    ratio: float | None = Field(default=None, gt=0, lt=1)
+    pattern: str = "channels"
+    scope: Literal["layer", "global"] = "layer"
+    layers: Literal["all", "linear", "convolution"] = "all"
+    round_to: int = Field(default=1, ge=1, le=64)
+    """Widths that remain are rounded up to a multiple of this; only for whole channels."""
+
+    @model_validator(mode="after")
+    def _they_fit_together(self) -> ZeroPruning:
+        if self.pattern in ("channels", "unstructured"):
+            if self.ratio is None:
+                raise ValueError(f"give 'ratio', the share that goes, with the pattern '{self.pattern}'")
+        else:
+            keep, every = self.of_every()
+            if not 0 < keep < every <= _WIDEST_PATTERN:
+                raise ValueError(
+                    f"the pattern '{self.pattern}' must leave at least 1 and not all of at most {_WIDEST_PATTERN} weights"
+                )
+            if self.ratio is not None:
+                raise ValueError(f"the pattern '{self.pattern}' says how much goes; leave 'ratio' out")
+            if self.scope == "global":
+                raise ValueError(f"the pattern '{self.pattern}' holds in every layer alike; leave 'scope' out")
+        if self.pattern != "channels" and self.round_to != 1:
+            raise ValueError(f"the pattern '{self.pattern}' leaves all widths as they are; leave 'round_to' out")
+        return self
+
+    def of_every(self) -> tuple[int, int]:
+        """N and M of the pattern N:M. Raises ValueError where it is another one."""
+        found = re.fullmatch(r"(\d{1,2}):(\d{1,2})", self.pattern)
+        if found is None:
+            raise ValueError(f"'pattern' is 'channels', 'unstructured' or N:M such as '2:4', not '{self.pattern[:40]}'")
+        return int(found[1]), int(found[2])
+
+    def overridable(self) -> tuple[str, ...]:
+        """Layers that are ranked together have one ratio together."""
+        ratio = () if self.scope == "global" else ("ratio",)
+        if self.pattern == "channels":
+            return (*ratio, "round_to")
+        return ratio if self.pattern == "unstructured" else ("pattern",)
+
+    def apply(self, model: LayeredModel, context: PassContext) -> PassReport:
+        """Remove the neurons, or set the weights to zero."""
+        from fleetfit.compress.structure.magnitude import prune_by_magnitude
+
+        return prune_by_magnitude(model, self, context)
