@@ -1,6 +1,9 @@
-"""The published table: a 784-512-512-256-10 network on Fashion-MNIST, pruned by activation and by redundancy, not retrained.
+"""The published table: a 784-512-512-256-10 network on Fashion-MNIST, pruned by activation and by redundancy.
 
-No recovery anywhere, so the original itself is the fair control. Cuts are chosen on validation, the test split is read once.
+The published point is activation pruning at lambda = 0.4: 72 % fewer parameters for 0.62 points. Here is the whole sweep, and
+redundancy pruning beside it, without retraining and with it. What is shown of the test split was chosen by the number of
+parameters and nothing else: the gentlest cut that removes the share that is claimed. Retrained variants are held against the
+original given the same training. The test split is read once.
 """
 
 from __future__ import annotations
@@ -23,17 +26,29 @@ from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.intake.pt2 import load_pt2
 from fleetfit.compress.passes.activation_pruning import ActivationPruning
 from fleetfit.compress.passes.base import Arrays, Pass, PassContext
+from fleetfit.compress.passes.distill import Distill
 from fleetfit.compress.passes.redundancy_pruning import RedundancyPruning
 from fleetfit.core.statistics_student import student_quantile
 
-MOST_DROP, LEAST_SAVING = 0.62, 0.75
-ENERGIES = (0.97, 0.98, 0.985, 0.9875, 0.99, 0.9925, 0.995, 0.9975)
-THRESHOLDS = (0.025, 0.05, 0.1, 0.2, 0.4)
+MOST_DROP, LEAST_SAVING, LEAST_SAVING_RECOVERED = 0.62, 0.75, 0.88
+ENERGIES = (0.9, 0.93, 0.95, 0.96, 0.97, 0.98, 0.985, 0.9875, 0.99, 0.991, 0.992, 0.993, 0.994, 0.995, 0.9975)
+PUBLISHED = 0.4
+THRESHOLDS = (0.025, 0.05, 0.1, 0.2, 0.3, PUBLISHED, 0.5, 0.6)
 TRAINED_ON, BATCH, EPOCHS = 51_000, 128, 12
+RECOVERY = Distill(epochs=4)
 CLAIM = (
-    f"Redundancy pruning without any retraining removes at least {LEAST_SAVING:.0%} of the parameters for at most {MOST_DROP} "
-    "points of accuracy on the test split (mean of five training seeds; the cut is chosen on validation)."
+    f"Redundancy pruning removes at least {LEAST_SAVING:.0%} of the parameters without any retraining, and at least "
+    f"{LEAST_SAVING_RECOVERED:.0%} with {RECOVERY.epochs:g} epochs of distillation, each for at most {MOST_DROP} points of "
+    "accuracy on the test split against the original given the same training (mean of five training seeds)."
 )
+# The variants of which the test split is read: criterion, least share of parameters to remove (None: the published
+# threshold), and whether they are retrained.
+VARIANTS = {
+    "redundancy": ("redundancy", LEAST_SAVING, False),
+    "redundancy, retrained": ("redundancy", LEAST_SAVING_RECOVERED, True),
+    "activation": ("activation", None, False),
+    "activation, retrained": ("activation", None, True),
+}
 
 
 def published_table(quick: bool) -> Outcome:
@@ -45,9 +60,12 @@ def published_table(quick: bool) -> Outcome:
     for seed in (0,) if quick else (0, 1, 2, 3, 4):
         runs.append(_one(seed, 1 if quick else EPOCHS, train, images.targets, test, images.test_targets))
         print(f"seed {seed}: {runs[-1]['chosen']}", file=sys.stderr, flush=True)
-    summary = {name: _summary([one["chosen"][name] for one in runs]) for name in ("redundancy", "activation")}
-    found = summary["redundancy"]
-    holds = found["fewer_parameters"]["mean"] >= LEAST_SAVING and found["test_drop"]["mean"] <= MOST_DROP
+    summary = {name: _summary([one["chosen"][name] for one in runs]) for name in VARIANTS}
+    holds = all(
+        summary[name]["fewer_parameters"]["least"] >= least and summary[name]["test_drop"]["mean"] <= MOST_DROP
+        for name, (_, least, _) in VARIANTS.items()
+        if least is not None
+    )
     return CLAIM, {"summary": summary, "runs": runs}, holds
 
 
@@ -58,30 +76,59 @@ def _one(
     rows, held_out = order[:TRAINED_ON], order[TRAINED_ON:]
     original = _train(seed, epochs, images[rows], targets[rows])
     name = original.inputs[0].name
-    context = PassContext(Arrays({name: images[rows]}, None), None, None, "", "", seed, lambda part, activity: None)
-    before = _accuracy(original, images[held_out], targets[held_out])
-    before_on_test = _accuracy(original, test, test_targets)
-    sweeps: dict[str, list[Pass]] = {
+
+    def on_validation(model: LayeredModel) -> float:
+        return _accuracy(model, images[held_out], targets[held_out])
+
+    context = PassContext(
+        Arrays({name: images[rows]}, targets[rows]),
+        Arrays({name: images[held_out]}, targets[held_out]),
+        original,
+        "accuracy",
+        "classification",
+        seed,
+        lambda part, activity: None,
+    )
+    before = on_validation(original)
+    steps: dict[str, list[Pass]] = {
         "redundancy": [RedundancyPruning(energy=energy, samples=8192) for energy in ENERGIES],
         "activation": [ActivationPruning(threshold=threshold, samples=8192) for threshold in THRESHOLDS],
     }
-    curves, chosen = {}, {}
-    for criterion, steps in sweeps.items():
-        curve, best = [], None
-        for step in steps:
+    curves: dict[str, list[dict[str, Any]]] = {}
+    cuts: dict[str, list[tuple[float, LayeredModel]]] = {}
+    for criterion, sweep in steps.items():
+        curves[criterion], cuts[criterion] = [], []
+        for step in sweep:
             cut = original.clone()
             step.apply(cut, context)
             fewer = 1 - cut.parameters_count() / original.parameters_count()
-            drop = before - _accuracy(cut, images[held_out], targets[held_out])
-            curve.append({"parameters": step.parameters(), "fewer_parameters": fewer, "drop": drop})
-            if drop <= MOST_DROP and (best is None or fewer > best[0]):
-                best = fewer, drop, cut
-        curves[criterion] = curve
-        # Nothing within the limit: the original stays.
-        fewer, drop, cut = best or (0.0, 0.0, original)
-        lost = before_on_test - _accuracy(cut, test, test_targets)
-        chosen[criterion] = {"fewer_parameters": fewer, "drop": drop, "test_drop": lost}
-    return {"seed": seed, "accuracy": before, "chosen": chosen, "curves": curves}
+            cuts[criterion].append((fewer, cut))
+            drop = before - on_validation(cut)
+            curves[criterion].append({"parameters": step.parameters(), "fewer_parameters": fewer, "drop": drop})
+    control = original.clone()
+    RECOVERY.apply(control, context)
+    chosen = {}
+    for variant, (criterion, least, retrained) in VARIANTS.items():
+        if least is None:
+            fewer, cut = cuts[criterion][THRESHOLDS.index(PUBLISHED)]
+        else:
+            fewer, cut = min((one for one in cuts[criterion] if one[0] >= least), key=lambda one: one[0])
+        cut, against = cut.clone(), original
+        if retrained:
+            RECOVERY.apply(cut, context)
+            against = control
+        chosen[variant] = {
+            "fewer_parameters": fewer,
+            "drop": on_validation(against) - on_validation(cut),
+            "test_drop": _accuracy(against, test, test_targets) - _accuracy(cut, test, test_targets),
+        }
+    return {
+        "seed": seed,
+        "accuracy": before,
+        "accuracy_of_control": on_validation(control),
+        "chosen": chosen,
+        "curves": curves,
+    }
 
 
 def _train(seed: int, epochs: int, images: np.ndarray, targets: np.ndarray) -> LayeredModel:
