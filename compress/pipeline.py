@@ -90,6 +90,7 @@ def _from_layers(
     judge = _Judge(work.metric, validation)
     lineage = [_line("original", {}, model, judge, time.monotonic() - began, PassReport(notes=list(model.notes)))]
     context = _context(work, teacher, train, validation)
+    advice = recipe.advice()
     for number, step in enumerate(recipe.steps):
         low = _LOADED + (_PASSED - _LOADED) * number / len(recipe.steps)
         share = (_PASSED - _LOADED) / len(recipe.steps)
@@ -98,6 +99,7 @@ def _from_layers(
         context.report(0.0, name.replace("_", " "))
         began = time.monotonic()
         done = _apply(step, model, context)
+        done.notes += advice.get(number, [])
         lineage.append(_line(name, step.parameters(), model, judge, time.monotonic() - began, done))
     report(_PASSED, "building for the runtime")
     content = export_onnx(model)

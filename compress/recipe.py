@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
@@ -11,15 +12,17 @@ from typing import Any, Final
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from fleetfit.compress.composition import advice, check_order
 from fleetfit.compress.passes.base import MOST_EPOCHS, Needs, Pass
 from fleetfit.compress.registry import passes
 from fleetfit.core.errors import InvalidRecipe, NotFound
 
 ORIGINAL: Final = "original"
 CONTROL: Final = "original-retrained"
-_MOST_STEPS = 32
+REPEAT: Final = "repeat"
+MOST_STEPS: Final = 32
+NAME_PATTERN: Final = "^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}$"
 _LONGEST_TEXT = 64 * 1024
-_PLAIN: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
 
 
 class _Loader(yaml.SafeLoader):
@@ -49,7 +52,7 @@ class Recipe(BaseModel):
     @field_validator("name")
     @classmethod
     def _plain_name(cls, name: str) -> str:
-        if not name or len(name) > 64 or name.startswith(".") or not _PLAIN.issuperset(name):
+        if not re.fullmatch(NAME_PATTERN, name):
             raise ValueError("a recipe's name has 1 to 64 letters, digits, '-', '_' or '.', and no '.' in front")
         return name
 
@@ -77,11 +80,8 @@ class Recipe(BaseModel):
         unknown = set(map(str, content)) - {"name", "steps"}
         if unknown:
             raise InvalidRecipe(f"{source} has the unknown key {_short(min(unknown))}; a recipe has 'name' and 'steps'")
-        raw = content.get("steps")
-        if not isinstance(raw, list) or not raw or len(raw) > _MOST_STEPS:
-            raise InvalidRecipe(f"{source} needs 'steps', a list of 1 to {_MOST_STEPS} passes", field="steps")
-        steps = tuple(_step(item, number, source) for number, item in enumerate(raw, 1))
-        _check_order(steps, source)
+        steps = tuple(_steps(content.get("steps"), source))
+        check_order(steps, source)
         name = content.get("name")
         if not isinstance(name, str):
             raise InvalidRecipe(f"{source} needs a 'name' of letters, digits and '-'", field="name")
@@ -142,6 +142,10 @@ class Recipe(BaseModel):
             parameters["epochs"] = min(parameters["epochs"] * self.training_effort(count) / most, MOST_EPOCHS)
         return parameters
 
+    def advice(self) -> dict[int, list[str]]:
+        """What its author should know about the order of the steps, by the index of the step."""
+        return advice(self.steps)
+
     def needs_data(self) -> bool:
         """Whether any pass reads the training split."""
         return any({Needs.DATA, Needs.TRAINING} & step.wants() for step in self.steps)
@@ -149,6 +153,31 @@ class Recipe(BaseModel):
     def needs_trainable(self) -> bool:
         """Whether any pass changes layers, which an uploaded ONNX file does not have."""
         return any(Needs.LAYERS in step.wants() for step in self.steps)
+
+
+def _steps(raw: object, source: str) -> list[Pass]:
+    """The passes in a list, with what is to be repeated written out."""
+    wrong = InvalidRecipe(f"{source} needs 'steps', a list of 1 to {MOST_STEPS} passes", field="steps")
+    if not isinstance(raw, list) or not raw or len(raw) > MOST_STEPS:
+        raise wrong
+    found: list[Pass] = []
+    for number, item in enumerate(raw, 1):
+        if isinstance(item, dict) and list(item) == [REPEAT]:
+            found += _repeated(item[REPEAT], number, source)
+        else:
+            found.append(_step(item, number, source))
+        if len(found) > MOST_STEPS:
+            raise wrong
+    return found
+
+
+def _repeated(item: object, number: int, source: str) -> list[Pass]:
+    times = item.get("times") if isinstance(item, dict) else None
+    if not isinstance(item, dict) or set(item) != {"times", "steps"} or type(times) is not int or times < 1:
+        raise InvalidRecipe(
+            f"step {number} of {source} must read '- repeat: {{times: 3, steps: [...]}}'", field="steps"
+        )
+    return min(times, MOST_STEPS + 1) * _steps(item["steps"], f"step {number} of {source}")
 
 
 def _step(item: object, number: int, source: str) -> Pass:
@@ -195,16 +224,6 @@ def _sentence(error: ValidationError) -> str:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _check_order(steps: tuple[Pass, ...], source: str) -> None:
-    for number, step in enumerate(steps[:-1], 1):
-        if step.must_be_last:
-            raise InvalidRecipe(
-                f"step {number} of {source}, {step.pass_name()}, must be the last: later passes cannot change its "
-                "result; move it to the end",
-                field="steps",
-            )
 
 
 @cache

@@ -40,6 +40,7 @@ _SUMMARIES: Final = {
     "data": "Push and list datasets.",
     "bench": "Measure a model as it is on devices.",
     "compress": "Fit a model to devices: compress, measure, select.",
+    "recipes": "List, check and explain recipes.",
     "jobs": "List, watch, cancel or resume jobs.",
     "report": "What was measured for a job, and what was chosen, and why.",
     "pull": "Fetch the build that was chosen for a device.",

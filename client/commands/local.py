@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from fleetfit.client.commands.recipes import read_recipe
 from fleetfit.client.output import Output
 from fleetfit.client.progress import Follower
-from fleetfit.client.requests import recipe_source
 from fleetfit.client.tables.words import count, duration, significant, size
 from fleetfit.core.errors import UsageError
 
@@ -32,12 +32,8 @@ def compress_here(
         raise UsageError("--local computes with one number of threads; give one", field="threads")
     # The only command that compresses: these are not imported by any other.
     from fleetfit.compress.local import compress_local
-    from fleetfit.compress.recipe import Recipe, named_recipe
 
-    given = recipes[0]
-    source = recipe_source(given)
-    is_file = source.WhichOneof("source") == "yaml"
-    recipe = Recipe.from_user(source.yaml, source=given) if is_file else named_recipe(given)
+    recipe = read_recipe(recipes[0])
     output = Output(as_json)
     with Follower() as told:
         result = compress_local(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from fleetfit.compress.passes.base import Needs, PassContext, PassReport
+from fleetfit.compress.passes.base import Needs, PassContext, PassReport, Stage
 from fleetfit.compress.passes.layerwise import LayerwisePass
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ class ActivationPruning(LayerwisePass):
     """
 
     needs: ClassVar = frozenset({Needs.LAYERS, Needs.DATA})
+    stage: ClassVar = Stage.PRUNE
     amounts: ClassVar = ("threshold", "ratio")
     per_layer: ClassVar = ("round_to",)
 

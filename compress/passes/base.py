@@ -34,6 +34,16 @@ class Needs(enum.Enum):
     """Inputs of the training and validation splits, and permission to train: the job then makes a control."""
 
 
+class Stage(enum.Enum):
+    """What a pass does to a model, for the rules about the order of passes."""
+
+    PRUNE = "prune"
+    FACTORIZE = "factorize"
+    RECOVER = "recover"
+    QUANTIZE = "quantize"
+    OTHER = "other"
+
+
 @dataclass(frozen=True)
 class Arrays:
     """One split: inputs by name, each with the samples first, and targets where there are any."""
@@ -106,9 +116,10 @@ class Pass(BaseModel):
     parameters would give another result, so that stored variants are not taken for new ones.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
     needs: ClassVar[frozenset[Needs]] = frozenset()
     version: ClassVar[int] = 1
+    stage: ClassVar[Stage] = Stage.OTHER
     must_be_last: ClassVar[bool] = False
 
     @abstractmethod

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from fleetfit.compress.passes.base import MOST_EPOCHS, Needs, Pass, PassContext, PassReport
+from fleetfit.compress.passes.base import MOST_EPOCHS, Needs, Pass, PassContext, PassReport, Stage
 
 if TYPE_CHECKING:
     from fleetfit.compress.graph import LayeredModel
@@ -22,6 +22,7 @@ class Distill(Pass):
     """
 
     needs: ClassVar = frozenset({Needs.LAYERS, Needs.DATA, Needs.TRAINING})
+    stage: ClassVar = Stage.RECOVER
 
     epochs: float = Field(default=3.0, gt=0, le=MOST_EPOCHS)
     temperature: float = Field(default=4.0, gt=0)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, model_validator
 
-from fleetfit.compress.passes.base import Needs, Pass, PassContext, PassReport
+from fleetfit.compress.passes.base import Needs, Pass, PassContext, PassReport, Stage
 
 if TYPE_CHECKING:
     from fleetfit.compress.graph import LayeredModel
@@ -21,6 +21,7 @@ class LowRank(Pass):
     """
 
     needs: ClassVar = frozenset({Needs.LAYERS, Needs.DATA})
+    stage: ClassVar = Stage.FACTORIZE
 
     energy: float | None = Field(default=None, gt=0, lt=1)
     ratio: float | None = Field(default=None, gt=0, lt=1)

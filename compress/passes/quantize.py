@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from fleetfit.compress.passes.base import Needs, Pass, PassContext, PassReport, QuantizedBuild
+from fleetfit.compress.passes.base import Needs, Pass, PassContext, PassReport, QuantizedBuild, Stage
 
 if TYPE_CHECKING:
     from fleetfit.compress.graph import LayeredModel
@@ -21,6 +21,7 @@ class Quantize(Pass):
     """
 
     needs: ClassVar = frozenset({Needs.DATA})
+    stage: ClassVar = Stage.QUANTIZE
     must_be_last: ClassVar[bool] = True
 
     dtype: Literal["int8"] = "int8"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from fleetfit.compress.passes.base import Needs, PassContext, PassReport
+from fleetfit.compress.passes.base import Needs, PassContext, PassReport, Stage
 from fleetfit.compress.passes.layerwise import LayerwisePass
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ class RedundancyPruning(LayerwisePass):
     """
 
     needs: ClassVar = frozenset({Needs.LAYERS, Needs.DATA})
+    stage: ClassVar = Stage.PRUNE
     amounts: ClassVar = ("energy", "ratio")
     per_layer: ClassVar = ("ridge", "round_to")
 
