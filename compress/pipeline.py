@@ -100,7 +100,8 @@ def _from_layers(
         began = time.monotonic()
         done = _apply(step, model, context)
         done.notes += advice.get(number, [])
-        lineage.append(_line(name, step.parameters(), model, judge, time.monotonic() - began, done))
+        parameters = {**step.parameters(), **done.parameters}
+        lineage.append(_line(name, parameters, model, judge, time.monotonic() - began, done))
     report(_PASSED, "building for the runtime")
     content = export_onnx(model)
     difference = prove_equal(model, content, validation)

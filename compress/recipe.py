@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any, Final
@@ -23,6 +23,8 @@ REPEAT: Final = "repeat"
 MOST_STEPS: Final = 32
 NAME_PATTERN: Final = "^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}$"
 _LONGEST_TEXT = 64 * 1024
+# Parameters of `distill` that say how long it trains.
+_BUDGETS: Final = frozenset({"epochs", "steps", "seconds", "least_epochs"})
 
 
 class _Loader(yaml.SafeLoader):
@@ -126,20 +128,31 @@ class Recipe(BaseModel):
         """On how many samples all steps train together, where the training split has `count`."""
         return sum(step.training_effort(count) for step in self.steps)
 
+    def training_seconds(self) -> float:
+        """The budget of all steps that train for some seconds, how many samples that will be not being known beforehand."""
+        return sum(step.training_seconds() for step in self.steps)
+
     def training(self, count: int) -> dict[str, Any] | None:
-        """Parameters of one step that trains as much as all training steps together, or None where nothing trains.
+        """Parameters of one `distill` step that trains as much as all training steps together, or None where nothing trains.
 
         They are those of the heaviest step on a training split of `count` samples, with as many epochs as all samples of all
-        steps make: the control is to get no less than a variant got.
+        steps make: the control is to get no less than a variant got. What is given in seconds it gets in seconds (on a larger
+        model these are fewer steps; the lineage says how many), and at least the epochs of the steps that have epochs.
         """
         trained = [step for step in self.steps if Needs.TRAINING in step.wants()]
         if not trained:
             return None
-        heaviest = max(trained, key=lambda step: step.training_effort(count))
-        parameters, most = heaviest.parameters(), heaviest.training_effort(count)
-        if "epochs" in parameters and most > 0:
-            # No step may have more; whoever trains so long is told by the report what the control got.
-            parameters["epochs"] = min(parameters["epochs"] * self.training_effort(count) / most, MOST_EPOCHS)
+        heaviest = max(trained, key=lambda step: (step.training_effort(count), step.training_seconds()))
+        same = isinstance(heaviest, passes()["distill"])
+        parameters = {name: value for name, value in heaviest.parameters().items() if same and name not in _BUDGETS}
+        used = min(count, parameters.get("samples", count))
+        effort, seconds = self.training_effort(count), self.training_seconds()
+        # No step may have more; whoever trains so long is told by the report what the control got.
+        epochs = min(effort / used, MOST_EPOCHS) if used > 0 else heaviest.parameters().get("epochs", 0)
+        if seconds > 0:
+            parameters["seconds"] = seconds
+        if epochs > 0:
+            parameters["least_epochs" if seconds > 0 else "epochs"] = epochs
         return parameters
 
     def advice(self) -> dict[int, list[str]]:
@@ -178,6 +191,24 @@ def _repeated(item: object, number: int, source: str) -> list[Pass]:
             f"step {number} of {source} must read '- repeat: {{times: 3, steps: [...]}}'", field="steps"
         )
     return min(times, MOST_STEPS + 1) * _steps(item["steps"], f"step {number} of {source}")
+
+
+def control_for(recipes: Iterable[Recipe], count: int) -> Recipe | None:
+    """The control for several recipes on a training split of `count` samples; None where none of them trains.
+
+    It gets the epochs of the recipe that trains on most samples, and the seconds of the one with most seconds.
+    """
+    trained = [recipe for recipe in recipes if recipe.training(count) is not None]
+    if not trained:
+        return None
+    heaviest = max(trained, key=lambda recipe: (recipe.training_effort(count), recipe.training_seconds()))
+    training = heaviest.training(count) or {}
+    seconds = max(recipe.training_seconds() for recipe in trained)
+    if seconds > 0:
+        training["seconds"] = seconds
+        if "epochs" in training:
+            training["least_epochs"] = training.pop("epochs")
+    return Recipe.control(training)
 
 
 def _step(item: object, number: int, source: str) -> Pass:

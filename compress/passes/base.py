@@ -91,6 +91,8 @@ class PassReport:
 
     notes: list[str] = field(default_factory=list)
     training_steps: int = 0
+    parameters: dict[str, Any] = field(default_factory=dict)
+    """Parameters that the pass found by measuring; with them the same recipe gives the same model again."""
 
 
 @dataclass
@@ -136,6 +138,10 @@ class Pass(BaseModel):
 
     def training_effort(self, count: int) -> float:
         """On how many samples this pass trains in all, repeated ones counted, where the split has `count`; 0 for none."""
+        return 0.0
+
+    def training_seconds(self) -> float:
+        """The budget in seconds of a step whose training effort is not known beforehand; 0 for none."""
         return 0.0
 
     @classmethod

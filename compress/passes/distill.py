@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fleetfit.compress.passes.base import MOST_EPOCHS, Needs, Pass, PassContext, PassReport, Stage
 
 if TYPE_CHECKING:
     from fleetfit.compress.graph import LayeredModel
+
+_EPOCHS = 3.0
+_LONGEST_S = 7 * 24 * 3600.0
 
 
 class Distill(Pass):
@@ -17,27 +20,67 @@ class Distill(Pass):
 
     For classifications the loss is the KL divergence between outputs softened by `temperature` (times its square), plus
     `label_weight` times the cross entropy; for everything else the squared difference of outputs, relative to their
-    variance. AdamW with a cosine schedule over `epochs`; the state that is best on the validation split is kept.
-    Source: Hinton, Vinyals, Dean, "Distilling the knowledge in a neural network" (2015).
+    variance. AdamW with a cosine schedule over `epochs`, `steps` or `seconds`; the state that is best on the validation split
+    is kept. Source: Hinton, Vinyals, Dean, "Distilling the knowledge in a neural network" (2015).
     """
 
     needs: ClassVar = frozenset({Needs.LAYERS, Needs.DATA, Needs.TRAINING})
     stage: ClassVar = Stage.RECOVER
+    version: ClassVar = 2
 
-    epochs: float = Field(default=3.0, gt=0, le=MOST_EPOCHS)
+    epochs: float | None = Field(default=None, gt=0, le=MOST_EPOCHS)
+    """How long it trains: 3 where none of `epochs`, `steps` and `seconds` is given."""
+    steps: int | None = Field(default=None, ge=1)
+    """The same in optimizer steps. Beside `seconds`: what they once became, so they are not measured again."""
+    seconds: float | None = Field(default=None, gt=0, le=_LONGEST_S)
+    """The same in seconds: the time of a step is measured first, and the number of steps that fit is kept in the lineage."""
+    least_epochs: float | None = Field(default=None, gt=0, le=MOST_EPOCHS)
+    """With `seconds`: at least so many epochs, also if they take longer."""
     temperature: float = Field(default=4.0, gt=0)
     label_weight: float = Field(default=0.5, ge=0)
     learning_rate: float = Field(default=1e-3, gt=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    """The share of steps in which the learning rate rises linearly."""
+    clip: float | None = Field(default=None, gt=0)
+    """The greatest norm of all gradients together; longer ones are shortened to it."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Judge and keep the exponential moving average of the weights, with this decay."""
+    augment: tuple[Literal["flip", "shift", "cutout", "mixup"], ...] = ()
+    """Change pictures at random, in this order; the original then answers anew for each."""
     batch: int = Field(default=128, ge=2)
     patience: int | None = Field(default=None, ge=1)
     """Stop after so many of the ten or so looks at the validation split without an improvement."""
     samples: int | None = Field(default=None, ge=8)
     """Training samples to use; all where not given."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _some_budget(cls, given: Any) -> Any:
+        if isinstance(given, dict) and all(given.get(name) is None for name in ("epochs", "steps", "seconds")):
+            return {**given, "epochs": _EPOCHS}
+        return given
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Distill:
+        if self.epochs is not None and (self.steps is not None or self.seconds is not None):
+            raise ValueError("give one of 'epochs', 'steps' and 'seconds'")
+        if self.least_epochs is not None and self.seconds is None:
+            raise ValueError("'least_epochs' goes with 'seconds'")
+        if len(set(self.augment)) < len(self.augment):
+            raise ValueError("name each of 'augment' once")
+        return self
+
     def training_effort(self, count: int) -> float:
-        """Epochs times the samples of each."""
-        return self.epochs * min(count, count if self.samples is None else self.samples)
+        """Epochs times the samples of each; steps count as epochs too. What `seconds` will become is not known."""
+        used = min(count, count if self.samples is None else self.samples)
+        if self.steps is not None:
+            return self.steps / max(1, used // self.batch) * used
+        return (self.epochs or self.least_epochs or 0.0) * used
+
+    def training_seconds(self) -> float:
+        """The seconds, where they have not become steps yet."""
+        return self.seconds if self.seconds is not None and self.steps is None else 0.0
 
     def apply(self, model: LayeredModel, context: PassContext) -> PassReport:
         """Train."""

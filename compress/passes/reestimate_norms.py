@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from fleetfit.compress.passes.base import Needs, Pass, PassContext, PassReport
+from fleetfit.compress.passes.base import Needs, Pass, PassContext, PassReport, Stage
 
 if TYPE_CHECKING:
     from fleetfit.compress.graph import LayeredModel
@@ -21,6 +21,7 @@ class ReestimateNorms(Pass):
     """
 
     needs: ClassVar = frozenset({Needs.LAYERS, Needs.DATA})
+    stage: ClassVar = Stage.RECOVER
 
     samples: int = Field(default=2048, ge=2)
     """Training samples to look at, at most; fewer where their activations would not fit into memory."""

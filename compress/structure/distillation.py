@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
+import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,10 +13,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fleetfit.compress.graph import LayeredModel
-from fleetfit.compress.passes.base import Arrays, PassContext, PassReport
-from fleetfit.compress.structure.batches import as_images, as_stored, batch_size, outputs_over, spread_rows, take
+from fleetfit.compress.passes.base import MOST_EPOCHS, Arrays, PassContext, PassReport
+from fleetfit.compress.structure.augment import Augmenter
+from fleetfit.compress.structure.batches import batch_size, outputs_over, spread_rows, take
 from fleetfit.compress.structure.losses import DistillationLoss
 from fleetfit.compress.structure.teacher import Teacher
+from fleetfit.compress.structure.training import AfterStep, Score, Trained, Trainer
 from fleetfit.compress.structure.zeros import KeptZeros
 from fleetfit.core.errors import InvalidData, InvalidRecipe
 from fleetfit.core.metrics import metric_info
@@ -30,14 +33,19 @@ _FEWEST_LOOKS, _MOST_LOOKS, _LOOKING = 3, 10, 0.2
 _KINDS_FROM = 4096
 # Below this a batch's own statistics say little about the data's: batch norms then keep those they have.
 _SMALLEST_NORM_BATCH = 16
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+# Fewer steps are no training: a budget in seconds that does not carry them is refused. A part of it is kept in reserve.
+_FEWEST_STEPS, _PLANNED = 10, 0.95
 
 
-def distill(model: LayeredModel, settings: Distill, context: PassContext) -> PassReport:
+def distill(
+    model: LayeredModel, settings: Distill, context: PassContext, after_step: Sequence[AfterStep] = ()
+) -> PassReport:
     """Train `model` in place on the outputs of `context.teacher`; the work of `Distill`.
 
-    The weights that are best on the validation split are kept, among them those it began with.
+    The weights that are best on the validation split are kept, among them those it began with. `after_step` is what others
+    do after each change of the weights.
     """
+    began = time.perf_counter()
     data = context.training_data("distill")
     if settings.samples is not None:
         data = spread_rows(data, settings.samples, context.seed)
@@ -45,11 +53,10 @@ def distill(model: LayeredModel, settings: Distill, context: PassContext) -> Pas
     if not trainable:
         raise InvalidRecipe("distill finds no weight to train in this model; leave the step out")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(context.seed)
-        return _Training(model, settings, context, data, trainable).run()
+        return _Distillation(model, settings, context, data, trainable, after_step, began).run()
 
 
-class _Training:
+class _Distillation:
     def __init__(
         self,
         model: LayeredModel,
@@ -57,94 +64,147 @@ class _Training:
         context: PassContext,
         data: Arrays,
         trainable: list[nn.Parameter],
+        after_step: Sequence[AfterStep],
+        began: float,
     ) -> None:
         self.model, self.settings, self.context, self.data = model, settings, context, data
+        zeros = KeptZeros(model)
+        self.after_step: list[AfterStep] = [lambda number, steps: zeros.restore(), *after_step]
+        self.trainable, self.began = trainable, began
+        self.notes: list[str] = []
         context.report(0.0, "asking the original")
         if context.teacher is None:
             raise InvalidRecipe("distill needs the original as a trainable model; push it as a .pt2 archive")
-        self.teacher = Teacher(context.teacher, data)
-        self.targets = None if data.targets is None else torch.from_numpy(np.ascontiguousarray(data.targets))
-        self.loss = DistillationLoss.for_outputs(
-            self.teacher.some(_KINDS_FROM),
-            None if self.targets is None else self.targets[:_KINDS_FROM],
-            task=context.task,
-            temperature=settings.temperature,
-            label_weight=settings.label_weight,
-        )
-        self.teacher_validation = (
-            None if context.validation is None else outputs_over(context.teacher, context.validation)
-        )
         # One step sees `batch` samples; a model that takes only smaller ones sees them one after the other.
         self.chunk = batch_size(model, min(settings.batch, len(data)))
         self.batch = max(self.chunk, min(settings.batch, len(data)) // self.chunk * self.chunk)
         self.per_epoch = len(data) // self.batch
         if self.per_epoch == 0:
             raise InvalidData(f"distill needs at least {self.batch} training samples and there are {len(data)}")
-        self.steps = max(1, round(settings.epochs * self.per_epoch))
-        self.optimizer = torch.optim.AdamW(
-            trainable, settings.learning_rate, weight_decay=settings.weight_decay, fused=_can_fuse(trainable)
+        self._begin()
+        self.teacher = Teacher(context.teacher, data)
+        self.targets = None if data.targets is None else torch.from_numpy(np.ascontiguousarray(data.targets))
+        asking = time.perf_counter()
+        some = self.teacher.some(_KINDS_FROM)
+        self.asking = (time.perf_counter() - asking) / min(_KINDS_FROM, len(data))
+        self.loss = DistillationLoss.for_outputs(
+            some,
+            None if self.targets is None else self.targets[:_KINDS_FROM],
+            task=context.task,
+            temperature=settings.temperature,
+            label_weight=settings.label_weight,
         )
-        self.random = np.random.default_rng(context.seed)
-        self.zeros = KeptZeros(model)
+        if settings.augment and self.loss.labels and context.task != "classification":
+            self.loss.labels = False
+            self.notes.append("the labels were left out: they need not hold for pictures that augment changed")
+        self.teacher_validation = (
+            None if context.validation is None else outputs_over(context.teacher, context.validation)
+        )
 
     def run(self) -> PassReport:
         """Train, and leave the best weights in the model."""
-        module = self.model.module
-        best = self._judge()
-        begun_with = best
-        kept, at = copy.deepcopy(module.state_dict()), 0
-        every = max(1, math.ceil(self.steps / self._looks()))
-        stale = done = 0
-        as_images(module)
-        for done in range(1, self.steps + 1):
-            self._step(done)
-            if done % every and done != self.steps:
-                continue
-            self.context.report(done / self.steps, "training on the original's outputs")
-            found = self._judge()
-            if found > best:
-                best, at, stale = found, done, 0
-                kept = copy.deepcopy(module.state_dict())
-            else:
-                stale += 1
-                if self.settings.patience is not None and stale >= self.settings.patience:
-                    break
-        module.load_state_dict(kept)
-        as_stored(module)
-        module.eval()
-        return PassReport(notes=self._notes(done, at, begun_with, best), training_steps=done)
+        steps, chosen = self._steps()
+        self._begin()
+        report = self.context.report
+        trained = self._trainer().run(
+            steps, self._looks(steps), lambda part: report(part, "training on the original's outputs")
+        )
+        return PassReport(notes=self._said(trained), training_steps=trained.done, parameters=chosen)
 
-    def _looks(self) -> int:
+    def _begin(self) -> None:
+        """Set all random numbers to where they start."""
+        seed = self.context.seed
+        torch.manual_seed(seed)
+        self.random = np.random.default_rng(seed)
+        names = self.settings.augment
+        self.augment = Augmenter(self.model, names, self.chunk, seed) if names else None
+
+    def _trainer(self) -> Trainer:
+        return Trainer(
+            self.model,
+            self.settings,
+            self.trainable,
+            self._gradients,
+            self._judge,
+            frozen_norms=self.chunk < _SMALLEST_NORM_BATCH,
+            after_step=self.after_step,
+        )
+
+    def _steps(self) -> tuple[int, dict[str, int]]:
+        """How many steps to take, and what to keep of it where that was not known before."""
+        settings = self.settings
+        if settings.steps is not None:
+            return settings.steps, {}
+        least = max(1, round((settings.epochs or settings.least_epochs or 0) * self.per_epoch))
+        if settings.seconds is None:
+            return least, {}
+        fitting, said = self._fitting(settings.seconds, least)
+        steps = max(fitting, least)
+        self.notes.append(f"{said}; steps: {steps} instead of seconds trains the same again")
+        return steps, {"steps": steps}
+
+    def _fitting(self, seconds: float, least: int) -> tuple[int, str]:
+        """How many steps fit into the budget, counted from when the pass began, and how that was found."""
+        first = np.random.default_rng(self.context.seed).permutation(len(self.data))[: 10 * self.batch]
+        unknown = 0
+        if self.augment is None:
+            self.teacher.prepare(np.asarray(first, dtype=np.int64))
+            unknown = len(self.data) - self.teacher.known()
+        look = 0.0
+        if self.context.validation is not None:
+            start = time.perf_counter()
+            self._judge()
+            look = time.perf_counter() - start
+        step = self._trainer().seconds_per_step(seconds)
+        spent = time.perf_counter() - self.began
+
+        def takes(steps: int) -> float:
+            return steps * step + min(steps * self.batch, unknown) * self.asking + (self._looks(steps) + 1) * look
+
+        said = f"a step takes {step:.2g} s here, a look at the validation split {look:.2g} s"
+        left = seconds * _PLANNED - spent
+        if takes(max(_FEWEST_STEPS, least)) > left and least < _FEWEST_STEPS:
+            need = (takes(_FEWEST_STEPS) + spent) / _PLANNED
+            raise InvalidRecipe(
+                f"distill cannot train in {seconds:g} s: {said}, and {_FEWEST_STEPS} steps are the fewest worth taking; give "
+                f"it {math.ceil(need * 1.2)} s or more, or a smaller batch"
+            )
+        low, high = 1, max(2, min(int(left / step) + 1, int(MOST_EPOCHS * self.per_epoch)))
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if takes(middle) <= left else (low, middle)
+        return low, f"{seconds:g} s are enough for {low} steps: {said}"
+
+    def _looks(self, steps: int) -> int:
         # A training step costs about three times as much per sample as a look.
         count = 1 if self.context.validation is None else len(self.context.validation)
-        return min(_MOST_LOOKS, max(_FEWEST_LOOKS, round(_LOOKING * 3 * self.steps * self.batch / count)))
+        return min(_MOST_LOOKS, max(_FEWEST_LOOKS, round(_LOOKING * 3 * steps * self.batch / count)))
 
-    def _step(self, number: int) -> None:
-        # Half a cosine down to zero, after a short linear rise.
-        rise = max(1, self.steps // 20)
-        factor = min(number / rise, 0.5 * (1 + math.cos(math.pi * (number - 1) / self.steps)))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * factor
-        module = self.model.module.train()
-        if self.chunk < _SMALLEST_NORM_BATCH:
-            for leaf in module.modules():
-                if isinstance(leaf, _NORMS):
-                    leaf.eval()
+    def _gradients(self, number: int) -> None:
         rows = self._rows(number)
-        self.optimizer.zero_grad()
         pieces = len(rows) // self.chunk
         for piece in range(pieces):
             chosen = rows[piece * self.chunk : (piece + 1) * self.chunk]
-            student = self.model.call(take(self.model, self.data, chosen))
-            index = torch.from_numpy(chosen)
-            loss = self.loss(student, self.teacher.of(chosen), None if self.targets is None else self.targets[index])
+            loss = self._loss(chosen)
             if not bool(torch.isfinite(loss)):
                 raise InvalidRecipe(
                     f"distill diverged at step {number}; give it a smaller learning_rate than {self.settings.learning_rate}"
                 )
             (loss / pieces).backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        self.zeros.restore()
+
+    def _loss(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        inputs = take(self.model, self.data, rows)
+        targets = None if self.targets is None else self.targets[torch.from_numpy(rows)]
+        if self.augment is None:
+            return self.loss(self.model.call(inputs), self.teacher.of(rows), targets)
+        changed = self.augment(inputs)
+        student, teacher = self.model.call(changed.inputs), self.teacher.answer(changed.inputs)
+        if changed.partner is None or targets is None:
+            return self.loss(student, teacher, targets)
+        share = changed.share
+        return self.loss(student, teacher, targets, share) + self.loss.label(
+            student, targets[changed.partner], 1 - share
+        )
 
     def _rows(self, number: int) -> NDArray[np.int64]:
         """The samples of a step: every epoch has its own order."""
@@ -153,7 +213,7 @@ class _Training:
             self.order = self.random.permutation(len(self.data))
         return np.asarray(self.order[position * self.batch : (position + 1) * self.batch], dtype=np.int64)
 
-    def _judge(self) -> tuple[float, float]:
+    def _judge(self) -> Score:
         """How good the model is on the validation split, greater is better: the metric, then the negative loss."""
         validation = self.context.validation
         if validation is None or self.teacher_validation is None:
@@ -174,19 +234,16 @@ class _Training:
         value = metric_value(self.context.metric, scores).value
         return (value if metric_info(self.context.metric).higher_is_better else -value), -loss
 
-    def _notes(self, done: int, at: int, begun_with: tuple[float, float], best: tuple[float, float]) -> list[str]:
+    def _said(self, trained: Trained) -> list[str]:
         kinds = ", ".join(f"{name} as {kind.value}" for name, kind in self.loss.kinds.items())
-        notes = [f"{done} steps of {self.batch} samples; the original's outputs: {kinds}"]
+        notes = [f"{trained.done} steps of {self.batch} samples; the original's outputs: {kinds}", *self.notes]
         if self.context.validation is None:
             return notes
-        if at == 0:
+        if trained.at == 0:
             return [*notes, "training did not improve it on the validation split; the weights it began with were kept"]
-        notes.append(f"the weights after step {at} are the best on the validation split")
+        what = "the weights" if self.settings.ema is None else "the averaged weights"
+        notes.append(f"{what} after step {trained.at} are the best on the validation split")
         if self.context.metric and self.context.validation.targets is not None:
-            before, after = abs(begun_with[0]), abs(best[0])
+            before, after = abs(trained.begun_with[0]), abs(trained.best[0])
             notes.append(f"{self.context.metric} on the validation split: {before:.4g} before, {after:.4g} after")
         return notes
-
-
-def _can_fuse(parameters: list[nn.Parameter]) -> bool:
-    return all(p.dtype in (torch.float32, torch.float64) for p in parameters)

@@ -78,14 +78,24 @@ class DistillationLoss:
         return cls(kinds, scales, temperature, label_weight, labels, scale)
 
     def __call__(
-        self, student: Mapping[str, torch.Tensor], teacher: Mapping[str, torch.Tensor], targets: torch.Tensor | None
+        self,
+        student: Mapping[str, torch.Tensor],
+        teacher: Mapping[str, torch.Tensor],
+        targets: torch.Tensor | None,
+        share: float = 1.0,
     ) -> torch.Tensor:
-        """The mean loss over the batch."""
+        """The mean loss over the batch; `share` of what the labels ask counts."""
         parts = [self._match(name, student[name], teacher[name]) for name in self.kinds]
-        if self.labels and targets is not None:
-            first = next(iter(self.kinds))
-            parts.append(self.label_weight * self._label(self.kinds[first], student[first], targets))
+        if targets is not None:
+            parts.append(self.label(student, targets, share))
         return torch.stack(parts).sum()
+
+    def label(self, student: Mapping[str, torch.Tensor], targets: torch.Tensor, share: float = 1.0) -> torch.Tensor:
+        """`share` of what the labels ask; zero where labels are not learned from."""
+        first = next(iter(self.kinds))
+        if not self.labels:
+            return student[first].new_zeros(())
+        return share * self.label_weight * self._label(self.kinds[first], student[first], targets)
 
     def _match(self, name: str, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         kind, t = self.kinds[name], self.temperature

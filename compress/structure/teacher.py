@@ -43,16 +43,31 @@ class Teacher:
         """The outputs for the first samples."""
         return self.of(np.arange(min(count, len(self._data)), dtype=np.int64))
 
+    def known(self) -> int:
+        """For how many samples the outputs are in memory."""
+        return int(self._known.sum())
+
+    def answer(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The outputs for a batch of inputs of which none is in memory. Raises InvalidData where one is not finite."""
+        self._model.module.eval()
+        with torch.no_grad():
+            outputs = self._model.call(inputs)
+        _check(outputs)
+        return outputs
+
     def _ask(self, rows: NDArray[np.int64]) -> None:
         inputs = {name: values[rows] for name, values in self._data.inputs.items()}
         outputs = outputs_over(self._model, Arrays(inputs, None))
         index = torch.from_numpy(rows)
+        _check(outputs)
         for name, value in outputs.items():
-            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                raise InvalidData(
-                    f"the original's output {name} is not finite on the training data; look for NaN in it"
-                )
             if name not in self._answers:
                 self._answers[name] = torch.zeros((len(self._data), *value.shape[1:]), dtype=value.dtype)
             self._answers[name][index] = value
         self._known[rows] = True
+
+
+def _check(outputs: dict[str, torch.Tensor]) -> None:
+    for name, value in outputs.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise InvalidData(f"the original's output {name} is not finite on the training data; look for NaN in it")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from fleetfit.compress.recipe import Recipe
+from fleetfit.compress.recipe import Recipe, control_for
 from fleetfit.compress.tasks import DataFacts, ModelFacts
 from fleetfit.core.errors import InvalidData, InvalidInput, InvalidRecipe
 from fleetfit.core.metrics import metric_info
@@ -213,7 +213,8 @@ def expected_size_bytes(model: PlannedModel, recipe: Recipe) -> int:
 
 def expected_compress_s(model: PlannedModel, data: PlannedData | None, recipe: Recipe) -> float:
     """A first guess of a recipe's time; three passes' worth of arithmetic for each sample trained on, and the teacher."""
-    return _FIXED_COMPRESS_S + 4 * recipe.training_effort(_trained_on(data)) * model.facts.macs / _MACS_PER_S
+    trained = 4 * recipe.training_effort(_trained_on(data)) * model.facts.macs / _MACS_PER_S
+    return _FIXED_COMPRESS_S + recipe.training_seconds() + trained
 
 
 def _trained_on(data: PlannedData | None) -> int:
@@ -236,11 +237,9 @@ def _with_roles(
             )
         if recipe.needs_data() and data is None:
             raise InvalidInput(f"the recipe '{recipe.name}' needs data; name a dataset with --data", field="dataset")
-    count = _trained_on(data)
-    heaviest = max(recipes, key=lambda recipe: recipe.training_effort(count), default=None)
-    training = heaviest.training(count) if heaviest is not None else None
-    if training is not None:
-        wanted.append(("control", Recipe.control(training)))
+    control = control_for(recipes, _trained_on(data))
+    if control is not None:
+        wanted.append(("control", control))
     return wanted + [("recipe", recipe) for recipe in recipes]
 
 
