@@ -14,11 +14,14 @@ if TYPE_CHECKING:
 
 
 class ActivationPruning(LayerwisePass):
-    """Remove neurons (channels) whose mean absolute activation over the training split is small.
+    """Remove neurons (channels) that are hardly active over the training split.
 
-    Every weight that feeds a removed neuron or reads it goes with it. Give `threshold` (in units of the activation: what lies
-    below goes) or `ratio` (this share goes). `scope` `layer` takes the ratio in each layer, `global` ranks all neurons
-    together after dividing each layer's activations by their mean. `layers` limits it to one kind of layer.
+    `criterion` `mean_absolute` (where none is given) goes by the mean absolute activation, `zeros` by the share of activations
+    that are not zero, which says something where the nonlinearity is a ReLU.
+
+    Every weight that feeds a removed neuron or reads it goes with it. Give `threshold` (in units of the activation, or a share:
+    what lies below goes) or `ratio` (this share goes). `scope` `layer` takes the ratio in each layer, `global` ranks all neurons
+    together after dividing each layer's scores by their mean. `layers` limits it to one kind of layer.
     """
 
     needs: ClassVar = frozenset({Needs.LAYERS, Needs.DATA})
@@ -26,6 +29,7 @@ class ActivationPruning(LayerwisePass):
     amounts: ClassVar = ("threshold", "ratio")
     per_layer: ClassVar = ("round_to",)
 
+    criterion: Literal["mean_absolute", "zeros"] | None = None
     threshold: float | None = Field(default=None, gt=0)
     ratio: float | None = Field(default=None, gt=0, lt=1)
     scope: Literal["layer", "global"] = "layer"

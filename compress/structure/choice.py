@@ -33,7 +33,13 @@ class Amount(Protocol):
 
 
 def cut_the_least(
-    model: LayeredModel, structure: Structure, planned: Sequence[tuple[Group, Amount]], scores: Scores, settings: Amount
+    model: LayeredModel,
+    structure: Structure,
+    planned: Sequence[tuple[Group, Amount]],
+    scores: Scores,
+    settings: Amount,
+    *,
+    comparable: bool = False,
 ) -> list[str]:
     """Remove the units with the smallest scores, and say what is left of each group, and what stays whole and why.
 
@@ -43,9 +49,10 @@ def cut_the_least(
         planned: The groups that may be cut, each with its own settings.
         scores: Of the units of these groups.
         settings: Those of the pass as a whole.
+        comparable: Scores of different groups compare as they are; if not, each is divided by its group's mean first.
     """
     if settings.scope == "global" and settings.ratio is not None:
-        kept = largest_of_all(scores, settings.ratio)
+        kept = largest_of_all(scores if comparable else scaled(scores), settings.ratio)
     else:
         kept = {group.name: _own(scores[group.name], own) for group, own in planned}
     for group, own in planned:
@@ -74,14 +81,14 @@ def largest(scores: torch.Tensor, ratio: float) -> torch.Tensor:
 
 
 def largest_of_all(scores: Scores, ratio: float) -> dict[str, torch.Tensor]:
-    """Masks over all groups together: each group's scores are divided by their mean first."""
-    scaled = {name: values / values.mean().clamp_min(1e-30) for name, values in scores.items()}
-    return split(largest(torch.cat(list(scaled.values())), ratio), scores)
-
-
-def split(mask: torch.Tensor, scores: Scores) -> dict[str, torch.Tensor]:
-    """A mask over all groups, one after the other, as one for each."""
+    """Masks over all groups together."""
+    mask = largest(torch.cat(list(scores.values())), ratio)
     return dict(zip(scores, torch.split(mask, [len(values) for values in scores.values()]), strict=True))
+
+
+def scaled(scores: Scores) -> dict[str, torch.Tensor]:
+    """Each group's scores over their mean."""
+    return {name: values / values.mean().clamp_min(1e-30) for name, values in scores.items()}
 
 
 def rounded(scores: torch.Tensor, mask: torch.Tensor, multiple: int) -> torch.Tensor:

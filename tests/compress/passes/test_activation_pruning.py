@@ -12,7 +12,7 @@ from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.intake.pt2 import load_pt2
 from fleetfit.compress.passes.activation_pruning import ActivationPruning
 from fleetfit.compress.passes.base import Arrays, PassContext
-from fleetfit.compress.structure.activations import mean_activations
+from fleetfit.compress.structure.activations import mean_activations, not_zero
 from fleetfit.compress.structure.groups import analyse
 from fleetfit.core.errors import InvalidData, InvalidRecipe
 
@@ -103,3 +103,34 @@ def test_widths_are_rounded_up_with_the_most_active_of_those_to_go(ladder: Layer
 def test_activations_that_are_not_finite_are_an_error_of_the_data(ladder: LayeredModel) -> None:
     with pytest.raises(InvalidData, match="not finite"):
         _prune(ladder, np.full((64, 1), 3e38, np.float32), ratio=0.5)
+
+
+def test_the_share_of_zeros_is_another_order_than_the_mean(ladder: LayeredModel) -> None:
+    """A neuron that is seldom but strongly active comes last by zeros, first by its mean."""
+    model = ladder.clone()
+    with torch.no_grad():
+        levels = model.module.get_submodule("levels")
+        levels.weight[0] = 1000.0  # type: ignore[operator,index]
+        levels.bias[0] = -1999.0  # type: ignore[operator,index]
+    values = np.tile(np.array([[2.0], [1.0], [0.5], [-1.0]], np.float32), (16, 1))
+    data = Arrays({"x": values}, None)
+    found = mean_activations(model, analyse(model).groups, data, lambda part: None, not_zero)["levels"]
+    assert found.tolist() == [0.25, 0.75, 0.75, 0.75, 0.75, 0.0, 0.75, 0.75]
+    by_zeros, by_mean = model.clone(), model.clone()
+    ActivationPruning(ratio=0.25, criterion="zeros").apply(by_zeros, _context(values))
+    ActivationPruning(ratio=0.25).apply(by_mean, _context(values))
+    assert _left(by_zeros) == [5.0, 0.2, 3.0, 0.4, 1.0, 2.0]
+    assert _left(by_mean) == [1000.0, 5.0, 3.0, 0.4, 1.0, 2.0]
+    assert _left(_prune(ladder, values, threshold=0.5, criterion="zeros")) == [5.0, 0.2, 3.0, 0.4, 1.0, 2.0]
+
+
+def test_zeros_say_nothing_where_there_are_none(ladder: LayeredModel) -> None:
+    model = ladder.clone()
+    with torch.no_grad():
+        model.module.get_submodule("levels").bias.fill_(7.0)  # type: ignore[operator,union-attr]
+    with pytest.raises(InvalidRecipe, match="no activation that is ever zero in levels, mix; use the criterion"):
+        ActivationPruning(ratio=0.5, criterion="zeros").apply(model, _context(ONES))
+    with torch.no_grad():
+        model.module.get_submodule("mix").weight[2] = -1.0  # type: ignore[operator,index]
+    notes = ActivationPruning(ratio=0.25, criterion="zeros").apply(model, _context(ONES)).notes
+    assert notes == ["mix: 4 -> 3 neurons", "levels stays whole: its activations are never zero"]

@@ -216,6 +216,16 @@ class TestActivationPruning(PassContract):
     parameters: ClassVar[dict[str, Any]] = {"ratio": 0.5, "samples": 64}
 
 
+class TestActivationPruningByZeros(PassContract):
+    name = "activation_pruning"
+    parameters: ClassVar[dict[str, Any]] = {"criterion": "zeros", "ratio": 0.5, "samples": 64}
+
+
+class TestTaylorPruning(PassContract):
+    name = "taylor_pruning"
+    parameters: ClassVar[dict[str, Any]] = {"ratio": 0.5, "samples": 64, "scope": "global", "round_to": 2}
+
+
 class TestActivationPruningByThreshold(PassContract):
     name = "activation_pruning"
     parameters: ClassVar[dict[str, Any]] = {"threshold": 0.25, "samples": 64, "round_to": 2}
