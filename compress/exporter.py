@@ -25,6 +25,7 @@ TOLERANCE: Final[Mapping[str, float]] = {"float64": 1e-3, "float32": 1e-3, "floa
 _DIFFERENT_INTEGERS: Final = 0.02
 # Two batches, so that a batch size that the exporter took for a constant is found.
 _CHECKED_SAMPLES: Final = (16, 3)
+_PREDICTED_BATCH: Final = 256
 
 
 def export_onnx(model: LayeredModel) -> bytes:
@@ -87,6 +88,24 @@ class OnnxSession:
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """The outputs by name."""
         return dict(zip(self.names, self._session.run(self.names, dict(inputs)), strict=True))
+
+
+def predict_onnx(content: bytes, data: Arrays, batch: int | None) -> dict[str, NDArray[Any]]:
+    """All outputs of an ONNX file over a split, by name.
+
+    Where it takes only batches of `batch`, the last one is filled up with its last sample, which then does not count.
+    """
+    session = OnnxSession(content)
+    size = batch or _PREDICTED_BATCH
+    parts = []
+    for at in range(0, len(data), size):
+        rows = np.arange(at, min(at + size, len(data)))
+        real = len(rows)
+        if batch is not None:
+            rows = np.concatenate([rows, np.full(batch - real, rows[-1])])
+        outputs = session.run({name: data.inputs[name][rows] for name in session.input_names})
+        parts.append({name: values[:real] for name, values in outputs.items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def largest_difference(model: LayeredModel, content: bytes, data: Arrays | None) -> float:

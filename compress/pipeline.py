@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from fleetfit.compress.arrays import read_split
-from fleetfit.compress.exporter import OnnxSession, export_onnx, largest_difference, prove_equal
+from fleetfit.compress.exporter import export_onnx, largest_difference, predict_onnx, prove_equal
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.intake.pt2 import load_pt2
 from fleetfit.compress.passes.base import Arrays, Pass, PassContext, PassReport, QuantizedBuild
@@ -29,7 +29,7 @@ from fleetfit.core.statistics import metric_value, score_samples
 Report = Callable[[float, str], None]
 _EVALUATION_BATCH: Final = 256
 # Shares of the whole that the parts take, for the progress bar.
-_LOADED, _PASSED = 0.1, 0.85
+_LOADED, _PASSED, _BUILT = 0.1, 0.85, 0.98
 
 
 @dataclass
@@ -105,12 +105,13 @@ def _from_layers(
     report(_PASSED, "building for the runtime")
     content = export_onnx(model)
     difference = prove_equal(model, content, validation)
+    context.report = lambda part, activity: report(_PASSED + (_BUILT - _PASSED) * part, activity)
     quantized = _quantized(recipe, content, context)
     if quantized is not None:
         content = quantized.content
         difference = largest_difference(model, content, validation)
         score = judge.score_onnx(content, _only_batch(model.inputs))
-        notes = [*lineage[-1].notes, _integers(quantized)]
+        notes = [*lineage[-1].notes, *quantized.notes]
         lineage[-1] = lineage[-1].model_copy(update={"weight_bytes": len(content), "metric": score, "notes": notes})
     model.save_pt2(out / "variant.pt2")
     build = _write_build(content, quantized, model.inputs, model.outputs, difference, out)
@@ -162,6 +163,7 @@ def _from_onnx(
     context = _context(work, None, train, validation)
     began = time.monotonic()
     report(_LOADED, "quantizing")
+    context.report = lambda part, activity: report(_LOADED + (_BUILT - _LOADED) * part, activity)
     quantized = _quantized(recipe, content, context)
     difference = None
     if quantized is not None:
@@ -170,7 +172,7 @@ def _from_onnx(
         content = quantized.content
         step = recipe.steps[-1]
         seconds = time.monotonic() - began
-        lineage.append(line(step.pass_name(), step.parameters(), len(content), seconds, [_integers(quantized)]))
+        lineage.append(line(step.pass_name(), step.parameters(), len(content), seconds, quantized.notes))
     build = _write_build(content, quantized, facts.inputs, facts.outputs, difference, out)
     return CompressFacts(
         lineage=lineage,
@@ -184,13 +186,6 @@ def _from_onnx(
 def _only_batch(inputs: list[Tensor]) -> int | None:
     first = inputs[0].shape[0]
     return None if first < 0 else first
-
-
-def _integers(quantized: QuantizedBuild) -> str:
-    return (
-        f"{quantized.integer_operators} of {quantized.total_operators} convolutions and products run on integers in ONNX "
-        "Runtime on the machine that made this build"
-    )
 
 
 def _context(
@@ -266,24 +261,6 @@ class _Judge:
             n=len(self._data),
             split="validation",
         )
-
-
-def predict_onnx(content: bytes, data: Arrays, batch: int | None) -> dict[str, Any]:
-    """All outputs of an ONNX file over a split, by name.
-
-    Where it takes only batches of `batch`, the last one is filled up with its last sample, which then does not count.
-    """
-    session = OnnxSession(content)
-    size = batch or _EVALUATION_BATCH
-    parts = []
-    for at in range(0, len(data), size):
-        rows = np.arange(at, min(at + size, len(data)))
-        real = len(rows)
-        if batch is not None:
-            rows = np.concatenate([rows, np.full(batch - real, rows[-1])])
-        outputs = session.run({name: data.inputs[name][rows] for name in session.input_names})
-        parts.append({name: values[:real] for name, values in outputs.items()})
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _line(

@@ -97,11 +97,12 @@ class PassReport:
 
 @dataclass
 class QuantizedBuild:
-    """A build that a pass made itself instead of the exporter: ONNX bytes and what became integer in it."""
+    """A build that a pass made itself instead of the exporter: ONNX bytes, what became integer in it, and notes on it."""
 
     content: bytes
     integer_operators: int
     total_operators: int
+    notes: list[str] = field(default_factory=list)
 
 
 class Pass(BaseModel):

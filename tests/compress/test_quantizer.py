@@ -13,7 +13,8 @@ from fleetfit.compress.exporter import OnnxSession, export_onnx
 from fleetfit.compress.intake.pt2 import load_pt2
 from fleetfit.compress.passes.base import Arrays, PassContext
 from fleetfit.compress.passes.quantize import Quantize
-from fleetfit.compress.quantizer import count_operators, quantize_onnx
+from fleetfit.compress.quantization import quantize_onnx
+from fleetfit.compress.quantization.operators import OperatorCounts, count_operators
 from fleetfit.core.errors import InvalidRecipe
 
 from .conftest import Trained
@@ -33,7 +34,7 @@ def _accuracy(content: bytes, data: Arrays) -> float:
     return float((logits.argmax(1) == data.targets).mean())
 
 
-@pytest.mark.parametrize("calibration", ["minmax", "percentile", "entropy"])
+@pytest.mark.parametrize("calibration", ["minmax", "percentile", "mse", "entropy"])
 def test_static_makes_convolutions_and_products_integer(exported: bytes, trained: Trained, calibration: str) -> None:
     wanted = Quantize.model_validate({"mode": "static", "calibration": calibration, "samples": 100})
     built = quantize_onnx(exported, wanted, _context(trained.train_arrays))
@@ -116,5 +117,5 @@ def test_nothing_to_quantize_is_said(tmp_path: Path) -> None:
 
 
 def test_operators_are_counted_where_they_run(exported: bytes) -> None:
-    assert count_operators(exported) == (0, 3)
-    assert count_operators(_elementwise()) == (0, 0)
+    assert count_operators(exported) == OperatorCounts(total=3)
+    assert count_operators(_elementwise()) == OperatorCounts()
