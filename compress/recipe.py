@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
@@ -238,10 +238,23 @@ def _step(item: object, number: int, source: str) -> Pass:
         first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         key = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, kind.model_fields, 1)
-            hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(kind.model_fields)}"
+            fields = _fields_around(kind, first["loc"])
+            near = difflib.get_close_matches(str(first["loc"][-1]), fields, 1)
+            hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(fields)}"
             raise InvalidRecipe(f"step {number} of {source}: {name} has no parameter {_short(key)}; {hint}") from error
         raise InvalidRecipe(f"step {number} of {source}: {name}: {_sentence(error)}", field="steps") from error
+
+
+def _fields_around(kind: type[BaseModel], where: Sequence[int | str]) -> list[str]:
+    """The parameters that there are at the place where an unknown one was given."""
+    if len(where) == 1:
+        return list(kind.model_fields)
+    inside = [kind.model_fields[str(where[0])].annotation]
+    for part in inside:
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            return list(part.model_fields)
+        inside += get_args(part)
+    return [str(where[0])]
 
 
 def _sentence(error: ValidationError) -> str:

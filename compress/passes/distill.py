@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fleetfit.compress.passes.base import MOST_EPOCHS, Needs, Pass, PassContext, PassReport, Stage
 
@@ -15,13 +15,24 @@ _EPOCHS = 3.0
 _LONGEST_S = 7 * 24 * 3600.0
 
 
+class OutputLoss(BaseModel):
+    """How one output is learned from the original's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    loss: Literal["auto", "kl", "mse", "l1", "cosine", "none"] = "auto"
+    """KL divergence of softened outputs, squared or absolute difference, one minus the cosine, or not at all."""
+    weight: float = Field(default=1.0, ge=0)
+
+
 class Distill(Pass):
     """Train the model on the original's outputs, and on the labels where there are any.
 
     For classifications the loss is the KL divergence between outputs softened by `temperature` (times its square), plus
     `label_weight` times the cross entropy; for everything else the squared difference of outputs, relative to their
-    variance. AdamW with a cosine schedule over `epochs`, `steps` or `seconds`; the state that is best on the validation split
-    is kept. Source: Hinton, Vinyals, Dean, "Distilling the knowledge in a neural network" (2015).
+    variance. `outputs` chooses otherwise. With `features`, layers inside are matched too. AdamW with a cosine schedule over
+    `epochs`, `steps` or `seconds`; the state that is best on the validation split is kept.
+    Source: Hinton, Vinyals, Dean, "Distilling the knowledge in a neural network" (2015).
     """
 
     needs: ClassVar = frozenset({Needs.LAYERS, Needs.DATA, Needs.TRAINING})
@@ -36,6 +47,11 @@ class Distill(Pass):
     """The same in seconds: the time of a step is measured first, and the number of steps that fit is kept in the lineage."""
     least_epochs: float | None = Field(default=None, gt=0, le=MOST_EPOCHS)
     """With `seconds`: at least so many epochs, also if they take longer."""
+    outputs: dict[str, OutputLoss] = Field(default_factory=dict)
+    """Losses by the outputs' names; chosen by the declared task and the output's shape where not given."""
+    features: tuple[str, ...] | Literal["auto"] | None = Field(default=None, min_length=1)
+    """Layers of the original, by name or pattern, whose outputs are matched; "auto" for the last of each stage."""
+    feature_weight: float = Field(default=1.0, gt=0)
     temperature: float = Field(default=4.0, gt=0)
     label_weight: float = Field(default=0.5, ge=0)
     learning_rate: float = Field(default=1e-3, gt=0, lt=1)
@@ -60,6 +76,11 @@ class Distill(Pass):
         if isinstance(given, dict) and all(given.get(name) is None for name in ("epochs", "steps", "seconds")):
             return {**given, "epochs": _EPOCHS}
         return given
+
+    @field_validator("features", mode="before")
+    @classmethod
+    def _one_pattern(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, str) and given != "auto" else given
 
     @model_validator(mode="after")
     def _one_budget(self) -> Distill:

@@ -14,8 +14,9 @@ from torch import nn
 
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.passes.base import MOST_EPOCHS, Arrays, PassContext, PassReport
-from fleetfit.compress.structure.augment import Augmenter
+from fleetfit.compress.structure.augment import Augmented, Augmenter
 from fleetfit.compress.structure.batches import batch_size, outputs_over, spread_rows, take
+from fleetfit.compress.structure.features import Features
 from fleetfit.compress.structure.losses import DistillationLoss
 from fleetfit.compress.structure.teacher import Teacher
 from fleetfit.compress.structure.training import AfterStep, Score, Trained, Trainer
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 _FEWEST_LOOKS, _MOST_LOOKS, _LOOKING = 3, 10, 0.2
 # So many samples tell what kind of outputs the original has, and how much they vary.
 _KINDS_FROM = 4096
+# So many tell how features vary, and how the student's begin to be mapped to them.
+_FEATURES_FROM = 256
 # Below this a batch's own statistics say little about the data's: batch norms then keep those they have.
 _SMALLEST_NORM_BATCH = 16
 # Fewer steps are no training: a budget in seconds that does not carry them is refused. A part of it is kept in reserve.
@@ -81,6 +84,7 @@ class _Distillation:
         self.per_epoch = len(data) // self.batch
         if self.per_epoch == 0:
             raise InvalidData(f"distill needs at least {self.batch} training samples and there are {len(data)}")
+        self.features: Features | None = None
         self._begin()
         self.teacher = Teacher(context.teacher, data)
         self.targets = None if data.targets is None else torch.from_numpy(np.ascontiguousarray(data.targets))
@@ -93,6 +97,7 @@ class _Distillation:
             task=context.task,
             temperature=settings.temperature,
             label_weight=settings.label_weight,
+            asked={name: (rule.loss, rule.weight) for name, rule in settings.outputs.items()},
         )
         if settings.augment and self.loss.labels and context.task != "classification":
             self.loss.labels = False
@@ -103,6 +108,18 @@ class _Distillation:
 
     def run(self) -> PassReport:
         """Train, and leave the best weights in the model."""
+        if self.settings.features is not None:
+            rows = np.arange(self.chunk if not self.model.dynamic_batch else min(_FEATURES_FROM, len(self.data)))
+            samples = take(self.model, self.data, rows)
+            self.features = Features(self.model, self.teacher.model, self.settings.features, samples)
+            self.notes += self.features.said()
+        try:
+            return self._train()
+        finally:
+            if self.features is not None:
+                self.features.close()
+
+    def _train(self) -> PassReport:
         steps, chosen = self._steps()
         self._begin()
         report = self.context.report
@@ -118,12 +135,14 @@ class _Distillation:
         self.random = np.random.default_rng(seed)
         names = self.settings.augment
         self.augment = Augmenter(self.model, names, self.chunk, seed) if names else None
+        if self.features is not None:
+            self.features.reset()
 
     def _trainer(self) -> Trainer:
         return Trainer(
             self.model,
             self.settings,
-            self.trainable,
+            [*self.trainable, *(self.features.parameters() if self.features is not None else ())],
             self._gradients,
             self._judge,
             frozen_norms=self.chunk < _SMALLEST_NORM_BATCH,
@@ -147,7 +166,7 @@ class _Distillation:
         """How many steps fit into the budget, counted from when the pass began, and how that was found."""
         first = np.random.default_rng(self.context.seed).permutation(len(self.data))[: 10 * self.batch]
         unknown = 0
-        if self.augment is None:
+        if self.augment is None and self.features is None:
             self.teacher.prepare(np.asarray(first, dtype=np.int64))
             unknown = len(self.data) - self.teacher.known()
         look = 0.0
@@ -195,16 +214,17 @@ class _Distillation:
     def _loss(self, rows: NDArray[np.int64]) -> torch.Tensor:
         inputs = take(self.model, self.data, rows)
         targets = None if self.targets is None else self.targets[torch.from_numpy(rows)]
-        if self.augment is None:
-            return self.loss(self.model.call(inputs), self.teacher.of(rows), targets)
-        changed = self.augment(inputs)
-        student, teacher = self.model.call(changed.inputs), self.teacher.answer(changed.inputs)
-        if changed.partner is None or targets is None:
-            return self.loss(student, teacher, targets)
-        share = changed.share
-        return self.loss(student, teacher, targets, share) + self.loss.label(
-            student, targets[changed.partner], 1 - share
-        )
+        changed = Augmented(inputs) if self.augment is None else self.augment(inputs)
+        student = self.model.call(changed.inputs)
+        # What is in memory is the answer to inputs as they are, and has no features.
+        from_memory = self.augment is None and self.features is None
+        teacher = self.teacher.of(rows) if from_memory else self.teacher.answer(changed.inputs)
+        loss = self.loss(student, teacher, targets, changed.share)
+        if changed.partner is not None and targets is not None:
+            loss = loss + self.loss.label(student, targets[changed.partner], 1 - changed.share)
+        if self.features is not None:
+            loss = loss + self.settings.feature_weight * self.features.loss()
+        return loss
 
     def _rows(self, number: int) -> NDArray[np.int64]:
         """The samples of a step: every epoch has its own order."""
@@ -235,7 +255,8 @@ class _Distillation:
         return (value if metric_info(self.context.metric).higher_is_better else -value), -loss
 
     def _said(self, trained: Trained) -> list[str]:
-        kinds = ", ".join(f"{name} as {kind.value}" for name, kind in self.loss.kinds.items())
+        weights = {name: "" if weight == 1 else f", times {weight:g}" for name, weight in self.loss.weights.items()}
+        kinds = ", ".join(f"{name} as {kind.value}{weights[name]}" for name, kind in self.loss.kinds.items())
         notes = [f"{trained.done} steps of {self.batch} samples; the original's outputs: {kinds}", *self.notes]
         if self.context.validation is None:
             return notes

@@ -19,8 +19,8 @@ class Teacher:
     """Answers for rows of a split, from memory where it was asked before. The model it is made from is not changed."""
 
     def __init__(self, model: LayeredModel, data: Arrays) -> None:
-        self._model = model.clone()
-        as_images(self._model.module)
+        self.model = model.clone()
+        as_images(self.model.module)
         self._data = data
         self._known = np.zeros(len(data), dtype=np.bool_)
         self._answers: dict[str, torch.Tensor] = {}
@@ -49,15 +49,15 @@ class Teacher:
 
     def answer(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The outputs for a batch of inputs of which none is in memory. Raises InvalidData where one is not finite."""
-        self._model.module.eval()
+        self.model.module.eval()
         with torch.no_grad():
-            outputs = self._model.call(inputs)
+            outputs = self.model.call(inputs)
         _check(outputs)
         return outputs
 
     def _ask(self, rows: NDArray[np.int64]) -> None:
         inputs = {name: values[rows] for name, values in self._data.inputs.items()}
-        outputs = outputs_over(self._model, Arrays(inputs, None))
+        outputs = outputs_over(self.model, Arrays(inputs, None))
         index = torch.from_numpy(rows)
         _check(outputs)
         for name, value in outputs.items():

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.intake.pt2 import load_pt2
+from fleetfit.compress.passes.activation_pruning import ActivationPruning
 from fleetfit.compress.passes.base import PassContext
 from fleetfit.compress.passes.distill import Distill
 from fleetfit.compress.recipe import Recipe, control_for
@@ -68,12 +69,15 @@ def _distance(model: LayeredModel, context: PassContext) -> float:
 def test_one_budget_is_chosen_and_three_epochs_where_none_is() -> None:
     assert Distill().epochs == 3 and Distill(steps=5).epochs is None
     assert Distill.model_validate(Distill(seconds=2).parameters()) == Distill(seconds=2)
+    assert Distill.model_validate({"features": "head.*"}).features == ("head.*",)
+    assert Distill.model_validate({"features": "auto"}).features == "auto"
     for wrong, words in (
         ({"epochs": 1, "steps": 2}, "one of"),
         ({"epochs": 1, "seconds": 2}, "one of"),
         ({"epochs": 1, "least_epochs": 2}, "goes with"),
         ({"augment": ["flip", "flip"]}, "once"),
         ({"augment": ["turn"]}, "flip"),
+        ({"features": []}, "features"),
     ):
         with pytest.raises(ValidationError, match=words):
             Distill.model_validate(wrong)
@@ -230,3 +234,33 @@ def test_labels_of_changed_pictures_count_only_for_classes(case: Case) -> None:
     model, context = case()
     notes = Distill(steps=1, augment=("flip",)).apply(model, context).notes
     assert not any("labels were left out" in note for note in notes)
+
+
+def test_matched_features_are_learned_and_leave_nothing_behind(case: Case) -> None:
+    results = []
+    for features in (None, "auto", ["features.0", "head.1"]):
+        model, context = case()
+        ActivationPruning(ratio=0.5, samples=64).apply(model, context)
+        names = list(model.module.state_dict())
+        settings = {"epochs": 2, "batch": 32, "features": features, "feature_weight": 2.0, "augment": ["shift"]}
+        report = Distill.model_validate(settings).apply(model, context)
+        assert any("features matched" in note for note in report.notes) == (features is not None)
+        assert list(model.module.state_dict()) == names
+        assert not any(leaf._forward_hooks for leaf in model.module.modules())
+        results.append(_weights(model))
+    assert not _same(results[0], results[1]) and not _same(results[1], results[2])
+
+
+def test_a_chosen_loss_is_said_and_unknown_outputs_are_refused(case: Case) -> None:
+    model, context = case()
+    report = Distill.model_validate({"steps": 3, "outputs": {"output": {"loss": "l1", "weight": 2}}}).apply(
+        model, context
+    )
+    assert "output as values by absolute difference, times 2" in report.notes[0]
+    with pytest.raises(InvalidRecipe, match="no output logits; it has output"):
+        Distill.model_validate({"steps": 3, "outputs": {"logits": {"loss": "kl"}}}).apply(model, context)
+    for wrong in ({"output": {"loss": "huber"}}, {"output": {"weight": -1}}, {"output": {"kind": "kl"}}):
+        with pytest.raises(ValidationError):
+            Distill.model_validate({"outputs": wrong})
+    with pytest.raises(InvalidRecipe, match="no parameter 'outputs.output.kind'; it has loss, weight"):
+        Recipe.from_yaml("{name: a, steps: [distill: {outputs: {output: {kind: kl}}}]}")
