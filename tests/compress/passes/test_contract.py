@@ -236,6 +236,16 @@ class TestLowRank(PassContract):
     parameters: ClassVar[dict[str, Any]] = {"ratio": 0.2, "samples": 64}
 
 
+class TestLowRankConvolutions(PassContract):
+    name = "low_rank"
+    parameters: ClassVar[dict[str, Any]] = {"energy": 0.6, "layers": "all", "method": "best", "samples": 64}
+
+
+class TestLowRankForABudget(PassContract):
+    name = "low_rank"
+    parameters: ClassVar[dict[str, Any]] = {"fewer_parameters": 0.3, "layers": "all", "samples": 64}
+
+
 class TestRedundancyPruning(PassContract):
     name = "redundancy_pruning"
     parameters: ClassVar[dict[str, Any]] = {"ratio": 0.5, "samples": 64}
