@@ -111,7 +111,8 @@ def _ready(torch: Any, model: nn.Module) -> Iterator[None]:
     """The state in which a model exports best; all of it is put back afterwards.
 
     Evaluation mode; without gradients, so that a `torch.no_grad()` inside forward changes nothing and leaves no nested graph;
-    without attention's fused fast path, which cannot be taken apart; and in silence, since PyTorch prints whole graphs.
+    without attention's fused fast path, which cannot be taken apart; outputs of a class that acts as a dict (those of
+    transformers) as plain dicts, since an archive may name no classes; and in silence, since PyTorch prints whole graphs.
     """
     modes = {module: module.training for module in model.modules()}
     fast_path = torch.backends.mha.get_fastpath_enabled()
@@ -119,14 +120,20 @@ def _ready(torch: Any, model: nn.Module) -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
+    plain = model.register_forward_hook(lambda module, given, result: _plain_dict(result))
     try:
         with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
+        plain.remove()
         logging.disable(disabled)
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for module, mode in modes.items():
             module.training = mode
+
+
+def _plain_dict(result: Any) -> Any:
+    return dict(result.items()) if isinstance(result, Mapping) and type(result) is not dict else result
 
 
 def _bind_samples(torch: Any, model: nn.Module, given: Any) -> dict[str, Any]:
