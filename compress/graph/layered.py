@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,7 +105,10 @@ class LayeredModel:
         if self.dynamic_batch:
             batch = torch.export.Dim("batch")
             shapes = tuple({0: batch} for _ in samples)
-        return torch.export.export(clone, tuple(samples), dynamic_shapes=shapes)
+        with warnings.catch_warnings():
+            # Recurrent layers list their weights a second time; the tracer asks for buffers there.
+            warnings.filterwarnings("ignore", message="The tensor attribute")
+            return torch.export.export(clone, tuple(samples), dynamic_shapes=shapes)
 
     def save_pt2(self, path: Path) -> None:
         """Write the model as an archive that `load_pt2` reads."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
 from fleetfit.compress.intake.inplace import make_functional
 from fleetfit.compress.intake.layers import BUILDERS, Layer, bind
-from fleetfit.compress.intake.views import RESHAPES, expand_batch, reshape
+from fleetfit.compress.intake.recurrent import recurrent_layer
+from fleetfit.compress.intake.views import RESHAPES, expand_batch, reshape, sizes_of_parts
 from fleetfit.compress.intake.weights import Namespace, Weight, weights_of
 from fleetfit.core.errors import InvalidModel
 
@@ -24,6 +26,7 @@ _DROPOUTS = {
     "aten::native_dropout",
 }
 _COPIES = {"aten::clone", "aten::contiguous", "aten::alias", "aten::lift_fresh_copy", "aten::lift_fresh"}
+_PARTS = (aten.chunk.default, aten.split.Tensor, aten.split.sizes)
 _CHECKS = ("aten::_assert", "aten::sym_constrain", "aten::_functional_assert", "aten::_make_dep_token")
 
 
@@ -127,16 +130,18 @@ class _Relayering:
 
     def _call(self, node: fx.Node) -> None:
         target = node.target
+        if node in self.environment:
+            return
         if not isinstance(target, torch._ops.OpOverload):
             assert callable(target)  # noqa: S101 - what a call_function node holds; tells the type checker
             self.environment[node] = self.graph.call_function(target, self._new(node.args), self._new(node.kwargs))
             return
-        operator = target._schema.name
-        if operator.startswith(_CHECKS):
+        name = target._schema.name
+        if name.startswith(_CHECKS):
             return
-        self._refuse_training(node, operator)
-        if operator.rstrip("_") in _DROPOUTS or (self.functional and operator in _COPIES):
-            if "memory_format" not in node.kwargs or operator in _DROPOUTS:
+        self._refuse_training(node, name)
+        if name.rstrip("_") in _DROPOUTS or (self.functional and name in _COPIES):
+            if "memory_format" not in node.kwargs or name in _DROPOUTS:
                 self.environment[node] = self._new(node.args[0])
                 return
         builder = BUILDERS.get(target)
@@ -149,12 +154,30 @@ class _Relayering:
         elif target is aten.flatten.using_ints and self._flattens_all(node):
             path = self.names.add_module(node.name, nn.Flatten(1))
             self.environment[node] = self.graph.call_module(path, (self._new(node.args[0]),))
+        elif target in _PARTS and (parts := sizes_of_parts(node)) is not None:
+            new = self._new(node.args[0])
+            self.environment[node] = self.graph.call_function(aten.split_with_sizes.default, (new, *parts))
+        elif target in (aten.lstm.input, aten.gru.input) and (recurrent := recurrent_layer(bind(node, self.weights))):
+            self._recurrent(node, recurrent)
         elif target is aten.expand.default:
             new = self._new(node.args)
             sizes = expand_batch(node, list(new[1]), self.batch, self.batch_size)
             self.environment[node] = self.graph.call_function(target, (new[0], sizes), self._new(node.kwargs))
         else:
             self.environment[node] = self.graph.call_function(target, self._new(node.args), self._new(node.kwargs))
+
+    def _recurrent(self, node: fx.Node, layer: Layer) -> None:
+        """A recurrent layer, whose module gives `(output, state)` where the call gives `output, h, c`."""
+        made = self._place(node, layer)
+        for user in node.users:
+            at = user.args[1]
+            if at == 0 or isinstance(layer.module, nn.GRU):
+                picked = self.graph.call_function(operator.getitem, (made, at))
+            else:
+                states = self.graph.call_function(operator.getitem, (made, 1))
+                picked = self.graph.call_function(operator.getitem, (states, at - 1))  # type: ignore[operator]
+            self.environment[user] = picked
+        self.environment[node] = made
 
     @staticmethod
     def _flattens_all(node: fx.Node) -> bool:
@@ -188,7 +211,7 @@ class _Relayering:
                 self._set(layer.module, name, tensor)
             # The original's name, `encoder.0` of `encoder.0.weight`.
             owner, _, last = first.name.rpartition(".")
-            stem = last.removesuffix("weight").removesuffix("running_mean").rstrip("_")
+            stem = last.removesuffix("_ih_l0").removesuffix("weight").removesuffix("running_mean").rstrip("_")
             self.layers[key] = self.names.add_module(
                 ".".join(part for part in (owner, stem) if part) or node.name, layer.module
             )

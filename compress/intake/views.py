@@ -72,7 +72,21 @@ def reshape(
     elif all(isinstance(size, int) for size in after) and -1 not in sizes and before and isinstance(before[0], int):
         # The batch is part of the first size: what the other sizes leave.
         sizes = [-1, *after[1:]]
+    # One size that is computed is what the others leave: no number of channels is hidden in its computation then.
+    computed = [i for i, size in enumerate(sizes) if isinstance(size, fx.Node)]
+    if len(computed) == 1 and -1 not in sizes:
+        sizes[computed[0]] = -1
     return graph.call_function(aten.reshape.default, (x, sizes))
+
+
+def sizes_of_parts(node: fx.Node) -> tuple[list[int], int] | None:
+    """For `chunk` and `split` along an axis of known size: how long each part is, and the axis."""
+    before = node.args[0].meta["val"].shape  # type: ignore[union-attr]
+    parts = node.meta["val"]
+    dim: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+    axis = int(dim) % len(before)
+    sizes = [part.shape[axis] for part in parts]
+    return (sizes, axis) if all(isinstance(size, int) for size in sizes) else None
 
 
 def expand_batch(node: fx.Node, arguments: list[Any], batch: fx.Node | None, batch_size: Any) -> list[Any]:

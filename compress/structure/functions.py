@@ -10,7 +10,19 @@ import torch
 from torch import fx
 
 from fleetfit.compress.structure.layers import merge_axes
-from fleetfit.compress.structure.spaces import Axes, Layout, Segment, lock_axes, lock_layout, unite_layouts
+from fleetfit.compress.structure.shapes import (
+    attention,
+    concatenate,
+    follow_tensor,
+    part,
+    product_of,
+    reshape,
+    select,
+    split,
+    unbind,
+    unflatten,
+)
+from fleetfit.compress.structure.spaces import Axes, Layout, lock_axes, lock_layout, unite_layouts
 from fleetfit.compress.structure.walk import Walk
 
 _COPIES = {
@@ -45,6 +57,8 @@ def follow_function(walk: Walk, node: fx.Node) -> Axes:
     """The axes of what an operator gives, from those of what it reads."""
     target = node.target
     if not isinstance(target, torch._ops.OpOverload):
+        if target is operator.getitem and node.args[0] in walk.tuples:
+            return _pick(walk, node)
         if target in (operator.getitem,) or walk.shape(node):
             return walk.lock_inputs(node, f"it is read by {getattr(target, '__name__', target)}")
         return {}
@@ -70,16 +84,25 @@ def follow_function(walk: Walk, node: fx.Node) -> Axes:
     return walk.lock_inputs(node, f"it is read by the operator {name}")
 
 
+def _pick(walk: Walk, node: fx.Node) -> Axes:
+    source, at = node.args[0], node.args[1]
+    assert isinstance(source, fx.Node)  # noqa: S101 - for the type checker
+    several = walk.tuples[source]
+    if walk.shape(node):
+        return (
+            dict(several[at]) if isinstance(at, int) and at < len(several) else walk.lock_inputs(node, "it is picked")
+        )
+    # A tuple in a tuple: the states of an LSTM.
+    walk.tuples[node] = several[1:]
+    return {}
+
+
 def _bind(node: fx.Node) -> dict[str, Any]:
     schema = node.target._schema  # type: ignore[union-attr]
     return {
         argument.name: node.args[i] if i < len(node.args) else node.kwargs.get(argument.name, argument.default_value)
         for i, argument in enumerate(schema.arguments)
     }
-
-
-def _axis(value: Any, rank: int) -> int | None:
-    return value % rank if isinstance(value, int) and rank else None
 
 
 def _pointwise(walk: Walk, node: fx.Node) -> Axes:
@@ -90,7 +113,7 @@ def _pointwise(walk: Walk, node: fx.Node) -> Axes:
     reason = f"{node.name} combines it with something else"
     for axis in range(rank):
         labelled: list[Layout] = []
-        foreign = False
+        foreign: list[fx.Node] = []
         for source in tensors:
             shape = walk.shape(source)
             at = axis - (rank - len(shape))
@@ -100,13 +123,15 @@ def _pointwise(walk: Walk, node: fx.Node) -> Axes:
             if layout is not None:
                 labelled.append(layout)
             else:
-                foreign = True
+                foreign.append(source)
         if labelled:
             made[axis] = labelled[0]
             for layout in labelled[1:]:
                 made[axis] = unite_layouts(made[axis], layout, reason)
-            if foreign:
-                lock_layout(made[axis], reason)
+            for source in foreign:
+                at = axis - (rank - len(walk.shape(source)))
+                if source.op != "get_attr" or not follow_tensor(walk, source, at, made[axis]):
+                    lock_layout(made[axis], reason)
     if len(tensors) == 1:
         walk.nonlinear.append(node)
     return made
@@ -139,34 +164,6 @@ def _reduce(walk: Walk, node: fx.Node, arguments: dict[str, Any]) -> Axes:
             lock_layout(layout, f"{node.name} reduces over its units")
         else:
             made[axis if keep else axis - sum(d < axis for d in gone)] = layout
-    return made
-
-
-def _concatenate(walk: Walk, node: fx.Node, arguments: dict[str, Any]) -> Axes:
-    sources = list(arguments["tensors"])
-    rank = len(walk.shape(node))
-    joined = _axis(arguments["dim"], rank)
-    reason = f"{node.name} joins it with something else"
-    if joined is None or any(len(walk.shape(source)) != rank for source in sources):
-        return walk.lock_inputs(node, reason)
-    made: Axes = {}
-    for axis in range(rank):
-        layouts = [walk.of(source).get(axis) for source in sources]
-        known = [layout for layout in layouts if layout is not None]
-        if not known:
-            continue
-        if axis == joined:
-            made[axis] = tuple(
-                segment
-                for source, layout in zip(sources, layouts, strict=True)
-                for segment in (layout or (Segment(None, length=walk.shape(source)[axis]),))
-            )
-            continue
-        made[axis] = known[0]
-        for layout in known[1:]:
-            unite_layouts(made[axis], layout, reason)
-        if len(known) < len(layouts):
-            lock_layout(made[axis], reason)
     return made
 
 
@@ -205,17 +202,6 @@ def _squeeze(walk: Walk, node: fx.Node, arguments: dict[str, Any]) -> Axes:
     return {axis - sum(d < axis for d in gone): layout for axis, layout in given.items()}
 
 
-def _part(walk: Walk, node: fx.Node, arguments: dict[str, Any]) -> Axes:
-    """A slice, or one position (`select`), of an axis without units."""
-    shape, given = walk.shape(arguments["self"]), walk.of(arguments["self"])
-    axis = arguments["dim"] % len(shape)
-    if axis in given and walk.shape(node)[axis : axis + 1] != shape[axis : axis + 1]:
-        return walk.lock_inputs(node, f"{node.name} takes some of its units")
-    if len(walk.shape(node)) == len(shape):
-        return dict(given)
-    return {at - (at > axis): layout for at, layout in given.items() if at != axis}
-
-
 def _softmax(walk: Walk, node: fx.Node, arguments: dict[str, Any]) -> Axes:
     given = walk.of(arguments["self"])
     axis = arguments["dim"] % len(walk.shape(arguments["self"]))
@@ -236,16 +222,24 @@ def _expand(walk: Walk, node: fx.Node, arguments: dict[str, Any]) -> Axes:
 
 _Rule = Callable[[Walk, fx.Node, dict[str, Any]], Axes]
 _RULES: dict[str, _Rule] = {
-    "aten::cat": _concatenate,
-    "aten::concat": _concatenate,
+    "aten::cat": concatenate,
+    "aten::concat": concatenate,
+    "aten::reshape": reshape,
+    "aten::view": reshape,
+    "aten::unflatten": unflatten,
+    "aten::split_with_sizes": split,
+    "aten::unbind": unbind,
+    "aten::matmul": product_of,
+    "aten::bmm": product_of,
+    "aten::scaled_dot_product_attention": attention,
     "aten::flatten": _flatten,
     "aten::permute": _permute,
     "aten::transpose": _permute,
     "aten::t": _permute,
     "aten::unsqueeze": _unsqueeze,
     "aten::squeeze": _squeeze,
-    "aten::slice": _part,
-    "aten::select": _part,
+    "aten::slice": part,
+    "aten::select": select,
     "aten::softmax": _softmax,
     "aten::log_softmax": _softmax,
     "aten::expand": _expand,

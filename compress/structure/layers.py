@@ -10,14 +10,17 @@ from torch import fx, nn
 from fleetfit.compress.structure.spaces import (
     Axes,
     Layout,
+    Segment,
+    gathered,
     lock_axes,
     lock_layout,
     product,
+    resolved,
     stretch,
     unite_layouts,
     whole,
 )
-from fleetfit.compress.structure.walk import Walk
+from fleetfit.compress.structure.walk import Count, Walk
 
 _POINTWISE = (
     nn.ReLU,
@@ -65,6 +68,7 @@ _POOLS = (
     nn.ZeroPad3d,
 )
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -88,6 +92,7 @@ def follow_layer(walk: Walk, node: fx.Node) -> Axes:
     return made
 
 
+_Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _Rule = Callable[[Walk, fx.Node, nn.Module, Axes, tuple[int, ...]], Axes]
 
 
@@ -104,6 +109,9 @@ def _rule(leaf: nn.Module) -> _Rule | None:
         (_POOLS, _pool),
         ((nn.Flatten,), _flatten),
         ((nn.Softmax, nn.LogSoftmax), _softmax),
+        (_INSTANCE_NORMS, _instance_norm),
+        ((nn.GroupNorm,), _group_norm),
+        ((nn.LSTM, nn.GRU), _recurrent),
     ]
     # Exactly these types: a subclass may do anything.
     return next((rule for kinds, rule in rules if type(leaf) in kinds), None)
@@ -142,6 +150,8 @@ def _convolution(walk: Walk, node: fx.Node, leaf: nn.Module, given: Axes, shape:
     lock_axes(_others(given, 1), f"it is read along another axis by {name}")
     read = given.get(1)
     depthwise = leaf.groups == leaf.in_channels and leaf.groups > 1
+    if depthwise and read is not None:
+        walk.counts.append(Count(name, "groups", read))
     if depthwise:
         # Channel i is made from channel i alone: the units go on, each in `out / in` copies.
         if read is None:
@@ -150,17 +160,92 @@ def _convolution(walk: Walk, node: fx.Node, leaf: nn.Module, given: Axes, shape:
         if made is None:
             return walk.lock_inputs(node, f"it is read by {name} in copies")
     else:
-        space = walk.new_space(leaf.out_channels, name, "convolution")
-        made = whole(space)
+        made = whole(walk.new_space(leaf.out_channels, name, "convolution"))
         if leaf.groups > 1:
-            lock_axes(given, f"{name} reads its inputs in {leaf.groups} groups")
-            space.lock(f"{name} has {leaf.groups} groups")
+            made = _grouped(walk, node, leaf, read, made)
         elif read is not None:
             walk.cut(name, "weight", 1, read, reads=True)
     walk.cut(name, "weight", 0, made)
     if leaf.bias is not None:
         walk.cut(name, "bias", 0, made)
     return {1: made}
+
+
+def _grouped(walk: Walk, node: fx.Node, leaf: _Convolution, read: Layout | None, made: Layout) -> Layout:
+    """What a grouped convolution makes: the same places of every group go together, or else whole groups do."""
+    name = str(node.target)
+    reason = f"{name} has {leaf.groups} groups"
+    inputs, outputs = leaf.in_channels // leaf.groups, leaf.out_channels // leaf.groups
+    if walk.choose(node, 2, (*made, *(read or ()))) == 1 and read is not None:
+        ins, outs = gathered(read, 1, inputs, reason), gathered(made, 1, outputs, reason)
+        if ins is not None and outs is not None:
+            outs.unite(ins)
+            walk.counts.append(Count(name, "groups", whole(outs)))
+        return resolved(made)
+    if read is not None and (ins := gathered(read, leaf.groups, 1, reason)) is not None:
+        walk.cut(name, "weight", 1, whole(ins), reads=True)
+    gathered(made, leaf.groups, 1, reason)
+    return resolved(made)
+
+
+def _instance_norm(walk: Walk, node: fx.Node, leaf: nn.Module, given: Axes, shape: tuple[int, ...]) -> Axes:
+    if 1 in given:
+        for tensor in ("weight", "bias"):
+            if _tensor(leaf, tensor) is not None:
+                walk.cut(str(node.target), tensor, 0, given[1])
+        walk.counts.append(Count(str(node.target), "num_features", given[1]))
+    lock_axes(_others(given, 1), f"it is read across units by {node.target}")
+    return dict(given)
+
+
+def _group_norm(walk: Walk, node: fx.Node, leaf: nn.Module, given: Axes, shape: tuple[int, ...]) -> Axes:
+    """Each group has statistics of its own, so only whole groups can go without a change to the others."""
+    assert isinstance(leaf, nn.GroupNorm)  # noqa: S101 - for the type checker
+    name = str(node.target)
+    lock_axes(_others(given, 1), f"it is read across units by {name}")
+    if 1 not in given:
+        return dict(given)
+    reason = f"{name} takes the mean over several of its units"
+    space = gathered(given[1], 1, leaf.num_channels // leaf.num_groups, reason)
+    if space is None:
+        return dict(given)
+    made = resolved(given[1])
+    for tensor in ("weight", "bias"):
+        if _tensor(leaf, tensor) is not None:
+            walk.cut(name, tensor, 0, made)
+    walk.counts.append(Count(name, "num_groups", whole(space)))
+    walk.counts.append(Count(name, "num_channels", made))
+    return {**given, 1: made}
+
+
+def _recurrent(walk: Walk, node: fx.Node, leaf: nn.Module, given: Axes, shape: tuple[int, ...]) -> Axes:
+    """Hidden unit i of every layer and direction goes together, since PyTorch keeps one size for all.
+
+    Each gate has a row for every hidden unit; the next step, the next layer and whoever reads the output read it.
+    """
+    assert isinstance(leaf, (nn.LSTM, nn.GRU))  # noqa: S101 - for the type checker
+    name, last = str(node.target), len(shape) - 1
+    lock_axes(_others(given, last), f"it is read along another axis by {name}")
+    if leaf.proj_size or len(shape) != 3:
+        return walk.lock_inputs(node, f"it is read by {name}, which projects its states")
+    space = walk.new_space(leaf.hidden_size, name, "recurrent")
+    gates = 4 if isinstance(leaf, nn.LSTM) else 3
+    directions = 2 if leaf.bidirectional else 1
+    states = (Segment(space, directions),)
+    for at in range(leaf.num_layers):
+        read = states if at else given.get(last)
+        for end in (f"_l{at}", f"_l{at}_reverse")[:directions]:
+            if read is not None:
+                walk.cut(name, f"weight_ih{end}", 1, read, reads=True)
+            walk.cut(name, f"weight_hh{end}", 1, whole(space), reads=True)
+            for tensor in ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if leaf.bias else ())):
+                walk.cut(name, f"{tensor}{end}", 0, (Segment(space, gates),))
+    if last in given:
+        walk.counts.append(Count(name, "input_size", given[last]))
+    walk.counts.append(Count(name, "hidden_size", whole(space)))
+    hidden: Axes = {2: whole(space)}
+    walk.tuples[node] = [{2: states}, hidden, hidden]
+    return {}
 
 
 def _transposed(walk: Walk, node: fx.Node, leaf: nn.Module, given: Axes, shape: tuple[int, ...]) -> Axes:

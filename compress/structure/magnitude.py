@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED: Final = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_MAKERS: Final = (*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear, nn.Embedding)
+_MAKERS: Final = (*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear, nn.Embedding, nn.LSTM, nn.GRU)
 
 
 def prune_by_magnitude(model: LayeredModel, settings: ZeroPruning, context: PassContext) -> PassReport:
@@ -48,11 +48,11 @@ def unit_norms(model: LayeredModel, structure: Structure, groups: Sequence[Group
     """
     squares = {group.name: torch.zeros(group.size, dtype=torch.float64) for group in groups}
     # A layer that is used twice is met twice.
-    for cut in dict.fromkeys(cut for cut in structure.cuts if not cut.reads and cut.tensor == "weight"):
+    for cut in dict.fromkeys(cut for cut in structure.cuts if not cut.reads and cut.tensor.startswith("weight")):
         leaf = model.module.get_submodule(cut.module)
         if not isinstance(leaf, _MAKERS):
             continue
-        rows = magnitudes(leaf.weight).movedim(cut.axis, 0).flatten(1).square().sum(1)
+        rows = magnitudes(getattr(leaf, cut.tensor)).movedim(cut.axis, 0).flatten(1).square().sum(1)
         rows = rows * _scale(model.module, cut.module, len(rows)).square()
         for group in groups:
             if any(one.space is not None and one.space.root() is group.space.root() for one in cut.layout):

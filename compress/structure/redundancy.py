@@ -40,7 +40,7 @@ def prune_by_redundancy(model: LayeredModel, settings: RedundancyPruning, contex
     """
     data = spread_rows(context.training_data("redundancy_pruning"), settings.samples, context.seed)
     structure = analyse(model)
-    planned = structure.planned(settings, settings.layers)
+    planned = structure.planned(settings, settings.layers, foldable=True)
     kept: dict[str, torch.Tensor] = {}
     notes = []
     for at, (group, own) in enumerate(planned):

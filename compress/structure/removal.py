@@ -9,7 +9,7 @@ from torch import nn
 
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.structure.groups import Group, Structure
-from fleetfit.compress.structure.spaces import Space, kept_elements
+from fleetfit.compress.structure.spaces import Space, kept_elements, resolved, spaces_of
 from fleetfit.core.errors import InternalError, InvalidRecipe
 
 
@@ -39,11 +39,15 @@ def remove_units(model: LayeredModel, structure: Structure, kept: Mapping[str, t
         return
     expected = _unread(model, structure, masks)
     for cut in structure.cuts:
-        if any(s.space is not None and s.space.root() in masks for s in cut.layout):
+        if any(space.root() in masks for space in spaces_of(resolved(cut.layout))):
             leaf = model.module.get_submodule(cut.module)
             _select(leaf, cut.tensor, cut.axis, kept_elements(cut.layout, masks))
+    for count in structure.counts:
+        leaf = model.module.get_submodule(count.module)
+        setattr(leaf, count.attribute, len(kept_elements(count.layout, masks)))
     for name in {cut.module for cut in structure.cuts}:
         _refit(model.module.get_submodule(name))
+    _resize(model, structure, masks)
     _compare(model, expected)
 
 
@@ -63,15 +67,25 @@ def _select(leaf: nn.Module, name: str, axis: int, elements: torch.Tensor) -> No
         setattr(leaf, name, smaller)
 
 
+def _resize(model: LayeredModel, structure: Structure, masks: Mapping[Space, torch.Tensor]) -> None:
+    """Make the sizes that the graph holds by number agree with what is left."""
+    nodes = {node.name: node for node in model.module.graph.nodes}
+    for extent in structure.extents:
+        node, count = nodes[extent.node], len(kept_elements(extent.layout, masks))
+        first, *rest = extent.path
+        if rest:
+            sizes = list(node.args[first])
+            sizes[rest[0]] = count
+            node.update_arg(first, sizes)
+        else:
+            node.update_arg(first, count)
+    model.module.recompile()
+
+
 def _refit(leaf: nn.Module) -> None:
     """Make a layer's own account of its sizes agree with its weights."""
     if isinstance(leaf, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        copies = leaf.out_channels // leaf.in_channels
-        leaf.out_channels = leaf.weight.shape[0]
-        if leaf.groups == 1:
-            leaf.in_channels = leaf.weight.shape[1]
-        elif leaf.groups == leaf.in_channels:
-            leaf.groups = leaf.in_channels = leaf.out_channels // copies
+        leaf.out_channels, leaf.in_channels = leaf.weight.shape[0], leaf.weight.shape[1] * leaf.groups
     elif isinstance(leaf, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
         leaf.in_channels, leaf.out_channels = leaf.weight.shape[0], leaf.weight.shape[1] * leaf.groups
     elif isinstance(leaf, nn.Linear):

@@ -20,6 +20,8 @@ class Space:
     parent: Space | None = None
     locks: list[str] = field(default_factory=list)
     """Why no unit may go, on the root."""
+    parts: Layout | None = None
+    """On the root: other units that these turned out to consist of (heads, halves), which then stand for them."""
 
     def root(self) -> Space:
         """The representative of all spaces united with this one."""
@@ -30,7 +32,18 @@ class Space:
 
     def lock(self, reason: str) -> None:
         """No unit of this space may go."""
-        self.root().locks.append(reason)
+        root = self.root()
+        root.locks.append(reason)
+        for part in root.parts or ():
+            if part.space is not None:
+                part.space.lock(reason)
+
+    def divide(self, parts: Layout) -> None:
+        """From now on these units are those of `parts`, which have as many elements as this space has units."""
+        root = self.root()
+        root.parts = parts
+        for reason in root.locks:
+            lock_layout(parts, reason)
 
     def unite(self, other: Space) -> None:
         """From now on unit i of one is unit i of the other."""
@@ -40,7 +53,12 @@ class Space:
         if mine.size != theirs.size:
             raise ValueError(f"{mine.name} has {mine.size} units and {theirs.name} has {theirs.size}")
         theirs.parent = mine
-        mine.locks.extend(theirs.locks)
+        for reason in theirs.locks:
+            mine.lock(reason)
+        if mine.parts is None and theirs.parts is not None:
+            mine.divide(theirs.parts)
+        elif mine.parts is not None and theirs.parts is not None:
+            unite_layouts(mine.parts, theirs.parts, f"units of {mine.name} and {theirs.name} lie differently")
 
 
 @dataclass(frozen=True)
@@ -89,26 +107,126 @@ def lock_layout(layout: Layout, reason: str) -> None:
         space.lock(reason)
 
 
+def resolved(layout: Layout) -> Layout:
+    """The same elements in terms of the units that nothing has divided further."""
+    found: list[Segment] = []
+    for segment in layout:
+        root = segment.space.root() if segment.space is not None else None
+        if root is None or root.parts is None:
+            found.append(segment if root is None else Segment(root, segment.outer, segment.inner))
+            continue
+        parts = resolved(root.parts)
+        if len(parts) == 1:
+            found.append(_nested(parts[0], segment.outer, segment.inner))
+        else:
+            found += [_nested(part, 1, segment.inner) for part in parts] * segment.outer
+    return tuple(found)
+
+
+def _nested(part: Segment, outer: int, inner: int) -> Segment:
+    if part.space is None:
+        return Segment(None, length=part.length * outer * inner)
+    return Segment(part.space, part.outer * outer, part.inner * inner)
+
+
 def unite_layouts(a: Layout, b: Layout, reason: str) -> Layout:
-    """Two axes that an operator reads element by element: their units are coupled, or locked where they do not match."""
+    """Two axes that an operator reads element by element: their units are coupled, or locked where they cannot be.
 
-    def alike(x: Segment, y: Segment) -> bool:
-        if x.space is None or y.space is None:
-            return x.space is y.space and x.length == y.length
-        return (x.space.size, x.outer, x.inner) == (y.space.size, y.outer, y.inner)
+    Where units lie differently (heads here, single elements there; two halves here, one whole there), both are divided or
+    gathered into the finest units that fit both.
+    """
+    left, right = list(resolved(a)), list(resolved(b))
+    while left and right:
+        n, m = left[0].elements(), right[0].elements()
+        if n == m:
+            _match(left.pop(0), right.pop(0), reason)
+        else:
+            longer = left if n > m else right
+            halves = _split(longer[0], min(n, m))
+            if halves is None:
+                break
+            longer[:1] = halves
+        # What was just divided may lie further on, too.
+        left, right = list(resolved(tuple(left))), list(resolved(tuple(right)))
+    lock_layout((*left, *right), reason)
+    return resolved(a)
 
-    if len(a) == len(b) and all(alike(x, y) for x, y in zip(a, b, strict=True)):
-        for x, y in zip(a, b, strict=True):
-            if x.space is not None and y.space is not None:
-                x.space.unite(y.space)
-    else:
-        lock_layout(a, reason)
-        lock_layout(b, reason)
-    return a
+
+def _match(x: Segment, y: Segment, reason: str) -> None:
+    """Couple two stretches of the same number of elements."""
+    if x.space is None or y.space is None:
+        lock_layout((x, y), reason)
+        return
+    if (x.space.size, x.outer, x.inner) == (y.space.size, y.outer, y.inner):
+        x.space.unite(y.space)
+        return
+    outer, inner = math.lcm(x.outer, y.outer), math.lcm(x.inner, y.inner)
+    size, rest = divmod(x.elements(), outer * inner)
+    if rest or x.space.root() is y.space.root():
+        lock_layout((x, y), reason)
+        return
+    common = Space(size, x.space.name, x.space.kind)
+    for one in (x, y):
+        assert one.space is not None  # noqa: S101 - for the type checker
+        part = Segment(common, outer // one.outer, inner // one.inner)
+        if (part.outer, part.inner) == (1, 1):
+            common.unite(one.space)
+        else:
+            one.space.divide((part,))
+
+
+def _split(segment: Segment, at: int) -> tuple[Segment, Segment] | None:
+    """A stretch in two, the first of `at` elements; None where that would cut a unit."""
+    space = segment.space
+    if space is None:
+        return Segment(None, length=at), Segment(None, length=segment.length - at)
+    copy = space.size * segment.inner
+    if at % copy == 0:
+        first = at // copy
+        return Segment(space, first, segment.inner), Segment(space, segment.outer - first, segment.inner)
+    if segment.outer > 1 or at % segment.inner:
+        return None
+    count = at // segment.inner
+    head, tail = (Space(size, space.name, space.kind) for size in (count, space.size - count))
+    space.divide((Segment(head), Segment(tail)))
+    return Segment(head, 1, segment.inner), Segment(tail, 1, segment.inner)
+
+
+def divided_at(layout: Layout, at: int) -> tuple[Layout, Layout] | None:
+    """The first `at` elements and the others; None where that would cut a unit."""
+    first: list[Segment] = []
+    rest = list(resolved(layout))
+    while at:
+        count = rest[0].elements()
+        if count > at:
+            halves = _split(rest[0], at)
+            if halves is None:
+                return None
+            rest[:1] = halves
+            rest = list(resolved(tuple(rest)))
+            continue
+        first.append(rest.pop(0))
+        at -= count
+    return resolved(tuple(first)), tuple(rest)
+
+
+def gathered(layout: Layout, outer: int, inner: int, reason: str) -> Space | None:
+    """The units of an axis gathered so that they lie `outer` times, `inner` in a row; None (and locked) if they cannot be."""
+    size, rest = divmod(sum(segment.elements() for segment in layout), outer * inner)
+    if rest:
+        lock_layout(layout, reason)
+        return None
+    first = next((space for space in spaces_of(resolved(layout))), None)
+    if first is None:
+        return None
+    space = Space(size, first.name, first.kind)
+    unite_layouts(layout, (Segment(space, outer, inner),), reason)
+    return space
 
 
 def stretch(layout: Layout, before: int, after: int) -> Layout | None:
     """The axis after being merged with `before` elements of earlier axes and `after` of later ones; None: not expressible."""
+    layout = resolved(layout)
     if before > 1 and len(layout) > 1:
         return None
     return tuple(
@@ -121,8 +239,8 @@ def stretch(layout: Layout, before: int, after: int) -> Layout | None:
 
 def kept_elements(layout: Layout, kept: Mapping[Space, torch.Tensor]) -> torch.Tensor:
     """Indices along the axis that stay. `kept` has a mask of units for each root from which something goes."""
-    masks = []
-    for segment in layout:
+    masks = [torch.ones(0, dtype=torch.bool)]
+    for segment in resolved(layout):
         mask = kept.get(segment.space.root()) if segment.space is not None else None
         if mask is None:
             masks.append(torch.ones(segment.elements(), dtype=torch.bool))
@@ -134,7 +252,7 @@ def kept_elements(layout: Layout, kept: Mapping[Space, torch.Tensor]) -> torch.T
 def unit_elements(layout: Layout, space: Space) -> torch.Tensor:
     """Where along the axis each unit of `space` lies: shape (copies, size), int64."""
     found, begin = [], 0
-    for segment in layout:
+    for segment in resolved(layout):
         count = segment.elements()
         if segment.space is not None and segment.space.root() is space.root():
             places = torch.arange(begin, begin + count).reshape(segment.outer, space.root().size, segment.inner)

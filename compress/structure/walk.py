@@ -24,6 +24,25 @@ class Cut:
     """Whether the weights along this axis read the units (and do not make or merely follow them)."""
 
 
+@dataclass(frozen=True)
+class Extent:
+    """A number in a node's arguments that says how many elements lie along an axis, and must follow a cut."""
+
+    node: str
+    path: tuple[int, ...]
+    """Where in the arguments: `(1, 2)` is the third entry of the second."""
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Count:
+    """A layer's own account of how many elements lie along an axis, which its weights alone do not tell."""
+
+    module: str
+    attribute: str
+    layout: Layout
+
+
 @dataclass
 class Walk:
     """What is known so far: along which axes of each node's tensor units lie, and the weights that make or read them."""
@@ -32,7 +51,17 @@ class Walk:
     shapes: dict[fx.Node, Any]
     shared: set[str] = field(default_factory=set)
     """Modules with a weight that something else reads too."""
+    choices: dict[str, int] = field(default_factory=dict)
+    """For a node that could carry units in several ways, which one to take."""
     axes: dict[fx.Node, Axes] = field(default_factory=dict)
+    tuples: dict[fx.Node, list[Axes]] = field(default_factory=dict)
+    """For nodes that give several tensors, the axes of each."""
+    alternatives: dict[str, tuple[int, Layout]] = field(default_factory=dict)
+    """For such a node, how many ways there are, and the units that it was about."""
+    extents: list[Extent] = field(default_factory=list)
+    counts: list[Count] = field(default_factory=list)
+    tensors: dict[str, Layout] = field(default_factory=dict)
+    """Tensors that the graph reads by itself and that follow units along an axis: `name:axis`."""
     spaces: list[Space] = field(default_factory=list)
     cuts: list[Cut] = field(default_factory=list)
     calls: dict[str, tuple[Axes, Axes]] = field(default_factory=dict)
@@ -47,6 +76,11 @@ class Walk:
         """The shape of an argument with the sample inputs; empty for what is no tensor."""
         found = self.shapes.get(value) if isinstance(value, fx.Node) else None
         return tuple(found) if isinstance(found, torch.Size) else ()
+
+    def choose(self, node: fx.Node, count: int, about: Layout) -> int:
+        """Which of `count` ways to take at this node for these units."""
+        self.alternatives[node.name] = (count, about)
+        return self.choices.get(node.name, 0)
 
     def new_space(self, size: int, name: str, kind: str) -> Space:
         """A space for the units that the layer `name` makes."""
@@ -65,7 +99,8 @@ class Walk:
     def lock_inputs(self, node: fx.Node, reason: str) -> Axes:
         """Lock all units that a node reads; what it gives carries none."""
         for source in node.all_input_nodes:
-            lock_axes(self.of(source), reason)
+            for axes in (self.of(source), *self.tuples.get(source, ())):
+                lock_axes(axes, reason)
         return {}
 
 

@@ -160,6 +160,114 @@ class Recurrent(nn.Module):
         return self.head(functional.relu(self.hidden(states[:, -1])))
 
 
+class Heads(nn.Module):
+    """Attention written out, with queries, keys and values apart: heads go as a whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(6, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        count, steps, _ = x.shape
+        q, k, v = (layer(x).view(count, steps, 2, 4).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        weights = torch.softmax(torch.matmul(q, k.transpose(-1, -2)) / 2, -1)
+        return self.head(torch.matmul(weights, v).transpose(1, 2).reshape(count, steps, 8))
+
+
+class Grouped(nn.Module):
+    """Convolutions in groups: the same places of every group go together, also through a channel shuffle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(2, 8, 1)
+        self.wide = nn.Conv2d(8, 12, 3, groups=4)
+        self.narrow = nn.Conv2d(12, 8, 1)
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = functional.relu(self.wide(functional.relu(self.first(image))))
+        return self.head(functional.relu(self.narrow(x))).mean((2, 3))
+
+
+class Shuffled(nn.Module):
+    """ShuffleNet's unit: grouped convolutions with a channel shuffle between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 1)
+        self.first = nn.Conv2d(8, 16, 1, groups=2)
+        self.depth = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.second = nn.Conv2d(16, 6, 1, groups=2)
+        self.head = nn.Conv2d(6, 2, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = functional.relu(self.first(functional.relu(self.stem(image))))
+        count, _, height, width = x.shape
+        x = x.view(count, 2, 8, height, width).transpose(1, 2).contiguous().view(count, 16, height, width)
+        return self.head(functional.relu(self.second(self.depth(x)))).mean((2, 3))
+
+
+class Halves(nn.Module):
+    """Channels cut in two and in three, with `chunk`, `split` and a slice, and joined again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 12, 1)
+        self.left, self.right = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(12, 9, 1)
+        self.head = nn.Conv2d(7, 2, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        one, two = functional.relu(self.stem(image)).chunk(2, 1)
+        x = functional.relu(self.right(torch.cat([functional.relu(self.left(one)), two], 1)))
+        a, b, c = x.split([2, 5, 2], 1)
+        return self.head(torch.cat([a * c, b[:, :4], b[:, 4:]], 1)).mean((2, 3))
+
+
+class Normed(nn.Module):
+    """Group norm lets whole groups go, instance norm single channels, and layer norm none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.groups = nn.Conv2d(1, 12, 3), nn.GroupNorm(4, 12)
+        self.second, self.single = nn.Conv2d(12, 6, 3), nn.InstanceNorm2d(6, affine=True)
+        self.third, self.plain = nn.Conv2d(6, 5, 1), nn.InstanceNorm2d(5)
+        self.hidden, self.all = nn.Linear(5, 8), nn.LayerNorm(8)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = self.single(self.second(functional.relu(self.groups(self.first(image)))))
+        x = functional.relu(self.plain(self.third(functional.relu(x)))).mean((2, 3))
+        return self.head(self.all(self.hidden(x)))
+
+
+class Gated(nn.Module):
+    """Two bidirectional GRU layers; the last states and all of them are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start = nn.Linear(3, 7)
+        self.gru = nn.GRU(7, 6, num_layers=2, bidirectional=True, batch_first=True)
+        self.steps, self.end = nn.Linear(12, 2), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        states, last = self.gru(functional.relu(self.start(x)))
+        return self.steps(states), self.end(last[-1])
+
+
+class Scaled(nn.Module):
+    """A scale and a shift for each channel that no layer owns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 6, 3)
+        self.scale, self.shift = nn.Parameter(torch.rand(6, 1, 1) + 0.5), nn.Parameter(torch.randn(1, 6, 1, 1))
+        self.head = nn.Conv2d(6, 2, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.head(functional.relu(self.conv(image) * self.scale + self.shift)).mean((2, 3))
+
+
 class Bytes(nn.Module):
     """An image of bytes, normalised inside."""
 
@@ -187,5 +295,12 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[torch.Tensor, ...]]] = {
     "twice": (Twice, (torch.randn(3, 4),)),
     "attention": (Attention, (torch.randn(3, 6, 8),)),
     "recurrent": (Recurrent, (torch.randn(3, 4, 3),)),
+    "heads": (Heads, (torch.randn(3, 5, 6),)),
+    "grouped": (Grouped, (_image(2),)),
+    "shuffled": (Shuffled, (_image(1),)),
+    "halves": (Halves, (_image(1),)),
+    "normed": (Normed, (_image(1),)),
+    "gated": (Gated, (torch.randn(3, 4, 3),)),
+    "scaled": (Scaled, (_image(1),)),
     "bytes": (Bytes, (torch.randint(0, 256, (3, 1, 4, 4), dtype=torch.uint8),)),
 }
