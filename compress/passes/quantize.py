@@ -48,8 +48,15 @@ class Quantize(Pass):
     """Training samples to calibrate with, at most."""
     block: Literal[16, 32, 64, 128, 256] | None = None
     """How many weights of `int4` share a scale and a zero point; 32 where not given."""
-    keep_float: tuple[str, ...] = ()
-    """Glob patterns of operators, or of the layers whose weights they use, that are not quantized."""
+    equalize: bool = False
+    """Before static int8, bring the channels between neighbouring layers to like ranges, which leaves the function as it is:
+    for networks with depthwise convolutions above all (Nagel et al. 2019)."""
+    correct_bias: bool = False
+    """After static int8, take the shift that rounding gives the mean of every layer's outputs out of its bias (Nagel et al.
+    2019)."""
+    keep_float: tuple[str, ...] | Literal["auto"] = ()
+    """Glob patterns of operators, or of the layers whose weights they use, that are not quantized; `auto` finds by
+    measuring those without which the output error stays below `max_error`, 0.05 where not given."""
     max_error: float | None = Field(default=None, gt=0)
     """The largest output error that is accepted: the root mean square difference from the float build, relative to how much
     the output varies over the samples."""
@@ -64,12 +71,18 @@ class Quantize(Pass):
             raise ValueError("'percentile' is for calibration: percentile; name that too, or leave it out")
         if self.block is not None and self.dtype != "int4":
             raise ValueError("'block' is for dtype: int4; name that too, or leave it out")
+        if (self.equalize or self.correct_bias) and (self.dtype != "int8" or self.mode != "static"):
+            raise ValueError(
+                "'equalize' and 'correct_bias' are for static int8; name dtype: int8 and mode: static, or leave them out"
+            )
+        if self.keep_float == "auto" and self.dtype == "fp16":
+            raise ValueError("keep_float: auto is for int8 and int4; name the operators that fp16 is to leave alone")
         return self
 
     def wants(self) -> frozenset[Needs]:
-        """Only static ranges need data, and an error that is to be kept."""
+        """Static ranges need data, and an error that is to be kept."""
         static = self.dtype == "int8" and self.mode == "static"
-        return self.needs if static or self.max_error is not None else frozenset()
+        return self.needs if static or self.keep_float == "auto" or self.max_error is not None else frozenset()
 
     def apply(self, model: LayeredModel, context: PassContext) -> PassReport:
         """Leave the layers as they are: the work is done on the built file."""

@@ -13,17 +13,21 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.quant_utils import update_opset_version
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from fleetfit.compress.exporter import predict_onnx
 from fleetfit.compress.passes.base import Arrays, PassContext, QuantizedBuild
+from fleetfit.compress.quantization.bias import correct_biases, give_biases
 from fleetfit.compress.quantization.calibration import Batches, Observed, calibrate
+from fleetfit.compress.quantization.equalization import equalize
 from fleetfit.compress.quantization.error import output_errors
 from fleetfit.compress.quantization.graph import inputs_of, matching, with_names
 from fleetfit.compress.quantization.half import LARGEST, to_half
 from fleetfit.compress.quantization.operators import OperatorCounts, count_operators
+from fleetfit.compress.quantization.sensitivity import TOLERANCE, groups_of, scan
 from fleetfit.compress.quantization.static import quantizable, to_static
 from fleetfit.compress.quantization.weights import BLOCK, to_int4
 from fleetfit.core.errors import FleetfitError, InvalidRecipe
@@ -36,6 +40,10 @@ Builder = Callable[[Collection[str]], bytes]
 
 _BATCH: Final = 32
 _JUDGED: Final = 256
+# Samples that candidates are tried on, how few make no set of their own, and samples to correct biases with.
+_TRIED, _FEWEST_APART, _CORRECTED = 128, 16, 128
+# Shares of the whole, for the progress bar.
+_CALIBRATED, _SCANNED = 0.3, 0.7
 # From here on a build says less about the input than it should: worth a warning even where nobody set a limit.
 _LARGE_ERROR: Final = 0.5
 # ConvInteger is slow and loses accuracy on convolutions (onnxruntime #6545): dynamic ranges are for products.
@@ -74,15 +82,21 @@ class _Work:
         self.notes: list[str] = []
 
     def run(self) -> QuantizedBuild:
-        build, nodes = self._builder()
-        keep = matching(nodes, self.wanted.keep_float)
+        model, build, nodes = self._builder()
+        if self.wanted.keep_float == "auto":
+            keep = self._least_sensitive(model, build, nodes)
+        else:
+            keep = matching(nodes, self.wanted.keep_float)
         quantized = build(keep)
         if _small_numbers(quantized) <= _small_numbers(self.content):
             raise InvalidRecipe(
                 f"quantize ({self._kind}) found no operator to quantize in this model; leave the step out"
             )
         if keep:
-            self.notes.append(f"kept in floats as asked: {_some(sorted(keep))}")
+            how = "found by measuring" if self.wanted.keep_float == "auto" else "as asked"
+            self.notes.append(f"kept in floats, {how}: {_some(sorted(keep))}")
+        if self.wanted.correct_bias:
+            quantized = self._corrected(model, quantized)
         counts = count_operators(quantized)
         notes = [self._what_runs(counts), *self.notes, self._checked_error(quantized)]
         return QuantizedBuild(quantized, counts.integer, counts.total, notes)
@@ -91,19 +105,20 @@ class _Work:
     def _kind(self) -> str:
         return self.wanted.mode if self.wanted.dtype == "int8" else self.wanted.dtype
 
-    def _builder(self) -> tuple[Builder, list[onnx.NodeProto]]:
-        """What makes the build, and the nodes of which one may stay in floats."""
+    def _builder(self) -> tuple[onnx.ModelProto, Builder, list[onnx.NodeProto]]:
+        """The float graph, what makes a build of it, and the nodes of which some may stay in floats."""
         wanted = self.wanted
         if wanted.dtype == "int8":
             model = self._prepared()
             if wanted.mode == "static":
-                return self._static(model)
-            return lambda keep: self._dynamic(model, keep), [n for n in model.graph.node if n.op_type in _DYNAMIC]
+                return model, self._static(model), [node for node in model.graph.node if quantizable(node)]
+            products = [node for node in model.graph.node if node.op_type in _DYNAMIC]
+            return model, lambda keep: self._dynamic(model, keep), products
         model = with_names(onnx.load_model_from_string(self.content))
         if wanted.dtype == "int4":
             products = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm")]
-            return lambda keep: to_int4(_copy(model), keep, wanted.block or BLOCK), products
-        return lambda keep: to_half(_copy(model), keep), list(model.graph.node)
+            return model, lambda keep: to_int4(_copy(model), keep, wanted.block or BLOCK), products
+        return model, lambda keep: to_half(_copy(model), keep), list(model.graph.node)
 
     def _prepared(self) -> onnx.ModelProto:
         source, prepared = self.folder / "source.onnx", self.folder / "prepared.onnx"
@@ -112,8 +127,8 @@ class _Work:
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
         return with_names(update_opset_version(onnx.load(prepared), QuantType.QInt8))
 
-    def _static(self, model: onnx.ModelProto) -> tuple[Builder, list[onnx.NodeProto]]:
-        data = spread(self.context.training_data("static quantization"), self.wanted.samples, self.context.seed)
+    def _static(self, model: onnx.ModelProto) -> Builder:
+        data = self._calibrating_data()
         batch = self.fixed or min(_BATCH, len(data))
         if len(data) < batch:
             raise InvalidRecipe(
@@ -121,15 +136,90 @@ class _Work:
                 f"'samples' at least {batch}, or more data",
                 field="samples",
             )
-        nodes = [node for node in model.graph.node if quantizable(node)]
+        batches = Batches(data, self.names, batch)
+        if self.wanted.equalize:
+            self._equalize(model, batches)
+        if self.wanted.correct_bias:
+            give_biases(model)
         ranges = calibrate(
             model,
-            Batches(data, self.names, batch),
+            batches,
             self.wanted,
             self.folder,
-            lambda part: self.context.report(0.5 * part, "calibrating"),
+            lambda part: self.context.report(_CALIBRATED * part, "calibrating"),
         )
-        return lambda keep: to_static(model, ranges, self.wanted, keep), nodes
+        return lambda keep: to_static(model, ranges, self.wanted, keep)
+
+    def _equalize(self, model: onnx.ModelProto, batches: Batches) -> None:
+        def peaks() -> dict[str, float]:
+            found: dict[str, float] = {}
+            for values in Observed(model, lambda node: node.output if node.op_type == "Clip" else ()).over(batches):
+                for name, array in values.items():
+                    found[name] = max(found.get(name, -math.inf), float(array.max(initial=-math.inf)))
+            return found
+
+        done = equalize(model, peaks)
+        note = f"channels of {done.pairs} pairs of neighbouring layers were brought to like ranges"
+        if done.clipped:
+            note += f"; {done.clipped} more pairs have a clip between them that values reach, and stay as they are"
+        self.notes.append(note)
+
+    def _corrected(self, model: onnx.ModelProto, quantized: bytes) -> bytes:
+        """With corrected biases, unless that makes the outputs worse."""
+        data = self._calibrating_data().head(_CORRECTED)
+        size = self.fixed or min(_BATCH, len(data))
+        self.context.report(_SCANNED, "correcting biases")
+        corrected, count = correct_biases(
+            model,
+            quantized,
+            Batches(data, self.names, size),
+            lambda part: self.context.report(_SCANNED + (1 - _SCANNED) * part, "correcting biases"),
+        )
+        error_of = self._error_on(self._set_apart())
+        before, after = error_of(quantized), error_of(corrected)
+        if after > before:
+            self.notes.append(
+                f"correcting biases made the output error {after:.3g} instead of {before:.3g}; they stay as they were"
+            )
+            return quantized
+        self.notes.append(
+            f"biases of {count} layers were corrected: output error {before:.3g} before, {after:.3g} after"
+        )
+        return corrected
+
+    def _least_sensitive(self, model: onnx.ModelProto, build: Builder, nodes: list[onnx.NodeProto]) -> frozenset[str]:
+        found = scan(
+            build,
+            self._error_on(self._set_apart()),
+            groups_of(model, {node.name for node in nodes}),
+            TOLERANCE if self.wanted.max_error is None else self.wanted.max_error,
+            lambda part: self.context.report(
+                _CALIBRATED + (_SCANNED - _CALIBRATED) * part, "finding what must stay in floats"
+            ),
+        )
+        self.notes.append(
+            f"{found.trials} mixtures of floats and {self.wanted.dtype} were tried: output error {found.before:.3g} with none in "
+            f"floats, {found.after:.3g} with what was chosen"
+        )
+        return found.keep
+
+    def _calibrating_data(self) -> Arrays:
+        train = self.context.training_data("static quantization")
+        return spread(train, self.wanted.samples, self.context.seed)
+
+    def _set_apart(self) -> Arrays:
+        """Training samples that were not calibrated with, as far as there are enough; the validation split judges the result."""
+        train = self.context.training_data("measuring the output error")
+        rows = np.setdiff1d(np.arange(len(train)), chosen_rows(len(train), self.wanted.samples, self.context.seed))
+        if len(rows) < max(_FEWEST_APART, self.fixed or 0):
+            rows = np.arange(len(train))
+        rows = rows[chosen_rows(len(rows), _TRIED, self.context.seed)]
+        return Arrays({name: values[rows] for name, values in train.inputs.items()}, None)
+
+    def _error_on(self, data: Arrays) -> Callable[[bytes], float]:
+        """What tells the largest output error of a build on these samples."""
+        expected = predict_onnx(self.content, data, self.fixed)
+        return lambda content: max(output_errors(expected, predict_onnx(content, data, self.fixed)).values())
 
     def _dynamic(self, model: onnx.ModelProto, keep: Collection[str]) -> bytes:
         target = self.folder / "target.onnx"
@@ -210,8 +300,15 @@ def spread(data: Arrays, count: int, seed: int) -> Arrays:
     """At most `count` samples, drawn without replacement and kept in order: stored order may be by class."""
     if len(data) <= count:
         return data
-    rows = np.sort(np.random.default_rng(seed).choice(len(data), count, replace=False))
+    rows = chosen_rows(len(data), count, seed)
     return Arrays({name: values[rows] for name, values in data.inputs.items()}, None)
+
+
+def chosen_rows(available: int, count: int, seed: int) -> NDArray[np.int64]:
+    """Which samples `spread` draws."""
+    if available <= count:
+        return np.arange(available)
+    return np.sort(np.random.default_rng(seed).choice(available, count, replace=False))
 
 
 def _copy(model: onnx.ModelProto) -> onnx.ModelProto:

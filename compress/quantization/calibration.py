@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -50,7 +50,7 @@ def calibrate(
     """
     if wanted.calibration == "entropy":
         return _entropy(model, batches, folder)
-    observed = Observed(model, quantizable)
+    observed = Observed(model, lambda node: all_of(node) if quantizable(node) else ())
     extremes: dict[str, tuple[float, float]] = {}
     for values in observed.over(batches):
         for name, array in values.items():
@@ -75,9 +75,9 @@ def calibrate(
 
 
 class Observed:
-    """A graph whose intermediate floats can be read: inputs and outputs of its nodes, or of some of them."""
+    """A graph whose intermediate floats can be read: those that `of` names for each node, all where not given."""
 
-    def __init__(self, model: onnx.ModelProto, of: Callable[[onnx.NodeProto], bool] = lambda node: True) -> None:
+    def __init__(self, model: onnx.ModelProto, of: Callable[[onnx.NodeProto], Iterable[str]] | None = None) -> None:
         import onnxruntime
 
         copy = onnx.ModelProto()
@@ -88,8 +88,7 @@ class Observed:
         wanted = dict.fromkeys(
             name
             for node in graph.node
-            if of(node)
-            for name in (*node.input, *node.output)
+            for name in (all_of(node) if of is None else of(node))
             if name and name not in constants
         )
         there = {value.name for value in graph.output}
@@ -110,6 +109,11 @@ class Observed:
         for inputs in batches:
             found = dict(zip(self._names, self._session.run(self._names, inputs), strict=True))
             yield {**{name: array for name, array in inputs.items() if name in self.dtypes}, **found}
+
+
+def all_of(node: onnx.NodeProto) -> tuple[str, ...]:
+    """Everything that a node reads and gives."""
+    return (*node.input, *node.output)
 
 
 def _histograms(observed: Observed, batches: Batches, extremes: dict[str, tuple[float, float]]) -> dict[str, Histogram]:

@@ -81,6 +81,9 @@ def test_what_is_kept_in_floats_keeps_its_weights(exported: bytes, trained: Trai
     assert any("kept in floats" in note for note in built.notes)
     static = quantize_onnx(exported, Quantize(keep_float=("head.3",)), _context(trained.train_arrays))
     assert (static.integer_operators, static.total_operators) == (2, 3)
+    # ONNX Runtime would give a convolution between two pairs integer weights of its own.
+    inside = quantize_onnx(exported, Quantize(keep_float=("features.0",)), _context(trained.train_arrays))
+    assert (inside.integer_operators, inside.total_operators) == (2, 3)
     dynamic = quantize_onnx(exported, Quantize(mode="dynamic", keep_float=("head.1",)), _context(None))
     assert (dynamic.integer_operators, dynamic.total_operators) == (1, 3)
     with pytest.raises(InvalidRecipe, match=r"'tail\*'.*head.1"):

@@ -1,0 +1,157 @@
+"""Cross-layer equalization and bias correction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from fleetfit.client.export import export
+from fleetfit.compress.exporter import export_onnx, predict_onnx
+from fleetfit.compress.intake.pt2 import load_pt2
+from fleetfit.compress.passes.base import Arrays, PassContext
+from fleetfit.compress.passes.quantize import Quantize
+from fleetfit.compress.quantization import quantize_onnx
+from fleetfit.compress.quantization.equalization import equalize
+from fleetfit.compress.quantization.error import output_errors
+
+
+class Separable(nn.Module):
+    """Depthwise separable convolutions, whose channels can be scaled apart without changing the function."""
+
+    def __init__(self, act: nn.Module, spread: float) -> None:
+        super().__init__()
+        self.first, self.act = nn.Conv2d(2, 16, 3, padding=1), act
+        self.deep = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.point = nn.Conv2d(16, 24, 1, bias=False)
+        self.grouped = nn.Conv2d(24, 12, 3, groups=3)
+        self.pool, self.head = nn.MaxPool2d(2), nn.Linear(12 * 9, 5)
+        layers = [self.first, self.deep, self.point, self.grouped]
+        with torch.no_grad():
+            for number, (one, other) in enumerate(zip(layers[:-1], layers[1:], strict=True)):
+                factor = torch.exp(spread * (2 * torch.rand(one.out_channels, generator=_seeded(number)) - 1))
+                one.weight *= factor[:, None, None, None]
+                if one.bias is not None:
+                    one.bias *= factor
+                groups = other.groups
+                other.weight /= (
+                    factor.reshape(groups, 1, -1)
+                    .expand(-1, other.out_channels // groups, -1)
+                    .flatten(0, 1)[..., None, None]
+                )
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = self.act(self.point(self.act(self.deep(self.act(self.first(image))))))
+        return self.head(self.pool(self.act(self.grouped(x))).flatten(1))
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _images(count: int, seed: int) -> Arrays:
+    return Arrays({"image": np.random.default_rng(seed).normal(size=(count, 2, 8, 8)).astype(np.float32)}, None)
+
+
+def _exported(folder: Path, act: nn.Module, spread: float) -> bytes:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        module = Separable(act, spread).eval()
+    return export_onnx(load_pt2(export(module, (torch.from_numpy(_images(2, 0).inputs["image"]),), folder / "m.pt2")))
+
+
+@pytest.fixture(scope="module")
+def badly_scaled(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return _exported(tmp_path_factory.mktemp("scaled"), nn.ReLU(), 5.0)
+
+
+@pytest.fixture
+def context() -> PassContext:
+    return PassContext(_images(256, 1), _images(128, 2), None, "", "", 0, lambda part, activity: None)
+
+
+def _error(one: bytes, other: bytes) -> float:
+    data = _images(200, 3)
+    return max(output_errors(predict_onnx(one, data, None), predict_onnx(other, data, None)).values())
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_int8_collapses_on_badly_scaled_channels_and_recovers(
+    badly_scaled: bytes, context: PassContext, per_channel: bool
+) -> None:
+    plain = quantize_onnx(badly_scaled, Quantize(per_channel=per_channel), context)
+    equalized = quantize_onnx(badly_scaled, Quantize(per_channel=per_channel, equalize=True), context)
+    assert _error(badly_scaled, plain.content) > 0.4
+    assert _error(badly_scaled, equalized.content) < 0.12
+    assert equalized.integer_operators == plain.integer_operators == 5
+    assert any("3 pairs" in note for note in equalized.notes)
+
+
+def _weights(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def test_the_function_stays_and_ranges_become_alike(badly_scaled: bytes) -> None:
+    model = onnx.load_model_from_string(badly_scaled)
+    assert equalize(model, dict).pairs == 3
+    assert _error(badly_scaled, model.SerializeToString()) < 1e-4
+    weights = _weights(model)
+    rows = np.abs(weights["first.weight"]).max((1, 2, 3))
+    columns = np.abs(weights["deep.weight"]).max((1, 2, 3))
+    assert np.allclose(rows, columns, rtol=0.01)
+    rows = np.abs(weights["point.weight"]).max((1, 2, 3))
+    columns = np.abs(weights["grouped.weight"].reshape(3, 4, 8, 9)).max((1, 3)).reshape(-1)
+    assert np.allclose(rows, columns, rtol=0.01)
+    assert equalize(model, dict).pairs == 3
+    for name, value in _weights(model).items():
+        assert np.allclose(value, weights[name], rtol=0.05, atol=1e-6)
+
+
+def test_a_clip_that_is_never_reached_is_no_hindrance(tmp_path: Path, context: PassContext) -> None:
+    content = _exported(tmp_path, nn.Hardtanh(0.0, 6.0), 0.0)
+    model = onnx.load_model_from_string(content)
+    clips = [node for node in model.graph.node if node.op_type == "Clip"]
+    assert len(clips) == 4
+    # All are reached, or one only.
+    assert equalize(model, dict).pairs == 0 and equalize(model, dict).clipped == 3
+    low = {clip.output[0]: 5.0 for clip in clips}
+    low[clips[1].output[0]] = 6.0
+    assert equalize(model, lambda: low).pairs == 2
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("Clip") == 2 and kinds.count("Relu") == 2
+    assert _error(content, model.SerializeToString()) < 1e-4
+    built = quantize_onnx(content, Quantize(equalize=True), context)
+    assert any("3 pairs" in note for note in built.notes)
+
+
+def _shift(one: bytes, other: bytes, data: Arrays) -> float:
+    """How far the mean output is off, relative to how much the output varies."""
+    (a,), (b,) = (predict_onnx(content, data, None).values() for content in (one, other))
+    return float(np.abs((b - a).mean(0) / a.std(0)).max())
+
+
+def test_corrected_biases_take_the_mean_shift_back(tmp_path: Path, context: PassContext) -> None:
+    content = _exported(tmp_path, nn.ReLU(), 1.5)
+    plain = quantize_onnx(content, Quantize(per_channel=False), context)
+    corrected = quantize_onnx(content, Quantize(per_channel=False, correct_bias=True), context)
+    data = _images(400, 5)
+    assert _shift(content, corrected.content, data) < 0.5 * _shift(content, plain.content, data)
+    assert _error(content, corrected.content) < _error(content, plain.content)
+    assert any("biases of 5 layers" in note for note in corrected.notes)
+    assert corrected.integer_operators == 5
+    again = quantize_onnx(content, Quantize(per_channel=False, correct_bias=True), context)
+    assert again.content == corrected.content
+    mixed = Quantize(per_channel=False, correct_bias=True, keep_float=("point",))
+    assert quantize_onnx(content, mixed, context).integer_operators == 4
+
+
+@pytest.mark.parametrize("parameters", [{"mode": "dynamic"}, {"dtype": "int4"}, {"dtype": "fp16"}])
+def test_both_are_for_static_int8(parameters: dict[str, str]) -> None:
+    for name in ("equalize", "correct_bias"):
+        with pytest.raises(ValueError, match="static int8"):
+            Quantize.model_validate({**parameters, name: True})
