@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fleetfit.core.errors import InvalidModel, UnsupportedHere
 from fleetfit.runtimes.base import Arrays, Availability, LoadedModel, Runtime
+from fleetfit.runtimes.refusal import lines, raise_memory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _PROVIDER = "CPUExecutionProvider"
-_OUT_OF_MEMORY = ("bad_alloc", "failed to allocate", "out of memory", "bad allocation")
 
 
 class OnnxRuntime(Runtime):
@@ -52,21 +52,14 @@ class OnnxRuntime(Runtime):
         except MemoryError:
             raise
         except Exception as error:  # its exceptions have no common root
-            _raise_memory(error)
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise_memory(error)
+            first = lines(error)[0]
             if "external data" in first.lower():
                 raise InvalidModel(
                     "the build keeps weights outside itself, where they cannot be reached; save it as one file"
                 ) from error
-            raise InvalidModel(
-                f"ONNX Runtime {onnxruntime.__version__} cannot load the build: {first[:300]}"
-            ) from error
+            raise InvalidModel(f"ONNX Runtime {onnxruntime.__version__} cannot load the build: {first}") from error
         return _Session(session)
-
-
-def _raise_memory(error: Exception) -> None:
-    if any(words in str(error).lower() for words in _OUT_OF_MEMORY):
-        raise MemoryError(str(error)) from error
 
 
 class _Session(LoadedModel):
@@ -108,6 +101,6 @@ class _Session(LoadedModel):
         except MemoryError:
             raise
         except Exception as error:
-            _raise_memory(error)
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise InvalidModel(f"the build loads but does not run: {first[:300]}") from error
+            raise_memory(error)
+            first = lines(error)[0]
+            raise InvalidModel(f"the build loads but does not run: {first}") from error

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 from onnx.external_data_helper import set_external_data
+
+from fleetfit.runtimes import ncnn, openvino
+from fleetfit.runtimes.archive import pack
 
 WEIGHTS: NDArray[np.float32] = np.arange(12, dtype=np.float32).reshape(4, 3) - 5
 Batch = int | str
@@ -39,6 +45,15 @@ def hungry(floats: int = 1 << 38) -> bytes:
     return _model(nodes, {"scores": [ANY, 1]}, [_integers(*item) for item in constants.items()])
 
 
+def repeated(floats: int) -> bytes:
+    """What `hungry` does, with nothing that could be computed before the inputs are there."""
+    nodes = [
+        helper.make_node("Tile", ["x", "times"], ["wide"]),
+        helper.make_node("ReduceMax", ["wide"], ["scores"], axes=[1], keepdims=1),
+    ]
+    return _model(nodes, {"scores": [ANY, 1]}, [_integers("times", [1, floats // 4])])
+
+
 def endless() -> bytes:
     """A build that loads at once and never comes to an end."""
     flag = helper.make_tensor_value_info
@@ -67,6 +82,48 @@ def flattened() -> bytes:
     return _model(
         [helper.make_node("Reshape", ["x", "shape"], ["scores"])], {"scores": ["M", 1]}, [_integers("shape", [-1, 1])]
     )
+
+
+def as_openvino(build: bytes) -> bytes:
+    """An ONNX build as OpenVINO's intermediate representation."""
+    from openvino import Core, save_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(Core().read_model(model=build), f"{folder}/model.xml", compress_to_fp16=False)
+        return pack({name: Path(folder, name).read_bytes() for name in openvino.MEMBERS})
+
+
+def ncnn_affine() -> bytes:
+    """What `affine` does, for ncnn."""
+    layers = [
+        "Input in 0 1 in0",
+        "InnerProduct product 1 1 in0 product 0=3 1=0 2=12",
+        "Split split 1 2 product out0 copy",
+        "ReLU relu 1 1 copy out1",
+    ]
+    # Four zero bytes say that floats follow; one row for each output.
+    return ncnn_build(layers, 5, bytes(4) + WEIGHTS.T.tobytes(), {"scores": 3, "positive": 3})
+
+
+def ncnn_hungry(floats: int) -> bytes:
+    """What `hungry` does, for ncnn."""
+    layers = ["Input in 0 1 in0", f"Tile wide 1 1 in0 wide 0=0 1={floats // 4}", "Reduction most 1 1 wide out0 0=4 1=1"]
+    return ncnn_build(layers, 3, b"", {"scores": 1})
+
+
+def ncnn_build(layers: Sequence[str], blobs: int, weights: bytes, outputs: Mapping[str, int]) -> bytes:
+    """An archive for ncnn with the input `x` of (N, 4) and outputs of (N, columns), in the order of `out0`, `out1`, ..."""
+
+    def port(blob: str, name: str, columns: int) -> dict[str, object]:
+        return {"blob": blob, "name": name, "dtype": "float32", "shape": [-1, columns]}
+
+    ports = {
+        "inputs": [port("in0", "x", 4)],
+        "outputs": [port(f"out{at}", name, columns) for at, (name, columns) in enumerate(outputs.items())],
+    }
+    param = "\n".join(["7767517", f"{len(layers)} {blobs}", *layers, ""])
+    contents = [param.encode(), weights, json.dumps(ports).encode()]
+    return pack(dict(zip(ncnn.MEMBERS, contents, strict=True)))
 
 
 def _affine(weights: TensorProto, batch: Batch) -> bytes:
@@ -107,4 +164,8 @@ class Samples:
     """A build whose weights lie in a file of that name, where the format knows such a thing."""
 
 
-SAMPLES: Mapping[str, Samples] = {"onnx": Samples(affine, hungry, external)}
+SAMPLES: Mapping[str, Samples] = {
+    "onnx": Samples(affine, hungry, external),
+    "openvino": Samples(lambda: as_openvino(affine()), lambda floats: as_openvino(repeated(floats))),
+    "ncnn": Samples(ncnn_affine, ncnn_hungry),
+}
