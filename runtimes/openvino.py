@@ -41,7 +41,7 @@ class OpenVino(Runtime):
             return Availability(
                 False, "this openvino has no plug-in for this processor; install the package 'openvino'"
             )
-        return Availability(True, "", str(openvino.__version__), (_DEVICE,))
+        return Availability(True, "", _version(openvino), (_DEVICE,))
 
     def load(self, build: bytes, *, threads: int) -> LoadedModel:
         """A compiled model with one stream: what gives the shortest latency."""
@@ -68,7 +68,7 @@ class OpenVino(Runtime):
             raise
         except Exception as error:
             raise_memory(error)
-            raise InvalidModel(f"OpenVINO {openvino.__version__} cannot load the build: {lines(error)[-1]}") from error
+            raise InvalidModel(f"OpenVINO {_version(openvino)} cannot load the build: {lines(error)[-1]}") from error
 
 
 class _Request(LoadedModel):
@@ -125,6 +125,11 @@ class _Request(LoadedModel):
         except Exception as error:
             raise_memory(error)
             raise InvalidModel(f"the build loads but does not run: {lines(error)[-1]}") from error
+
+
+def _version(openvino: Any) -> str:
+    """`2026.4.1`, without the build's number and branch."""
+    return str(openvino.__version__).split("-")[0]
 
 
 def _port(value: Any) -> Port:

@@ -186,8 +186,9 @@ def test_a_power_mode_that_saves_power_is_a_note(
 
 def test_this_machine_can_be_examined(tmp_path: Path) -> None:
     """With the real probe."""
-    findings = {finding.what: finding for finding in examine(tmp_path)}
-    assert findings["runtime"].verdict == "ok" and "onnxruntime" in findings["runtime"].found
+    found = examine(tmp_path)
+    findings = {finding.what: finding for finding in found}
+    assert [finding.verdict for finding in found if finding.found.startswith("onnxruntime ")] == ["ok"]
     assert {"identity", "disk", "quiet"} <= set(findings)
 
 
