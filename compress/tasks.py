@@ -67,7 +67,7 @@ class Compress(_Strict):
     format: Literal["pt2", "onnx"]
     recipe: str
     """Canonical recipe, YAML; empty for the model as it is."""
-    task: Literal["classification", "regression", ""] = ""
+    task: Literal["classification", "multilabel", "regression", ""] = ""
     metric: str = ""
     seed: int = 0
     threads: int = 1
@@ -162,7 +162,7 @@ class DataFacts(_Strict):
 
     inputs: list[Tensor]
     targets: Tensor | None
-    task: Literal["classification", "regression", ""]
+    task: Literal["classification", "multilabel", "regression", ""]
     classes: int = 0
     metric: str
     splits: list[SplitFile]

@@ -1,41 +1,78 @@
-"""The metrics that fleetfit knows by name. Standard library only, so that every process may import it."""
+"""The metrics that fleetfit knows by name. Standard library only, so that every process may import it.
+
+Two names stand for families: `top5_accuracy` (any number from 2) and `f1@0.5` (any threshold).
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from fleetfit.core.errors import InvalidInput
+
+CLASSIFICATION: Final = "classification"
+MULTILABEL: Final = "multilabel"
+REGRESSION: Final = "regression"
 
 
 @dataclass(frozen=True)
 class MetricInfo:
-    """One metric. `unit` is what its values are counted in; `task` is the kind of dataset it judges."""
+    """One metric. `unit` is what its values are counted in; `tasks` are the kinds of dataset that it judges.
+
+    `kind` says how a figure comes from samples: a `share` of right ones, a `mean` of their errors, or an `f1` or `auroc` of
+    all together.
+    """
 
     name: str
     unit: str
     higher_is_better: bool
-    task: str
+    tasks: tuple[str, ...]
     default_drop: str
     """The largest loss a job allows unless it says otherwise, as `--max-drop` writes it."""
+    kind: Literal["share", "mean", "f1", "auroc"]
+    base: str = ""
+    """The name without what was chosen in it: `top` for `top5_accuracy`, `f1` for `f1@0.5`, else the name."""
+    k: int = 1
+    """How many classes a sample's own may be among."""
+    threshold: float = 0.0
+    """Above this value of the output a label is given."""
 
 
+_CLASSES: Final = (CLASSIFICATION,)
 METRICS: Final[dict[str, MetricInfo]] = {
     info.name: info
     for info in (
-        MetricInfo("accuracy", "points", True, "classification", "1"),
-        MetricInfo("mean_absolute_error", "units of the target", False, "regression", "2%"),
-        MetricInfo("mean_squared_error", "squared units of the target", False, "regression", "2%"),
+        MetricInfo("accuracy", "points", True, _CLASSES, "1", "share", "top"),
+        MetricInfo("macro_f1", "points", True, _CLASSES, "1", "f1", "macro_f1"),
+        MetricInfo("auroc", "points", True, (CLASSIFICATION, MULTILABEL), "1", "auroc", "auroc"),
+        MetricInfo("mean_absolute_error", "units of the target", False, (REGRESSION,), "2%", "mean"),
+        MetricInfo("mean_squared_error", "squared units of the target", False, (REGRESSION,), "2%", "mean"),
     )
 }
+METRIC_NAMES: Final = (*METRICS, "topK_accuracy (such as top5_accuracy)", "f1@THRESHOLD (such as f1@0.5)")
+"""What can be chosen, as lists for people show it."""
 
-DEFAULT_METRIC: Final = {"classification": "accuracy", "regression": "mean_absolute_error"}
+DEFAULT_METRIC: Final = {CLASSIFICATION: "accuracy", MULTILABEL: "f1@0.5", REGRESSION: "mean_absolute_error"}
+
+_TOP: Final = re.compile(r"top([2-9]|[1-9][0-9]{1,5})_accuracy")
+_F1: Final = re.compile(r"f1@(-?[0-9]{1,9}(?:\.[0-9]{1,9})?)")
+
+
+def known_metric(name: str) -> MetricInfo | None:
+    """The metric of that name, or None."""
+    if name in METRICS:
+        return METRICS[name]
+    if found := _TOP.fullmatch(name):
+        return MetricInfo(name, "points", True, _CLASSES, "1", "share", "top", k=int(found[1]))
+    if found := _F1.fullmatch(name):
+        return MetricInfo(name, "points", True, (MULTILABEL,), "1", "f1", "f1", threshold=float(found[1]))
+    return None
 
 
 def metric_info(name: str) -> MetricInfo:
     """The metric of that name. Raises InvalidInput, naming those there are."""
-    try:
-        return METRICS[name]
-    except KeyError:
-        known = ", ".join(METRICS)
-        raise InvalidInput(f"there is no metric '{name}'; choose one of {known}", field="metric") from None
+    found = known_metric(name)
+    if found is None:
+        raise InvalidInput(f"there is no metric '{name}'; choose one of {', '.join(METRIC_NAMES)}", field="metric")
+    return found

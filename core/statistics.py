@@ -6,7 +6,7 @@ NumPy throughout and no SciPy: agents have none.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,7 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetfit.core.errors import InvalidData
-from fleetfit.core.metrics import metric_info
+from fleetfit.core.metrics import CLASSIFICATION, metric_info
+from fleetfit.core.statistics_auroc import auroc_drop, auroc_value
+from fleetfit.core.statistics_f1 import f1_drop, f1_value
+from fleetfit.core.statistics_scores import score_samples as score_samples
 from fleetfit.core.statistics_student import student_quantile
 
 Floats = NDArray[np.floating[Any]]
@@ -30,57 +33,31 @@ class Interval:
     high: float
 
 
-def score_samples(metric: str, outputs: Mapping[str, NDArray[Any]], targets: NDArray[Any]) -> NDArray[np.float32]:
-    """One score per sample: 1 or 0 for accuracy, the sample's mean error for regressions.
-
-    The first output is judged. For accuracy it is logits of shape (N, classes), or (N,) or (N, 1) for two classes; for
-    errors it has the targets' number of values per sample. A class chosen among values that are not numbers counts as
-    wrong; an error that is not a number stays one. Raises InvalidData where the shapes do not fit or an output is not an
-    array of numbers, one row per sample.
-    """
-    info = metric_info(metric)
-    output = next(iter(outputs.values()))
-    if not isinstance(output, np.ndarray) or output.dtype.kind not in "fiub" or output.ndim == 0:
-        raise InvalidData("the model's first output is no array of numbers with one row per sample; export one that is")
-    if len(output) != len(targets):
-        raise InvalidData(f"the model gave {len(output)} outputs for {len(targets)} targets; its batch is not kept")
-    if info.task == "classification":
-        if output.ndim >= 2 and output.shape[-1] > 1:
-            chosen = output.reshape(len(output), -1, output.shape[-1])[:, -1].argmax(axis=-1)
-        else:
-            chosen = (output.reshape(len(output), -1)[:, 0] > 0).astype(np.int64)
-        # Comparisons with NaN are all false, so that argmax would name a class at random and might be right.
-        known = ~np.isnan(output.reshape(len(output), -1).astype(np.float64)).any(axis=1)
-        right: NDArray[np.float32] = ((chosen == targets.reshape(len(targets), -1)[:, 0]) & known).astype(np.float32)
-        return right
-    flat, wanted = output.reshape(len(output), -1), targets.reshape(len(targets), -1)
-    if flat.shape != wanted.shape:
-        raise InvalidData(
-            f"the model gives {flat.shape[1]} values per sample but the targets have {wanted.shape[1]}; "
-            "give targets of the first output's shape"
-        )
-    difference = flat.astype(np.float64) - wanted.astype(np.float64)
-    errors = np.abs(difference) if metric == "mean_absolute_error" else difference**2
-    result: NDArray[np.float32] = errors.mean(axis=1).astype(np.float32)
-    return result
-
-
 def metric_value(metric: str, scores: Floats) -> Interval:
-    """The metric over per-sample scores, with its interval: Wilson's for accuracy, Student's for errors.
+    """The metric over the scores of `score_samples`, with its 95 % interval.
 
-    Accuracy is in points, 0 to 100. Raises InvalidData where there are no scores. Source of the interval: E. B. Wilson,
-    JASA 22 (1927).
+    Wilson's for shares of right samples, Student's for means of errors, a bootstrap's for F1, DeLong's for AUROC; all but
+    errors are in points, 0 to 100. Raises InvalidData where there are no scores, or where the metric is not defined for them.
+    Source of the first: E. B. Wilson, JASA 22 (1927).
     """
-    n = len(scores)
+    n, info = len(scores), metric_info(metric)
     if n == 0:
         raise InvalidData("a metric needs at least one sample; push a split that is not empty")
+    if info.kind == "f1":
+        return _points(*f1_value(scores, classes=CLASSIFICATION in info.tasks))
+    if info.kind == "auroc":
+        return _points(*auroc_value(scores))
     mean = float(np.mean(scores, dtype=np.float64))
-    if metric_info(metric).task == "classification":
+    if info.kind == "share":
         centre = (mean + _Z95**2 / (2 * n)) / (1 + _Z95**2 / n)
         half = _Z95 / (1 + _Z95**2 / n) * math.sqrt(mean * (1 - mean) / n + _Z95**2 / (4 * n * n))
-        return Interval(100 * mean, 100 * min(centre - half, mean), 100 * max(centre + half, mean))
+        return _points(mean, min(centre - half, mean), max(centre + half, mean))
     low, high = _mean_bounds(np.asarray(scores, dtype=np.float64))
     return Interval(mean, max(low, 0.0), high)
+
+
+def _points(value: float, low: float, high: float) -> Interval:
+    return Interval(100 * value, 100 * low, 100 * high)
 
 
 def _mean_bounds(values: NDArray[np.float64]) -> tuple[float, float]:
@@ -95,17 +72,22 @@ def _mean_bounds(values: NDArray[np.float64]) -> tuple[float, float]:
 def paired_drop(metric: str, scores: Floats, reference: Floats) -> Interval:
     """How much worse `scores` are than `reference`, sample by sample, in the metric's units (positive: worse).
 
-    For accuracy half a sample is added to each of the four ways in which two builds can be right and wrong, so that two
-    builds which never differ on a small split are not called equal without doubt. Raises InvalidData where the two are not
-    of the same split. Source: A. Agresti and Y. Min, Statistics in Medicine 24 (2005).
+    For shares half a sample is added to each of the four ways in which two builds can be right and wrong, so that two
+    builds which never differ on a small split are not called equal without doubt; F1 and AUROC do likewise in their own
+    way. Raises InvalidData where the two are not of the same split. Source: A. Agresti and Y. Min, Statistics in Medicine
+    24 (2005).
     """
     info = metric_info(metric)
     if len(scores) != len(reference) or len(scores) == 0:
         raise InvalidData(f"{len(scores)} scores cannot be compared with {len(reference)}; both need the same split")
+    if info.kind == "f1":
+        return _points(*f1_drop(scores, reference, classes=CLASSIFICATION in info.tasks))
+    if info.kind == "auroc":
+        return _points(*auroc_drop(scores, reference))
     ours, theirs = scores.astype(np.float64), reference.astype(np.float64)
     worse = theirs - ours if info.higher_is_better else ours - theirs
     mean = float(worse.mean())
-    if info.task != "classification":
+    if info.kind == "mean":
         return Interval(mean, *_mean_bounds(worse))
     lost, won = float((worse > 0).sum()) + 0.5, float((worse < 0).sum()) + 0.5
     n = len(worse) + 2

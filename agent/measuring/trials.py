@@ -35,6 +35,8 @@ from fleetfit.runtimes.registry import runtime
 
 EXIT_NOT_LOADABLE: Final = 3
 _METRIC_BATCH: Final = 64
+# As float32 32 MiB: what a report may weigh, several times over.
+_MOST_SCORES: Final = 8 << 20
 _STEP_NS: Final = 200_000_000
 # A median of fewer says too little, however slow the build.
 _FEWEST_SAMPLES: Final = 5
@@ -140,6 +142,11 @@ class Trial:
                 outputs = {name: _unpadded(values, fed, len(targets)) for name, values in model.run(feeds).items()}
                 judged = {name: outputs[name] for name in wanted if name in outputs} or outputs
                 found.append(score_samples(task.metric, judged, targets))
+                if found[-1][0].size * split.count > _MOST_SCORES:
+                    raise InvalidData(
+                        f"{task.metric} needs {found[-1][0].size} numbers for each of the {split.count} samples, more than a "
+                        "report holds; choose a metric such as accuracy, or push fewer samples"
+                    )
                 first = next(iter(judged.values()))
                 if first.dtype.kind == "f":
                     strange += int(np.isnan(first.reshape(len(first), -1)).any(axis=1).sum())
@@ -147,12 +154,13 @@ class Trial:
         if not found:
             raise InvalidData(f"the {task.split} split is empty; push data with more samples")
         scores = np.concatenate(found)
-        if not np.isfinite(scores).all():
+        kind = metric_info(task.metric).kind
+        if kind == "mean" and not np.isfinite(scores).all():
             broken = int((~np.isfinite(scores)).sum())
             raise InvalidModel(f"the build's outputs are not finite numbers for {broken} of {len(scores)} samples")
-        if strange and metric_info(task.metric).task == "classification":
+        if strange and kind != "mean":
             result.notes.append(f"{strange} of {len(scores)} outputs are not numbers (NaN) and count as wrong")
-        run.scores.extend(scores.tolist())
+        run.scores.extend(scores.reshape(-1).tolist())
         run.count = len(scores)
         run.value = metric_value(task.metric, scores).value
         run.window.end_monotonic_ns = time.monotonic_ns()

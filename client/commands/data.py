@@ -13,11 +13,11 @@ from fleetfit.client.output import Output
 from fleetfit.client.plain import to_plain
 from fleetfit.client.progress import Follower
 from fleetfit.core.errors import InvalidInput
-from fleetfit.core.metrics import METRICS, metric_info
+from fleetfit.core.metrics import DEFAULT_METRIC, METRIC_NAMES, metric_info
 
 app = application("Push and list datasets.")
 
-_TASKS = sorted({info.task for info in METRICS.values()})
+_TASKS = sorted(DEFAULT_METRIC)
 
 
 @app.command()
@@ -36,9 +36,9 @@ def push(
         Path | None, typer.Option(metavar="FILE", help="A test split of your own.", show_default=False)
     ] = None,
     metric: Annotated[
-        str, typer.Option(help=f"What to judge by: {', '.join(METRICS)}; else by the kind of the targets.")
+        str, typer.Option(help=f"What to judge by: {', '.join(METRIC_NAMES)}; else by the kind of the targets.")
     ] = "",
-    task: Annotated[str, typer.Option(help=f"{' or '.join(_TASKS)}; stands for its usual metric.")] = "",
+    task: Annotated[str, typer.Option(help=f"{', '.join(_TASKS)}; stands for its usual metric.")] = "",
     seed: Seed = 0,
     server: Server = "",
     as_json: AsJson = False,
@@ -63,13 +63,14 @@ def push(
 def chosen_metric(metric: str, task: str) -> str:
     """The metric that was named, or a task's usual one; empty where neither was. Raises InvalidInput."""
     if task and task not in _TASKS:
-        raise InvalidInput(f"there is no task '{task}'; choose {' or '.join(_TASKS)}", field="task")
+        raise InvalidInput(f"there is no task '{task}'; choose one of {', '.join(_TASKS)}", field="task")
     if metric:
         info = metric_info(metric)
-        if task and info.task != task:
-            raise InvalidInput(f"{metric} judges a {info.task}, not a {task}; leave one of the two out", field="metric")
+        if task and task not in info.tasks:
+            judged = " or ".join(info.tasks)
+            raise InvalidInput(f"{metric} judges a {judged}, not a {task}; leave one of the two out", field="metric")
         return metric
-    return next((info.name for info in METRICS.values() if info.task == task), "")
+    return DEFAULT_METRIC.get(task, "")
 
 
 @app.command("list")

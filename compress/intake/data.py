@@ -12,7 +12,15 @@ from fleetfit.compress.intake.arrays import Array, read_arrays
 from fleetfit.compress.intake.splits import split_at_random, split_by_group
 from fleetfit.compress.tasks import DataFacts, IntakeData, SplitFile, Tensor
 from fleetfit.core.errors import InvalidData
-from fleetfit.core.metrics import DEFAULT_METRIC, METRICS
+from fleetfit.core.metrics import (
+    CLASSIFICATION,
+    DEFAULT_METRIC,
+    METRIC_NAMES,
+    MULTILABEL,
+    REGRESSION,
+    MetricInfo,
+    known_metric,
+)
 
 TARGETS = "targets"
 GROUPS = "groups"
@@ -60,14 +68,19 @@ def check_and_split(data: Path, test: Path | None, work: IntakeData, out: Path) 
     classes = 0
     for part, what in ((dataset, "The data file"), (own, "The test file")):
         if part is not None and task == "classification":
-            classes = max(classes, _check_labels(part, what, work, notes))
+            classes = max(classes, _check_labels(part, what, work, metric, notes))
+        elif part is not None and task == "multilabel":
+            classes = _check_zeros_and_ones(part, what, work, metric, notes)
         elif part is not None and task == "regression":
             _check_values(part, what, work, notes)
     if dataset.groups is not None:
         splits = split_by_group(dataset.groups, work.seed, test=own is None)
         notes.append("Samples of one group stay in one split.")
     else:
-        labels = dataset.targets if task == "classification" else None
+        one_each = task == "classification" or (
+            task == "multilabel" and dataset.targets is not None and dataset.targets.ndim == 1
+        )
+        labels = dataset.targets if one_each else None
         splits = split_at_random(dataset.count, work.seed, test=own is None, labels=labels)
     out.mkdir(parents=True, exist_ok=True)
     files = [
@@ -175,41 +188,76 @@ def _agree(dataset: _Dataset, own: _Dataset) -> None:
             )
 
 
-def _task(dataset: _Dataset, work: IntakeData) -> tuple[Literal["classification", "regression", ""], str]:
+def _task(dataset: _Dataset, work: IntakeData) -> tuple[Literal["classification", "multilabel", "regression", ""], str]:
     """What is predicted, and the metric that counts."""
     metric = work.metric
-    if metric and metric not in METRICS:
-        raise InvalidData(f"There is no metric {metric!r}; use one of {', '.join(METRICS)}.", field="metric")
+    info = known_metric(metric)
+    if metric and info is None:
+        raise InvalidData(f"There is no metric {metric!r}; use one of {', '.join(METRIC_NAMES)}.", field="metric")
     if dataset.targets is None:
-        if metric:
+        if info is not None:
             raise InvalidData(
                 f"The data file has no targets, which the metric {metric} needs; add an array named targets."
             )
         dataset.notes.append("There are no targets: no metric is measured, and distillation works without labels.")
         return "", ""
-    if metric:
-        return ("classification" if METRICS[metric].task == "classification" else "regression"), metric
-    whole = dataset.targets.dtype.kind in "iub"
-    flat_output = work.outputs is not None and (len(work.outputs[0].shape) < 2 or work.outputs[0].shape[1] == 1)
-    if whole and dataset.targets.ndim == 1 and not flat_output:
-        return "classification", DEFAULT_METRIC["classification"]
-    return "regression", DEFAULT_METRIC["regression"]
+    if info is not None:
+        return _task_of(info, dataset.targets, work), metric
+    if dataset.targets.dtype.kind in "iub" and dataset.targets.ndim == 1 and not _one_value(work):
+        return "classification", DEFAULT_METRIC[CLASSIFICATION]
+    return "regression", DEFAULT_METRIC[REGRESSION]
 
 
-def _check_labels(part: _Dataset, what: str, work: IntakeData, notes: list[str]) -> int:
+def _task_of(
+    info: MetricInfo, targets: Array, work: IntakeData
+) -> Literal["classification", "multilabel", "regression"]:
+    if REGRESSION in info.tasks:
+        return "regression"
+    if CLASSIFICATION not in info.tasks:
+        return "multilabel"
+    # AUROC judges both: one class index for each sample, or a 0 or 1 for each value of the output.
+    several = targets.ndim > 1 or (_one_value(work) and targets.size == len(targets))
+    return "multilabel" if several and MULTILABEL in info.tasks else "classification"
+
+
+def _one_value(work: IntakeData) -> bool:
+    """Whether the model gives one value for each sample."""
+    return work.outputs is not None and (len(work.outputs[0].shape) < 2 or work.outputs[0].shape[1] == 1)
+
+
+def _check_zeros_and_ones(part: _Dataset, what: str, work: IntakeData, metric: str, notes: list[str]) -> int:
+    """The number of labels; targets are a 0 or 1 for each value of the model's first output."""
+    targets = part.targets
+    assert targets is not None  # noqa: S101 - a multilabel task has targets; tells the type checker
+    if not np.isin(targets, (0, 1)).all():
+        raise InvalidData(
+            f"{what} has targets other than 0 and 1, which {metric} needs for each value of the output; save those, or for "
+            "class indices choose a metric such as accuracy or macro_f1."
+        )
+    if (targets == targets.reshape(-1)[0]).all():
+        raise InvalidData(
+            f"{what} has only {int(targets.reshape(-1)[0])} as targets; {metric} needs samples of both kinds."
+        )
+    if targets.dtype.kind == "b":
+        part.targets = targets.astype(np.int64)
+    _check_values(part, what, work, notes)
+    return int(np.prod(targets.shape[1:], dtype=np.int64))
+
+
+def _check_labels(part: _Dataset, what: str, work: IntakeData, metric: str, notes: list[str]) -> int:
     """The number of classes; labels are class indices that the model's first output has."""
     targets = part.targets
     assert targets is not None  # noqa: S101 - a classification task has targets; tells the type checker
     if targets.dtype.kind not in "iu":
         raise InvalidData(
-            f"{what} has targets of {targets.dtype.name} where accuracy needs class indices; save targets.astype('int64'), or "
+            f"{what} has targets of {targets.dtype.name} where {metric} needs class indices; save targets.astype('int64'), or "
             "choose the metric mean_absolute_error for values."
         )
     if targets.ndim == 2 and targets.shape[1] == 1:
         raise InvalidData(f"{what} has targets of the shape {targets.shape}; save targets[:, 0].")
     if targets.ndim != 1:
         raise InvalidData(
-            f"{what} has targets of the shape {targets.shape} where accuracy needs one class index per sample; for one-hot rows "
+            f"{what} has targets of the shape {targets.shape} where {metric} needs one class index per sample; for one-hot rows "
             "save targets.argmax(1)."
         )
     lowest, highest = int(targets.min()), int(targets.max())
@@ -222,7 +270,7 @@ def _check_labels(part: _Dataset, what: str, work: IntakeData, notes: list[str])
     output = work.outputs[0]
     if len(output.shape) != 2 or output.shape[1] < 2:
         raise InvalidData(
-            f"The model's output {output.name} has the shape {output.shape} and so gives no score per class, which accuracy "
+            f"The model's output {output.name} has the shape {output.shape} and so gives no score per class, which {metric} "
             "needs; choose the metric mean_absolute_error, or return one score per class."
         )
     classes = output.shape[1]
@@ -231,7 +279,15 @@ def _check_labels(part: _Dataset, what: str, work: IntakeData, notes: list[str])
             f"{what} has the class index {highest} where the model has {classes} classes (0 to {classes - 1}); check the labels "
             "or the model's last layer."
         )
+    info = known_metric(metric)
+    if info is not None and info.k >= classes > 1:
+        raise InvalidData(
+            f"{metric} needs more than {info.k} classes, and the model's output {output.name} has {classes}; choose accuracy.",
+            field="metric",
+        )
     seen = len(np.unique(targets))
+    if seen < 2 and info is not None and info.kind == "auroc":
+        raise InvalidData(f"{what} has samples of one class only; {metric} needs samples of at least two.")
     if seen < classes:
         notes.append(f"{what} has samples of {seen} of the model's {classes} classes.")
     return classes

@@ -351,7 +351,9 @@ class MetricRun(_message.Message):
     count: _builtins.int
     @_builtins.property
     def scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """One score per sample in the split's order: 1 or 0 for accuracy, the error for regressions."""
+        """The scores of each sample in the split's order: one for shares and errors (1 or 0, the error), else as many as there
+        are for `count` samples, sample by sample: what the metric needs of each, as core/statistics_scores.py says.
+        """
 
     @_builtins.property
     def window(self) -> Global___Window: ...

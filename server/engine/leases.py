@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from fleetfit.compress.tasks import Build
 from fleetfit.core.errors import InvalidInput, LeaseLost, NotFound
-from fleetfit.core.metrics import METRICS
+from fleetfit.core.metrics import known_metric
 from fleetfit.proto.printable import printable
 from fleetfit.proto.v1 import common_pb2, jobs_pb2, measurement_pb2, work_pb2
 from fleetfit.server.engine.fleet import check_session
@@ -245,7 +245,7 @@ class Leases:
                 )
             )
             metric = spec.metric or (data.facts or {}).get("metric", "")
-            measure.metric = metric if metric in METRICS and (data.facts or {}).get("targets") else ""
+            measure.metric = metric if known_metric(metric) and (data.facts or {}).get("targets") else ""
         return work_pb2.TaskLease(
             task_id=task.id, fence=task.fence, lease_ms=self._lease_ms, measure=measure, artifacts=named
         )

@@ -146,9 +146,10 @@ def judged_by(spec: jobs_pb2.JobSpec, data: PlannedData | None) -> str:
             raise InvalidInput(f"'{spec.metric}' needs a dataset with targets; name one with --data", field="metric")
         return ""
     name = spec.metric or data.facts.metric
-    if metric_info(name).task != data.facts.task:
+    tasks = metric_info(name).tasks
+    if data.facts.task not in tasks:
         raise InvalidInput(
-            f"'{name}' judges a {metric_info(name).task}, and {data.name} is a {data.facts.task}; "
+            f"'{name}' judges a {' or '.join(tasks)}, and {data.name} is a {data.facts.task}; "
             f"leave --metric out to use {data.facts.metric}",
             field="metric",
         )

@@ -123,8 +123,15 @@ def _metric(raw: measurement_pb2.MeasurementResult) -> MetricSummary | None:
     if not raw.HasField("metric") or not raw.metric.scores:
         return None
     # From the scores, not from the value beside them: every figure can be computed again.
-    value = metric_value(raw.metric.metric, np.asarray(raw.metric.scores, dtype=np.float32))
-    return MetricSummary(name=raw.metric.metric, split=raw.metric.split, figure=figure(value), n=len(raw.metric.scores))
+    scores = scores_of(raw)
+    value = metric_value(raw.metric.metric, scores)
+    return MetricSummary(name=raw.metric.metric, split=raw.metric.split, figure=figure(value), n=len(scores))
+
+
+def scores_of(raw: measurement_pb2.MeasurementResult) -> NDArray[np.float32]:
+    """A result's scores, one row per sample: (N,), or (N, several) where the metric needs more than one number of each."""
+    values, count = np.asarray(raw.metric.scores, dtype=np.float32), raw.metric.count
+    return values.reshape(count, -1) if 0 < count < len(values) and len(values) % count == 0 else values
 
 
 def _trust(raw: measurement_pb2.MeasurementResult, notes: list[str]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final, Literal, cast
 
 from fleetfit.core.figures import number
-from fleetfit.core.metrics import METRICS
+from fleetfit.core.metrics import known_metric
 from fleetfit.server.report.facts import CandidateFacts, DeviceFacts, JobFacts, LimitFacts
 from fleetfit.server.report.model import (
     Bounds,
@@ -32,7 +32,7 @@ _EMULATED: Final = "its timings mean nothing: the device is emulated"
 
 def build_report(facts: JobFacts) -> Report:
     """The report object of a job, chosen variants and reasons included."""
-    info = METRICS.get(facts.metric)
+    info = known_metric(facts.metric)
     return Report(
         job=facts.job_id,
         model=facts.model,

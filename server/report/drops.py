@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fleetfit.core.metrics import metric_info
 from fleetfit.core.statistics import metric_value, paired_drop
-from fleetfit.server.report.analyse import figure, read_result, write
+from fleetfit.server.report.analyse import figure, read_result, scores_of, write
 from fleetfit.server.report.summary import Drops, Figure
 
 Scores = NDArray[np.floating[Any]]
@@ -26,7 +26,7 @@ _NOTHING: Final = Figure(value=0.0, low=0.0, high=0.0)
 
 @dataclass(frozen=True)
 class Scored:
-    """A candidate with its score for each sample of the split, in the split's order."""
+    """A candidate with its scores for each sample of the split, in the split's order."""
 
     id: str
     role: str
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
     wanted = json.loads(source.read_text())
     found = []
     for one in wanted["candidates"]:
-        scores = np.asarray(read_result(Path(one["path"])).metric.scores, dtype=np.float32)
+        scores = scores_of(read_result(Path(one["path"])))
         if len(scores):
             found.append(Scored(one["id"], one["role"], (one["threads"], one["batch"]), scores))
     write(compare(wanted["metric"], found).model_dump_json(), out)

@@ -8,7 +8,7 @@ from decimal import ROUND_CEILING, Context
 from typing import Final
 
 from fleetfit.core.figures import number, size
-from fleetfit.core.metrics import METRICS
+from fleetfit.core.metrics import known_metric
 from fleetfit.server.report.facts import CandidateFacts, LimitFacts
 from fleetfit.server.report.summary import Figure
 from fleetfit.server.selection.words import loss
@@ -83,7 +83,7 @@ def _drop(limits: LimitFacts, judged: Judged) -> Breach | None:
 
 def _unit(metric: str) -> float:
     # Against a limit of 0 an overshoot has no relative size: one unit of the metric stands for it.
-    info = METRICS.get(metric)
+    info = known_metric(metric)
     return 1.0 if info is None or info.higher_is_better else 1e-3
 
 

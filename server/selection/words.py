@@ -6,7 +6,7 @@ import math
 from typing import Final
 
 from fleetfit.core.figures import number, size
-from fleetfit.core.metrics import METRICS
+from fleetfit.core.metrics import known_metric
 from fleetfit.server.report.summary import Figure
 
 _PROPER: Final = {"mean_absolute_error": "mean absolute error", "mean_squared_error": "mean squared error"}
@@ -26,7 +26,7 @@ def times(ratio: Figure) -> str:
 
 def loss(metric: str, drop: Figure) -> str:
     """`loses 0.31 points of accuracy (-0.10 to 0.72)`, or gains; for errors `raises the mean absolute error by ...`."""
-    info = METRICS.get(metric)
+    info = known_metric(metric)
     name = _PROPER.get(metric, metric.replace("_", " "))
     higher_is_better = info is None or info.higher_is_better
     if not higher_is_better:

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fleetfit.core.statistics import metric_value, score_samples
+from fleetfit.server.report.analyse import scores_of
+
 from ...runtimes.builds import WEIGHTS, affine, flattened, scalar
 from .tasks import prepare, refused_here, solo_here
 
@@ -106,3 +109,27 @@ def test_the_trial_tells_how_far_it_is(tmp_path: Path) -> None:
     prepare(tmp_path, affine(), data={"x": inputs(4), "targets": np.zeros(4, np.int64)}, metric_only=True)
     solo_here(tmp_path)
     assert 0 < float((tmp_path / "out.step").read_text()) <= 1
+
+
+@pytest.mark.parametrize(("metric", "width"), [("top2_accuracy", 1), ("macro_f1", 2), ("auroc", 4)])
+def test_what_comes_back_is_enough_to_compute_the_metric_again(tmp_path: Path, metric: str, width: int) -> None:
+    x = inputs(150)
+    targets = (x @ WEIGHTS + np.random.default_rng(1).normal(size=(150, 3))).argmax(axis=1)
+    prepare(tmp_path, affine(), data={"x": x, "targets": targets}, metric=metric, metric_only=True)
+    result = solo_here(tmp_path)
+    assert (result.metric.count, len(result.metric.scores)) == (150, 150 * width)
+    again = metric_value(metric, scores_of(result))
+    assert again.value == result.metric.value
+    assert again.value == pytest.approx(
+        metric_value(metric, score_samples(metric, {"scores": x @ WEIGHTS}, targets)).value, abs=1e-3
+    )
+
+
+def test_classes_that_are_not_numbers_do_not_end_a_set_metric(tmp_path: Path) -> None:
+    x = inputs(20)
+    x[3] = np.nan
+    targets = np.arange(20) % 3
+    prepare(tmp_path, affine(), data={"x": x, "targets": targets}, metric="auroc", metric_only=True)
+    result = solo_here(tmp_path)
+    assert 0 <= result.metric.value <= 100
+    assert result.notes == ["1 of 20 outputs are not numbers (NaN) and count as wrong"]

@@ -34,6 +34,10 @@ def arrays(count: int = 100, **changed: Any) -> dict[str, Any]:
     return {name: value for name, value in made.items() if value is not None}
 
 
+def _judged(metric: str) -> IntakeData:
+    return IntakeData(inputs=[IMAGE], outputs=[SCORES], metric=metric)
+
+
 def saved(folder: Path, values: dict[str, Any], name: str = "data") -> Path:
     path = folder / name
     with path.open("wb") as file:
@@ -173,6 +177,12 @@ def nan_at(row: int) -> Any:
         ({"targets": np.ones(100, complex)}, CLASSIFICATION, "dtype complex"),
         ({}, IntakeData(inputs=[IMAGE], outputs=[SCORES], metric="beauty"), "no metric 'beauty'; use one of accuracy"),
         ({}, IntakeData(inputs=[IMAGE], outputs=[VALUE], metric="accuracy"), "no score per class"),
+        ({}, IntakeData(inputs=[IMAGE], outputs=[SCORES], metric="top3_accuracy"), "needs more than 3 classes"),
+        ({"targets": np.zeros(100, int)}, IntakeData(inputs=[IMAGE], outputs=[SCORES], metric="auroc"), "at least two"),
+        ({}, IntakeData(inputs=[IMAGE], outputs=[VALUE], metric="f1@0.5"), "targets other than 0 and 1"),
+        ({"targets": np.ones(100, int)}, IntakeData(inputs=[IMAGE], outputs=[VALUE], metric="auroc"), "only 1 as targets"),
+        ({"targets": np.arange(200).reshape(100, 2) % 2}, _judged("f1@0.5"), r"shape \(2,\)"),
+        ({"targets": np.arange(100) % 3 / 2}, _judged("macro_f1"), "macro_f1 needs class indices"),
     ],
 )  # fmt: skip
 def test_bad_data_is_refused_with_what_to_do(
@@ -182,6 +192,28 @@ def test_bad_data_is_refused_with_what_to_do(
         intake(tmp_path, arrays(**changed), work)
     assert caught.value.message.endswith(".") and "\n" not in caught.value.message
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("metric", "outputs", "targets", "task", "classes"),
+    [
+        ("macro_f1", SCORES, np.arange(100) % 3, "classification", 3),
+        ("top2_accuracy", SCORES, np.arange(100) % 3, "classification", 3),
+        ("auroc", SCORES, np.arange(100) % 3, "classification", 3),
+        ("auroc", VALUE, np.arange(100) % 2, "multilabel", 1),
+        ("auroc", SCORES, np.arange(300).reshape(100, 3) % 2, "multilabel", 3),
+        ("f1@0.5", VALUE, np.arange(100) % 2 == 0, "multilabel", 1),
+        ("f1@-1", SCORES, np.arange(300).reshape(100, 3) % 2 == 0, "multilabel", 3),
+    ],
+)
+def test_what_is_predicted_follows_from_the_metric_and_the_targets(
+    metric: str, outputs: Tensor, targets: Any, task: str, classes: int, tmp_path: Path
+) -> None:
+    work = IntakeData(inputs=[IMAGE], outputs=[outputs], metric=metric)
+    facts = intake(tmp_path, arrays(targets=targets), work)
+    assert (facts.task, facts.metric, facts.classes) == (task, metric, classes)
+    kept = loaded(tmp_path, "validation")["targets"]
+    assert kept.dtype.kind == "i" and len(np.unique(kept)) == min(3, len(np.unique(targets)))
 
 
 def test_too_few_samples(tmp_path: Path) -> None:

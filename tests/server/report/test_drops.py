@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fleetfit.proto.v1.measurement_pb2 import MetricRun
+from fleetfit.server.report.analyse import scores_of, summarize
 from fleetfit.server.report.drops import Scored, compare
 from fleetfit.server.report.summary import Drops
 
@@ -68,6 +70,24 @@ def test_other_samples_are_not_compared() -> None:
     found = compare("accuracy", [scored("o", 90, "original"), scored("r", 40, n=50)])
     assert set(found.by_candidate) == {"o"}
     assert compare("accuracy", [scored("r", 40)]) == Drops(against="", by_candidate={})
+
+
+def test_metrics_that_need_more_of_each_sample(tmp_path: Path) -> None:
+    targets = np.arange(60) % 3
+    results = {}
+    for name, mistakes in (("o", 0), ("r", 6)):
+        chosen = np.where(np.arange(60) < mistakes, (targets + 1) % 3, targets)
+        raw = raw_result()
+        raw.metric.CopyFrom(MetricRun(metric="macro_f1", split="validation", count=60))
+        raw.metric.scores.extend(np.stack([targets, chosen], axis=1).reshape(-1).tolist())
+        results[name] = raw
+    summary = summarize(results["r"])
+    assert summary.metric is not None and (summary.metric.n, summary.metric.figure.value) == (60, pytest.approx(90))
+    roles = {"o": "original", "r": "recipe"}
+    found = compare("macro_f1", [Scored(name, roles[name], (1, 1), scores_of(results[name])) for name in ("o", "r")])
+    drop = found.by_candidate["r"]
+    assert drop.value == pytest.approx(10)
+    assert drop.low is not None and drop.high is not None and 0 < drop.low < 10 < drop.high < 25
 
 
 def test_the_child(tmp_path: Path) -> None:

@@ -1,0 +1,128 @@
+"""From a model's outputs to what a metric needs of each sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleetfit.core.errors import InvalidData
+from fleetfit.core.metrics import MULTILABEL, MetricInfo, metric_info
+
+Numbers = NDArray[Any]
+Scores = NDArray[np.float32]
+
+
+def score_samples(metric: str, outputs: Mapping[str, Numbers], targets: Numbers) -> Scores:
+    """What the metric needs of each sample, in the samples' order; parts of a split may be scored apart and put together.
+
+    The first output is judged. One row per sample:
+
+    - accuracy, top-k: (N,), 1 where the sample's class is among the k with the largest scores, else 0;
+    - errors: (N,), the mean over the sample's values;
+    - macro F1: (N, 2), the class and the chosen class (-1: none);
+    - F1 at a threshold: (N, labels), twice the label plus 1 where it was given;
+    - AUROC: (N, 1 + classes), the class and each class's score; or (N, 1 + 2 * labels): -1, the labels, their scores.
+
+    Class scores have the shape (N, classes), or (N,) or (N, 1) for two classes; of equal scores the first counts as larger.
+    Labels are 0 or 1 in the output's shape. A class chosen among values that are not numbers counts as wrong, and so does a
+    label whose value is not a number; an error that is not a number stays one. Raises InvalidData where the shapes do not
+    fit or an output is not an array of numbers, one row per sample.
+    """
+    info = metric_info(metric)
+    output = _rows(next(iter(outputs.values())))
+    if len(output) != len(targets):
+        raise InvalidData(f"the model gave {len(output)} outputs for {len(targets)} targets; its batch is not kept")
+    if info.kind == "mean":
+        return _errors(info, output, targets)
+    if info.kind == "auroc":
+        return _auroc(output, targets)
+    if MULTILABEL in info.tasks:
+        values, labels = _labels(output, targets)
+        given = np.where(np.isnan(values), 1 - labels, values > info.threshold)
+        return np.asarray(2 * labels + given, dtype=np.float32)
+    wanted = targets.reshape(len(targets), -1)[:, 0].astype(np.int64)
+    if info.kind == "f1":
+        return np.stack([wanted, chosen_class(output)], axis=1).astype(np.float32)
+    if info.k == 1:
+        return np.asarray(chosen_class(output) == wanted, dtype=np.float32)
+    return _among_largest(info, output, wanted)
+
+
+def class_scores(output: Numbers) -> Numbers:
+    """The scores as (N, classes); of further axes the last position counts."""
+    if output.ndim >= 2 and output.shape[-1] > 1:
+        scores: Numbers = output.reshape(len(output), -1, output.shape[-1])[:, -1]
+        return scores
+    return output.reshape(len(output), -1)[:, :1]
+
+
+def chosen_class(output: Numbers) -> NDArray[np.int64]:
+    """The class with the largest score, -1 where a value of the sample is not a number; (N,)."""
+    scores = class_scores(output)
+    chosen = scores.argmax(axis=-1) if scores.shape[1] > 1 else (scores[:, 0] > 0)
+    # Comparisons with NaN are all false, so that argmax would name a class at random and might be right.
+    known = ~np.isnan(output.reshape(len(output), -1).astype(np.float64)).any(axis=1)
+    return np.where(known, chosen.astype(np.int64), -1)
+
+
+def _rows(output: object) -> Numbers:
+    if not isinstance(output, np.ndarray) or output.dtype.kind not in "fiub" or output.ndim == 0:
+        raise InvalidData("the model's first output is no array of numbers with one row per sample; export one that is")
+    if output.size == 0:
+        raise InvalidData("a metric needs at least one sample with one value; the model's first output is empty")
+    return output
+
+
+def _errors(info: MetricInfo, output: Numbers, targets: Numbers) -> Scores:
+    flat, wanted = _alike(output, targets)
+    difference = flat.astype(np.float64) - wanted.astype(np.float64)
+    errors = np.abs(difference) if info.name == "mean_absolute_error" else difference**2
+    return np.asarray(errors.mean(axis=1), dtype=np.float32)
+
+
+def _among_largest(info: MetricInfo, output: Numbers, wanted: NDArray[np.int64]) -> Scores:
+    scores = class_scores(output).astype(np.float64)
+    classes = scores.shape[1]
+    if classes <= info.k:
+        raise InvalidData(
+            f"{info.name} needs more than {info.k} classes, and the output has {classes}; choose accuracy, or fewer"
+        )
+    there = (wanted >= 0) & (wanted < classes) & ~np.isnan(scores).any(axis=1)
+    own = scores[np.arange(len(scores)), np.where(there, wanted, 0)][:, None]
+    earlier = np.arange(classes) < wanted[:, None]
+    before = ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
+    return np.asarray((before < info.k) & there, dtype=np.float32)
+
+
+def _auroc(output: Numbers, targets: Numbers) -> Scores:
+    scores = class_scores(output).astype(np.float64)
+    labelled = targets.size == output.size
+    if labelled or scores.shape[1] == 2:
+        # Of two classes the difference of their scores orders samples as the second's probability does.
+        values, labels = _labels(output, targets) if labelled else _labels(scores[:, 1] - scores[:, 0], targets)
+        return np.concatenate([np.full((len(values), 1), -1.0), labels, values], axis=1).astype(np.float32)
+    wanted = targets.reshape(len(targets), -1)[:, :1]
+    return np.concatenate([wanted, scores], axis=1).astype(np.float32)
+
+
+def _labels(output: Numbers, targets: Numbers) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Values and labels as (N, labels)."""
+    values, labels = _alike(output, targets)
+    if not np.isin(labels, (0, 1)).all():
+        raise InvalidData(
+            "the targets are no labels: they hold other values than 0 and 1; save a 0 or 1 for each label"
+        )
+    return values.astype(np.float64), labels.astype(np.int64)
+
+
+def _alike(output: Numbers, targets: Numbers) -> tuple[Numbers, Numbers]:
+    flat, wanted = output.reshape(len(output), -1), targets.reshape(len(targets), -1)
+    if flat.shape != wanted.shape:
+        raise InvalidData(
+            f"the model gives {flat.shape[1]} values per sample but the targets have {wanted.shape[1]}; "
+            "give targets of the first output's shape"
+        )
+    return flat, wanted
