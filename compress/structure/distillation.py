@@ -157,12 +157,14 @@ class _Distillation:
         least = max(1, round((settings.epochs or settings.least_epochs or 0) * self.per_epoch))
         if settings.seconds is None:
             return least, {}
-        fitting, said = self._fitting(settings.seconds, least)
+        fitting, said = self._fitting(settings.seconds)
         steps = max(fitting, least)
+        if steps > fitting:
+            said += f"; least_epochs: {settings.least_epochs:g} are {steps}"
         self.notes.append(f"{said}; steps: {steps} instead of seconds trains the same again")
         return steps, {"steps": steps}
 
-    def _fitting(self, seconds: float, least: int) -> tuple[int, str]:
+    def _fitting(self, seconds: float) -> tuple[int, str]:
         """How many steps fit into the budget, counted from when the pass began, and how that was found."""
         first = np.random.default_rng(self.context.seed).permutation(len(self.data))[: 10 * self.batch]
         unknown = 0
@@ -182,7 +184,7 @@ class _Distillation:
 
         said = f"a step takes {step:.2g} s here, a look at the validation split {look:.2g} s"
         left = seconds * _PLANNED - spent
-        if takes(max(_FEWEST_STEPS, least)) > left and least < _FEWEST_STEPS:
+        if takes(_FEWEST_STEPS) > left and self.settings.least_epochs is None:
             need = (takes(_FEWEST_STEPS) + spent) / _PLANNED
             raise InvalidRecipe(
                 f"distill cannot train in {seconds:g} s: {said}, and {_FEWEST_STEPS} steps are the fewest worth taking; give "

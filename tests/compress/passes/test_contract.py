@@ -276,6 +276,18 @@ class TestDistill(PassContract):
     parameters: ClassVar[dict[str, Any]] = {"epochs": 1, "batch": 16, "samples": 96, "learning_rate": 0.003}
 
 
+class TestDistillWithFeatures(PassContract):
+    name = "distill"
+    parameters: ClassVar[dict[str, Any]] = {
+        "steps": 6,
+        "batch": 16,
+        "features": "auto",
+        "ema": 0.9,
+        "clip": 1.0,
+        "learning_rate": 0.003,
+    }
+
+
 class TestQuantize(PassContract):
     name = "quantize"
     parameters: ClassVar[dict[str, Any]] = {"mode": "static", "samples": 32}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,10 +18,12 @@ from fleetfit.compress.intake.pt2 import load_pt2
 from fleetfit.compress.passes.activation_pruning import ActivationPruning
 from fleetfit.compress.passes.base import PassContext
 from fleetfit.compress.passes.distill import Distill
+from fleetfit.compress.pipeline import Sources, run_recipe
 from fleetfit.compress.recipe import Recipe, control_for
 from fleetfit.compress.structure import distillation, training
 from fleetfit.compress.structure.batches import outputs_over
 from fleetfit.compress.structure.distillation import distill
+from fleetfit.compress.tasks import Compress
 from fleetfit.core.errors import InvalidRecipe
 
 Case = Callable[[], tuple[LayeredModel, PassContext]]
@@ -264,3 +267,15 @@ def test_a_chosen_loss_is_said_and_unknown_outputs_are_refused(case: Case) -> No
             Distill.model_validate({"outputs": wrong})
     with pytest.raises(InvalidRecipe, match="no parameter 'outputs.output.kind'; it has loss, weight"):
         Recipe.from_yaml("{name: a, steps: [distill: {outputs: {output: {kind: kl}}}]}")
+
+
+def test_the_steps_that_seconds_became_stand_in_the_lineage(trained: Any, tmp_path: Path) -> None:
+    recipe = "{name: a, steps: [distill: {seconds: 1.0e-6, least_epochs: 0.5, batch: 128}]}"
+    work = Compress(
+        format="pt2", recipe=Recipe.from_yaml(recipe).to_yaml(), task="classification", metric="accuracy", seed=1
+    )
+    sources = Sources(trained.model, trained.train, trained.validation)
+    step = run_recipe(work, sources, tmp_path, lambda part, activity: None).lineage[1]
+    assert (step.parameters_of_pass["steps"], step.training_steps) == (2, 2)
+    assert step.parameters_of_pass["seconds"] == 1e-6
+    assert any("steps: 2 instead of seconds trains the same again" in note for note in step.notes)
