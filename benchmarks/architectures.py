@@ -73,7 +73,7 @@ def _pytorchcv(module: str, factory: str) -> Callable[[], nn.Module]:
         # Not through the package's front door, which asks for torchvision.
         model: nn.Module = getattr(importlib.import_module(f"pytorchcv.models.{module}"), factory)()
         pool = getattr(getattr(model, "features", None), "final_pool", None)
-        if isinstance(pool, nn.AvgPool2d) and pool.kernel_size in (7, (7, 7), 8, (8, 8), 10) and "cifar" not in module:
+        if isinstance(pool, nn.AvgPool2d) and pool.kernel_size in (7, 8, 10, 13) and "cifar" not in module:
             model.features.final_pool = nn.AdaptiveAvgPool2d(1)  # type: ignore[union-attr]
         return model
 

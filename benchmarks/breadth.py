@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import sys
@@ -211,11 +212,11 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
     counts: dict[str, dict[str, int]] = {}
     failures: dict[str, dict[str, str]] = {}
     for stage in STAGES:
-        texts = {result["name"]: result["stages"][stage] for result in results}
+        texts = {result["name"]: result["stages"].get(stage, "not run") for result in results}
         kinds = Counter(text.split(":")[0] for text in texts.values())
-        counts[stage] = {kind: kinds[kind] for kind in ("ok", "refused", "wrong", "not reached")}
-        failures[stage] = {name: text for name, text in texts.items() if text != "ok"}
-    everything = sum(all(text == "ok" for text in result["stages"].values()) for result in results)
+        counts[stage] = {kind: kinds[kind] for kind in ("ok", "refused", "wrong", "not reached", "not run")}
+        failures[stage] = {name: text for name, text in texts.items() if text not in ("ok", "not run")}
+    everything = sum(all(result["stages"].get(stage) == "ok" for stage in STAGES) for result in results)
     return {
         "architectures": len(results),
         "all_stages_ok": everything,
@@ -224,6 +225,15 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
         "stages": counts,
         "failures": failures,
     }
+
+
+def _mixed(known: dict[str, Architecture]) -> list[str]:
+    """Names in an order that takes from every source in turn, so that a run cut short shows some of each."""
+    sources: dict[str, list[str]] = {}
+    for one in known.values():
+        sources.setdefault(one.source, []).append(one.name)
+    rows = itertools.zip_longest(*sources.values())
+    return [name for row in rows for name in row if name is not None]
 
 
 def main() -> int:
@@ -239,7 +249,7 @@ def main() -> int:
         "--until", choices=STAGES, default=STAGES[-1], help="the last stage; a trial, without a summary"
     )
     options = parser.parse_args()
-    names = options.only or list(architectures())
+    names = options.only or _mixed(architectures())
     results: dict[str, dict[str, Any]] = {}
     if options.lines and options.lines.exists():
         lines = (json.loads(line) for line in options.lines.read_text().splitlines())
@@ -250,7 +260,7 @@ def main() -> int:
         examine(architectures()["mlp_regressor"], Path(folder), options.until)
     began = time.monotonic()
     for name in names:
-        if name in results or time.monotonic() - began > options.seconds:
+        if options.until in results.get(name, {}).get("stages", {}) or time.monotonic() - began > options.seconds:
             continue
         start = time.monotonic()
         results[name] = _in_a_child(name, options.until)

@@ -25,6 +25,7 @@ class ActivationPruning(LayerwisePass):
     """
 
     needs: ClassVar = frozenset({Needs.LAYERS, Needs.DATA})
+    version: ClassVar[int] = 2
     stage: ClassVar = Stage.PRUNE
     amounts: ClassVar = ("threshold", "ratio")
     per_layer: ClassVar = ("round_to",)

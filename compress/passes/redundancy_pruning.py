@@ -23,6 +23,7 @@ class RedundancyPruning(LayerwisePass):
     """
 
     needs: ClassVar = frozenset({Needs.LAYERS, Needs.DATA})
+    version: ClassVar[int] = 2
     stage: ClassVar = Stage.PRUNE
     amounts: ClassVar = ("energy", "ratio")
     per_layer: ClassVar = ("ridge", "round_to")

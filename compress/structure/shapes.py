@@ -239,7 +239,11 @@ def follow_tensor(walk: Walk, node: fx.Node, axis: int, layout: Layout) -> bool:
     """Let a tensor that the graph reads by itself (a scale for each channel, say) follow the units along an axis."""
     path, _, name = str(node.target).rpartition(".")
     key = f"{node.target}:{axis}"
-    if len(node.users) > 1 or not spaces_of(layout):
+    module = walk.module
+    tensor = getattr(module.get_submodule(path), name)
+    stored = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    tied = sum(other is tensor for _, other in stored) > 1
+    if len(node.users) > 1 or tied or not spaces_of(layout):
         return False
     if key not in walk.tensors:
         walk.tensors[key] = layout
