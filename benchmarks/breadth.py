@@ -276,8 +276,11 @@ def main() -> int:
         "At least 98 % are relayered and quantized, 92 % lose a quarter of their MACs, and nothing is wrong silently"
     )
     total = max(len(results), 1)
+    not_run = [name for name in names if name not in results]
+    # A run that was cut short shows what it shows, and proves no share of all.
     holds = (
-        all(found["stages"][stage]["ok"] / total >= 0.98 for stage in ("relayer", "recognised", "onnx", "quantize"))
+        not (options.only or not_run)
+        and all(found["stages"][stage]["ok"] / total >= 0.98 for stage in ("relayer", "recognised", "onnx", "quantize"))
         and found["stages"]["prune"]["ok"] / total >= 0.92
         and not any(counts["wrong"] for counts in found["stages"].values())
     )
@@ -288,7 +291,7 @@ def main() -> int:
         "figures": found,
         "holds": holds,
         "machine": where,
-        "not_run": [name for name in names if name not in results],
+        "not_run": not_run,
         "each": list(results.values()),
     }
     target = options.out or (None if options.only else RESULTS / "breadth.json")
