@@ -131,7 +131,9 @@ def _walk(model: LayeredModel, walk: Walk) -> Walk:
 
 def _collect(walk: Walk) -> Structure:
     locked: dict[str, str] = {}
-    cuts = [Cut(cut.module, cut.tensor, cut.axis, resolved(cut.layout), cut.reads) for cut in walk.cuts]
+    cuts = [
+        Cut(cut.module, cut.tensor, cut.axis, resolved(cut.layout), cut.reads, resolved(cut.given)) for cut in walk.cuts
+    ]
     # The layers' names and kinds behind each space that nothing divided further.
     made: dict[Space, list[tuple[str, str, Space]]] = {}
     for space in walk.spaces:

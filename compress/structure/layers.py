@@ -164,7 +164,7 @@ def _convolution(walk: Walk, node: fx.Node, leaf: nn.Module, given: Axes, shape:
         if leaf.groups > 1:
             made = _grouped(walk, node, leaf, read, made)
         elif read is not None:
-            walk.cut(name, "weight", 1, read, reads=True)
+            walk.cut(name, "weight", 1, read, given=read)
     walk.cut(name, "weight", 0, made)
     if leaf.bias is not None:
         walk.cut(name, "bias", 0, made)
@@ -183,7 +183,7 @@ def _grouped(walk: Walk, node: fx.Node, leaf: _Convolution, read: Layout | None,
             walk.counts.append(Count(name, "groups", whole(outs)))
         return resolved(made)
     if read is not None and (ins := gathered(read, leaf.groups, 1, reason)) is not None:
-        walk.cut(name, "weight", 1, whole(ins), reads=True)
+        walk.cut(name, "weight", 1, whole(ins), given=read)
     gathered(made, leaf.groups, 1, reason)
     return resolved(made)
 
@@ -236,8 +236,8 @@ def _recurrent(walk: Walk, node: fx.Node, leaf: nn.Module, given: Axes, shape: t
         read = states if at else given.get(last)
         for end in (f"_l{at}", f"_l{at}_reverse")[:directions]:
             if read is not None:
-                walk.cut(name, f"weight_ih{end}", 1, read, reads=True)
-            walk.cut(name, f"weight_hh{end}", 1, whole(space), reads=True)
+                walk.cut(name, f"weight_ih{end}", 1, read, given=() if at else read)
+            walk.cut(name, f"weight_hh{end}", 1, whole(space), given=())
             for tensor in ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if leaf.bias else ())):
                 walk.cut(name, f"{tensor}{end}", 0, (Segment(space, gates),))
     if last in given:
@@ -259,7 +259,7 @@ def _transposed(walk: Walk, node: fx.Node, leaf: nn.Module, given: Axes, shape: 
         space.lock(f"{name} has {leaf.groups} groups")
         return {1: made}
     if 1 in given:
-        walk.cut(name, "weight", 0, given[1], reads=True)
+        walk.cut(name, "weight", 0, given[1], given=given[1])
     walk.cut(name, "weight", 1, made)
     if leaf.bias is not None:
         walk.cut(name, "bias", 0, made)
@@ -270,7 +270,7 @@ def _linear(walk: Walk, node: fx.Node, leaf: nn.Module, given: Axes, shape: tupl
     assert isinstance(leaf, nn.Linear)  # noqa: S101 - for the type checker
     name, last = str(node.target), len(shape) - 1
     if last in given:
-        walk.cut(name, "weight", 1, given[last], reads=True)
+        walk.cut(name, "weight", 1, given[last], given=given[last])
     made = whole(walk.new_space(leaf.out_features, name, "linear"))
     walk.cut(name, "weight", 0, made)
     if leaf.bias is not None:

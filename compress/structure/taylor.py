@@ -161,16 +161,16 @@ class _Gated(fx.Interpreter):
         self.units = sum(group.size for group in groups)
         self._edges: dict[str, _Edge] = {}
         for cut in structure.cuts:
-            if cut.reads:
+            if cut.given:
                 leaf = model.module.get_submodule(cut.module)
                 # The last gate is for what belongs to no unit, and is not asked for.
-                columns = torch.full((sum(one.elements() for one in cut.layout),), self.units)
+                columns = torch.full((sum(one.elements() for one in cut.given),), self.units)
                 begin = 0
                 for group in groups:
-                    if any(one.space is not None and one.space.root() is group.space.root() for one in cut.layout):
-                        columns[unit_elements(cut.layout, group.space)] = torch.arange(begin, begin + group.size)
+                    if any(one.space is not None and one.space.root() is group.space.root() for one in cut.given):
+                        columns[unit_elements(cut.given, group.space)] = torch.arange(begin, begin + group.size)
                     begin += group.size
-                self._edges[cut.module] = _Edge(-1 if isinstance(leaf, nn.Linear) else 1, columns)
+                self._edges[cut.module] = _Edge(-1 if isinstance(leaf, (nn.Linear, nn.LSTM, nn.GRU)) else 1, columns)
         self._gates = torch.ones(0)
 
     def run_with(self, inputs: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

@@ -22,6 +22,8 @@ class Cut:
     layout: Layout
     reads: bool
     """Whether the weights along this axis read the units (and do not make or merely follow them)."""
+    given: Layout = ()
+    """Where they do, what lies along that axis of the layer's input; empty where they read its own earlier state."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,9 @@ class Walk:
         self.spaces.append(space)
         return space
 
-    def cut(self, module: str, tensor: str, axis: int, layout: Layout, *, reads: bool = False) -> None:
-        """Remember that units lie along an axis of a stored tensor."""
-        self.cuts.append(Cut(module, tensor, axis, layout, reads))
+    def cut(self, module: str, tensor: str, axis: int, layout: Layout, *, given: Layout | None = None) -> None:
+        """Remember that units lie along an axis of a stored tensor, which reads them where `given` says as what."""
+        self.cuts.append(Cut(module, tensor, axis, layout, given is not None, given or ()))
 
     def leaf(self, node: fx.Node) -> nn.Module:
         """The layer that a node calls."""
