@@ -190,7 +190,7 @@ class _Distillation:
                 f"distill cannot train in {seconds:g} s: {said}, and {_FEWEST_STEPS} steps are the fewest worth taking; give "
                 f"it {math.ceil(need * 1.2)} s or more, or a smaller batch"
             )
-        low, high = 1, max(2, min(int(left / step) + 1, int(MOST_EPOCHS * self.per_epoch)))
+        low, high = 0, max(2, min(int(left / step) + 1, int(MOST_EPOCHS * self.per_epoch)))
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if takes(middle) <= left else (low, middle)

@@ -278,4 +278,5 @@ def test_the_steps_that_seconds_became_stand_in_the_lineage(trained: Any, tmp_pa
     step = run_recipe(work, sources, tmp_path, lambda part, activity: None).lineage[1]
     assert (step.parameters_of_pass["steps"], step.training_steps) == (2, 2)
     assert step.parameters_of_pass["seconds"] == 1e-6
+    assert any("1e-06 s are enough for 0 steps" in note for note in step.notes)
     assert any("steps: 2 instead of seconds trains the same again" in note for note in step.notes)
