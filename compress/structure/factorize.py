@@ -57,6 +57,11 @@ def factorize_layers(model: LayeredModel, settings: LowRank, context: PassContex
     if not own:
         raise InvalidRecipe("low_rank skips every layer that it could split in this model; skip fewer")
     ways = {name: _ways(sites[name], step) for name, step in own.items()}
+    notes.extend(
+        f"{name} is tried by channel only: a patch of it has {sites[name].patch} numbers, more than {_WIDEST}"
+        for name, step in own.items()
+        if ways[name] == ["channel"] and sites[name].patch > _WIDEST and step.method != "channel"
+    )
     outputs = {name: sites[name].layer for name in own if ways[name] and not _reads_patches(sites[name], ways[name])}
     inputs = {name: sites[name].layer for name in own if ways[name] and name not in outputs}
     made, read = moments_of(
@@ -74,7 +79,7 @@ def factorize_layers(model: LayeredModel, settings: LowRank, context: PassContex
             options = Options.joined([split.options(step.round_to) for split in splits])
             plans.append(_Plan(sites[name], step, splits, options))
         else:
-            notes.append(f"{name} stays whole: {'no data reach it' if ways[name] else 'it is too wide on both sides'}")
+            notes.append(f"{name} stays whole: {'no data reach it' if ways[name] else 'it is too wide to look at'}")
     if settings.fewer_macs is None and settings.fewer_parameters is None:
         chosen = [_by_layer(plan) for plan in plans]
     else:
