@@ -24,6 +24,7 @@ from fleetfit.compress.structure.batches import outputs_over
 from fleetfit.compress.tasks import Build, Compress, CompressFacts, Score, Step, Tensor
 from fleetfit.core.digests import sha256_file
 from fleetfit.core.errors import FleetfitError, InternalError, InvalidRecipe
+from fleetfit.core.metrics import metric_info
 from fleetfit.core.statistics import metric_value, score_samples
 
 Report = Callable[[float, str], None]
@@ -231,11 +232,20 @@ def _write_build(
 
 
 class _Judge:
-    """Computes the metric on the validation split, where there is one with targets."""
+    """Computes the metric on the validation split, where there is one with what the metric needs.
+
+    What is scored first is the original: metrics that need no targets compare with it.
+    """
 
     def __init__(self, metric: str, validation: Arrays | None) -> None:
         self._metric = metric
-        self._data = validation if validation is not None and validation.targets is not None and metric else None
+        fits = (
+            validation is not None and (validation.targets is not None or not metric_info(metric).needs_targets)
+            if metric
+            else False
+        )
+        self._data = validation if fits else None
+        self._original: dict[str, Any] | None = None
 
     def score(self, model: LayeredModel) -> Score | None:
         """With PyTorch, in evaluation mode."""
@@ -252,8 +262,8 @@ class _Judge:
 
     def _summarize(self, outputs: dict[str, Any]) -> Score:
         assert self._data is not None  # noqa: S101 - the callers looked
-        assert self._data.targets is not None  # noqa: S101
-        figure = metric_value(self._metric, score_samples(self._metric, outputs, self._data.targets))
+        self._original = outputs if self._original is None else self._original
+        figure = metric_value(self._metric, score_samples(self._metric, outputs, self._data.targets, self._original))
         return Score(
             name=self._metric,
             value=figure.value,

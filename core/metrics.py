@@ -20,8 +20,9 @@ REGRESSION: Final = "regression"
 class MetricInfo:
     """One metric. `unit` is what its values are counted in; `tasks` are the kinds of dataset that it judges.
 
-    `kind` says how a figure comes from samples: a `share` of right ones, a `mean` of their errors, or an `f1` or `auroc` of
-    all together.
+    One without tasks compares with the original's outputs, and so judges any dataset, also one without targets. `kind` says
+    how a figure comes from samples: a `share` of right ones, a `mean` of their errors or likenesses, or an `f1` or `auroc`
+    of all together.
     """
 
     name: str
@@ -38,6 +39,11 @@ class MetricInfo:
     threshold: float = 0.0
     """Above this value of the output a label is given."""
 
+    @property
+    def needs_targets(self) -> bool:
+        """Whether outputs are compared with targets, and not with the original's outputs."""
+        return bool(self.tasks)
+
 
 _CLASSES: Final = (CLASSIFICATION,)
 METRICS: Final[dict[str, MetricInfo]] = {
@@ -46,6 +52,9 @@ METRICS: Final[dict[str, MetricInfo]] = {
         MetricInfo("accuracy", "points", True, _CLASSES, "1", "share", "top"),
         MetricInfo("macro_f1", "points", True, _CLASSES, "1", "f1", "macro_f1"),
         MetricInfo("auroc", "points", True, (CLASSIFICATION, MULTILABEL), "1", "auroc", "auroc"),
+        MetricInfo("agreement", "points", True, (), "1", "share", "agreement"),
+        MetricInfo("cosine", "", True, (), "0.01", "mean", "cosine"),
+        MetricInfo("kl", "nats", False, (), "0.05", "mean", "kl"),
         MetricInfo("mean_absolute_error", "units of the target", False, (REGRESSION,), "2%", "mean"),
         MetricInfo("mean_squared_error", "squared units of the target", False, (REGRESSION,), "2%", "mean"),
     )

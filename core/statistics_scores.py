@@ -15,7 +15,12 @@ Numbers = NDArray[Any]
 Scores = NDArray[np.float32]
 
 
-def score_samples(metric: str, outputs: Mapping[str, Numbers], targets: Numbers) -> Scores:
+def score_samples(
+    metric: str,
+    outputs: Mapping[str, Numbers],
+    targets: Numbers | None,
+    reference: Mapping[str, Numbers] | None = None,
+) -> Scores:
     """What the metric needs of each sample, in the samples' order; parts of a split may be scored apart and put together.
 
     The first output is judged. One row per sample:
@@ -24,15 +29,22 @@ def score_samples(metric: str, outputs: Mapping[str, Numbers], targets: Numbers)
     - errors: (N,), the mean over the sample's values;
     - macro F1: (N, 2), the class and the chosen class (-1: none);
     - F1 at a threshold: (N, labels), twice the label plus 1 where it was given;
+    - agreement: (N,), 1 where the original chooses the same class; cosine: (N,), of the sample's values and the original's;
+      kl: (N,), the Kullback-Leibler divergence of the class probabilities from the original's, in nats;
     - AUROC: (N, 1 + classes), the class and each class's score; or (N, 1 + 2 * labels): -1, the labels, their scores.
 
     Class scores have the shape (N, classes), or (N,) or (N, 1) for two classes; of equal scores the first counts as larger.
     Labels are 0 or 1 in the output's shape. A class chosen among values that are not numbers counts as wrong, and so does a
-    label whose value is not a number; an error that is not a number stays one. Raises InvalidData where the shapes do not
+    label whose value is not a number; an error that is not a number stays one. `reference` holds the original's outputs for
+    the same samples, for the metrics that need no targets. Raises InvalidData where the shapes do not
     fit or an output is not an array of numbers, one row per sample.
     """
     info = metric_info(metric)
     output = _rows(next(iter(outputs.values())))
+    if not info.needs_targets:
+        return _beside(info, output, reference)
+    if targets is None:
+        raise InvalidData(f"{metric} needs targets, and the data has none; choose agreement, cosine or kl")
     if len(output) != len(targets):
         raise InvalidData(f"the model gave {len(output)} outputs for {len(targets)} targets; its batch is not kept")
     if info.kind == "mean":
@@ -74,6 +86,51 @@ def _rows(output: object) -> Numbers:
     if output.size == 0:
         raise InvalidData("a metric needs at least one sample with one value; the model's first output is empty")
     return output
+
+
+def _beside(info: MetricInfo, output: Numbers, reference: Mapping[str, Numbers] | None) -> Scores:
+    if reference is None:
+        raise InvalidData(f"{info.name} needs the original's outputs beside the model's, and there are none")
+    theirs = _rows(next(iter(reference.values())))
+    if theirs.shape != output.shape:
+        raise InvalidData(f"the model gives {output.shape} where the original gives {theirs.shape}; both must be alike")
+    if info.name == "agreement":
+        chosen, wanted = chosen_class(output), chosen_class(theirs)
+        return np.asarray((chosen == wanted) & (wanted >= 0), dtype=np.float32)
+    if info.name == "cosine":
+        a, b = (one.reshape(len(one), -1).astype(np.float64) for one in (output, theirs))
+        cosine = _cosine(a, b)
+        return np.asarray(np.clip(cosine, -1, 1), dtype=np.float32)
+    scores, wanted_scores = class_scores(output).astype(np.float64), class_scores(theirs).astype(np.float64)
+    if scores.shape[1] < 2:
+        raise InvalidData("kl needs an output with one score for each class; choose cosine")
+    # A softmax that is part of the model: the logarithms of its values serve as logits.
+    softmax = (wanted_scores >= 0).all(axis=1) & (np.abs(wanted_scores.sum(axis=1) - 1) < 1e-3)
+    logs, wanted_logs = _log_probabilities(scores, softmax), _log_probabilities(wanted_scores, softmax)
+    divergence = (np.exp(wanted_logs) * (wanted_logs - logs)).sum(axis=1)
+    return np.asarray(np.where(divergence < 0, 0.0, divergence), dtype=np.float32)
+
+
+def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Row by row; two rows of zeros are alike, a row of zeros and another are not. NaN where a value is not finite."""
+    parts = []
+    with np.errstate(invalid="ignore"):
+        for one in (a, b):
+            # The squares of large values overflow.
+            length = np.abs(one).max(axis=1, keepdims=True)
+            parts.append(one / np.where(length > 0, length, 1.0))
+        a, b = parts
+        both = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
+        alike = ((a == 0).all(axis=1) & (b == 0).all(axis=1)).astype(np.float64)
+        return np.asarray(np.divide((a * b).sum(axis=1), both, out=alike, where=both != 0), dtype=np.float64)
+
+
+def _log_probabilities(scores: NDArray[np.float64], softmax: NDArray[np.bool_]) -> NDArray[np.float64]:
+    logits = np.where(softmax[:, None], np.log(np.maximum(scores, 1e-7)), scores)
+    # Infinite values stay comparable; what is not a number stays one.
+    logits = np.clip(logits, -1e30, 1e30)
+    logits = logits - logits.max(axis=1, keepdims=True)
+    return np.asarray(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)), dtype=np.float64)
 
 
 def _errors(info: MetricInfo, output: Numbers, targets: Numbers) -> Scores:

@@ -134,14 +134,14 @@ class Trial:
         run.window.begin_monotonic_ns = time.monotonic_ns()
         size = fixed_batch(task.candidate) or _METRIC_BATCH
         wanted = [spec.name for spec in task.candidate.outputs]
+        original = self._original(model)
         found: list[NDArray[np.float32]] = []
         strange = 0
         with open_split(self._taskdir / "in" / task.data_artifact_name) as split:
-            for feeds, targets in metric_batches(task, split, size):
-                fed = len(next(iter(feeds.values())))
-                outputs = {name: _unpadded(values, fed, len(targets)) for name, values in model.run(feeds).items()}
-                judged = {name: outputs[name] for name in wanted if name in outputs} or outputs
-                found.append(score_samples(task.metric, judged, targets))
+            for feeds, targets, real in metric_batches(task, split, size, targets_needed=original is None):
+                judged = _judged(model, feeds, real, wanted)
+                beside = judged if original is model else _judged(original, feeds, real, wanted) if original else None
+                found.append(score_samples(task.metric, judged, targets, beside))
                 if found[-1][0].size * split.count > _MOST_SCORES:
                     raise InvalidData(
                         f"{task.metric} needs {found[-1][0].size} numbers for each of the {split.count} samples, more than a "
@@ -164,6 +164,21 @@ class Trial:
         run.count = len(scores)
         run.value = metric_value(task.metric, scores).value
         run.window.end_monotonic_ns = time.monotonic_ns()
+        if original is not None and original is not model:
+            original.close()
+
+    def _original(self, model: LoadedModel) -> LoadedModel | None:
+        """What the metric compares with: the original, loaded only where a metric needs it. It may be the candidate."""
+        task = self._task
+        if metric_info(task.metric).needs_targets:
+            return None
+        if not task.HasField("baseline"):
+            raise InvalidData(
+                f"{task.metric} needs the original beside the build, which the server did not send; update it"
+            )
+        if task.baseline.build_id == task.candidate.build_id:
+            return model
+        return runtime(task.baseline.runtime).load(self._build(task.baseline), threads=task.threads)
 
     def _build(self, ref: measurement_pb2.BuildRef) -> bytes:
         return (self._taskdir / "in" / ref.artifact_name).read_bytes()
@@ -179,6 +194,15 @@ class Trial:
         if now or time.monotonic_ns() - self._stepped > _STEP_NS:
             self._step_file.write_text(f"{fraction:.3f}")
             self._stepped = time.monotonic_ns()
+
+
+def _judged(
+    model: LoadedModel, feeds: dict[str, NDArray[Any]], real: int, wanted: list[str]
+) -> dict[str, NDArray[Any]]:
+    """The outputs for the samples that are real, in the declared order."""
+    fed = len(next(iter(feeds.values())))
+    outputs = {name: _unpadded(values, fed, real) for name, values in model.run(feeds).items()}
+    return {name: outputs[name] for name in wanted if name in outputs} or outputs
 
 
 def _unpadded(values: NDArray[Any], fed: int, wanted: int) -> NDArray[Any]:

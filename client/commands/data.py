@@ -66,7 +66,7 @@ def chosen_metric(metric: str, task: str) -> str:
         raise InvalidInput(f"there is no task '{task}'; choose one of {', '.join(_TASKS)}", field="task")
     if metric:
         info = metric_info(metric)
-        if task and task not in info.tasks:
+        if task and info.tasks and task not in info.tasks:
             judged = " or ".join(info.tasks)
             raise InvalidInput(f"{metric} judges a {judged}, not a {task}; leave one of the two out", field="metric")
         return metric

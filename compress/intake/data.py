@@ -195,17 +195,20 @@ def _task(dataset: _Dataset, work: IntakeData) -> tuple[Literal["classification"
     if metric and info is None:
         raise InvalidData(f"There is no metric {metric!r}; use one of {', '.join(METRIC_NAMES)}.", field="metric")
     if dataset.targets is None:
-        if info is not None:
+        if info is not None and info.needs_targets:
             raise InvalidData(
-                f"The data file has no targets, which the metric {metric} needs; add an array named targets."
+                f"The data file has no targets, which the metric {metric} needs; add an array named targets, or judge by "
+                "agreement, cosine or kl."
             )
+        if info is not None:
+            return "", metric
         dataset.notes.append("There are no targets: no metric is measured, and distillation works without labels.")
         return "", ""
-    if info is not None:
+    if info is not None and info.needs_targets:
         return _task_of(info, dataset.targets, work), metric
     if dataset.targets.dtype.kind in "iub" and dataset.targets.ndim == 1 and not _one_value(work):
-        return "classification", DEFAULT_METRIC[CLASSIFICATION]
-    return "regression", DEFAULT_METRIC[REGRESSION]
+        return "classification", metric or DEFAULT_METRIC[CLASSIFICATION]
+    return "regression", metric or DEFAULT_METRIC[REGRESSION]
 
 
 def _task_of(

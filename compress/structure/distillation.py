@@ -248,11 +248,12 @@ class _Distillation:
             loss = float(self.loss(outputs, self.teacher_validation, targets))
         if not math.isfinite(loss):
             return -math.inf, -math.inf
-        if not self.context.metric or validation.targets is None:
+        if not self.context.metric or (validation.targets is None and metric_info(self.context.metric).needs_targets):
             return -loss, 0.0
-        scores = score_samples(
-            self.context.metric, {name: value.numpy() for name, value in outputs.items()}, validation.targets
+        ours, theirs = (
+            {name: value.numpy() for name, value in given.items()} for given in (outputs, self.teacher_validation)
         )
+        scores = score_samples(self.context.metric, ours, validation.targets, theirs)
         value = metric_value(self.context.metric, scores).value
         return (value if metric_info(self.context.metric).higher_is_better else -value), -loss
 

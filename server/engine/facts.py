@@ -32,7 +32,7 @@ def metric_of(session: Session, job: JobRow, spec: jobs_pb2.JobSpec) -> str:
     if data is None or data.facts is None:
         return ""
     facts = DataFacts.model_validate(data.facts)
-    return "" if facts.targets is None else spec.metric or facts.metric
+    return spec.metric or facts.metric
 
 
 def read_facts(session: Session, job: JobRow) -> JobFacts:

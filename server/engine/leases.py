@@ -227,7 +227,10 @@ class Leases:
             method=self._method,
             metric_only=task.metric_only,
         )
-        if not task.metric_only:
+        facts = (session.get_one(DatasetRow, job.dataset_id).facts or {}) if job.dataset_id and task.split else {}
+        judged = known_metric(spec.metric or facts.get("metric", ""))
+        compares = judged is not None and not judged.needs_targets
+        if not task.metric_only or compares:
             baseline = original_of(session, candidate)
             measure.baseline.CopyFrom(_ref(_build_of(session, baseline.variant_key, baseline.runtime), "baseline"))
             artifacts["baseline"] = _build_of(session, baseline.variant_key, baseline.runtime)
@@ -244,8 +247,7 @@ class Leases:
                     name=measure.data_artifact_name, artifact=_artifact(split["sha256"], split["size_bytes"])
                 )
             )
-            metric = spec.metric or (data.facts or {}).get("metric", "")
-            measure.metric = metric if known_metric(metric) and (data.facts or {}).get("targets") else ""
+            measure.metric = judged.name if judged is not None and (compares or facts.get("targets")) else ""
         return work_pb2.TaskLease(
             task_id=task.id, fence=task.fence, lease_ms=self._lease_ms, measure=measure, artifacts=named
         )

@@ -141,13 +141,17 @@ def plan_candidates(
 
 def judged_by(spec: jobs_pb2.JobSpec, data: PlannedData | None) -> str:
     """The metric of a job; empty where nothing can be judged."""
-    if data is None or data.facts.targets is None:
-        if spec.metric:
-            raise InvalidInput(f"'{spec.metric}' needs a dataset with targets; name one with --data", field="metric")
+    name = spec.metric or (data.facts.metric if data is not None else "")
+    if not name:
         return ""
-    name = spec.metric or data.facts.metric
     tasks = metric_info(name).tasks
-    if data.facts.task not in tasks:
+    if data is None or (tasks and data.facts.targets is None):
+        raise InvalidInput(
+            f"'{name}' needs a dataset{' with targets' if tasks else ''}; name one with --data"
+            + ("" if data is None else ", or judge by agreement, cosine or kl"),
+            field="metric",
+        )
+    if tasks and data.facts.task not in tasks:
         raise InvalidInput(
             f"'{name}' judges a {' or '.join(tasks)}, and {data.name} is a {data.facts.task}; "
             f"leave --metric out to use {data.facts.metric}",

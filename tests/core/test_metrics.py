@@ -12,6 +12,7 @@ from fleetfit.core.metrics import DEFAULT_METRIC, METRICS, metric_info
 def test_accuracy_is_in_points_and_errors_fall() -> None:
     assert METRICS["accuracy"].unit == "points"
     assert [name for name, info in METRICS.items() if not info.higher_is_better] == [
+        "kl",
         "mean_absolute_error",
         "mean_squared_error",
     ]

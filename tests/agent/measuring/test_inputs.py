@@ -84,15 +84,15 @@ def test_every_sample_is_judged_once_and_in_order(
 ) -> None:
     with open_split(split_of(tmp_path_factory.getbasetemp(), count)) as split:
         batches = list(metric_batches(task((-1, 3)), split, size))
-    assert [value for _, targets in batches for value in targets] == list(range(count))
-    assert all(len(feeds["x"]) == len(targets) <= size for feeds, targets in batches)
-    assert [row[0] for feeds, _ in batches for row in feeds["x"]] == [3.0 * n for n in range(count)]
+    assert [value for _, targets, _ in batches if targets is not None for value in targets] == list(range(count))
+    assert all(len(feeds["x"]) == real <= size for feeds, _, real in batches)
+    assert [row[0] for feeds, _, _ in batches for row in feeds["x"]] == [3.0 * n for n in range(count)]
 
 
 def test_the_last_batch_is_filled_up_for_a_build_that_needs_it_full(tmp_path: Path) -> None:
     with open_split(split_of(tmp_path, 5)) as split:
         batches = list(metric_batches(task((4, 3)), split, 4))
-    assert [(len(feeds["x"]), len(targets)) for feeds, targets in batches] == [(4, 4), (4, 1)]
+    assert [(len(feeds["x"]), real) for feeds, _, real in batches] == [(4, 4), (4, 1)]
     np.testing.assert_array_equal(batches[1][0]["x"], [[12, 13, 14]] * 4)
 
 

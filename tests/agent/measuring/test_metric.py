@@ -133,3 +133,18 @@ def test_classes_that_are_not_numbers_do_not_end_a_set_metric(tmp_path: Path) ->
     result = solo_here(tmp_path)
     assert 0 <= result.metric.value <= 100
     assert result.notes == ["1 of 20 outputs are not numbers (NaN) and count as wrong"]
+
+
+@pytest.mark.parametrize(("metric", "alike"), [("agreement", 1), ("cosine", 1), ("kl", 0)])
+def test_without_targets_a_build_is_judged_beside_the_original(tmp_path: Path, metric: str, alike: float) -> None:
+    x = inputs(70)
+    task = prepare(tmp_path, affine(), baseline=affine(), data={"x": x}, metric=metric, metric_only=True)
+    assert list(solo_here(tmp_path).metric.scores) == pytest.approx([alike] * 70, abs=1e-5)
+    task.baseline.build_id = task.candidate.build_id
+    (tmp_path / "task.pb").write_bytes(task.SerializeToString())
+    assert list(solo_here(tmp_path).metric.scores) == pytest.approx([alike] * 70, abs=1e-5)
+
+
+def test_without_the_original_there_is_nothing_to_agree_with(tmp_path: Path) -> None:
+    prepare(tmp_path, affine(), data={"x": inputs(4)}, metric="agreement", metric_only=True)
+    assert "needs the original beside the build" in refused_here(tmp_path)

@@ -216,6 +216,11 @@ def test_what_is_predicted_follows_from_the_metric_and_the_targets(
     assert kept.dtype.kind == "i" and len(np.unique(kept)) == min(3, len(np.unique(targets)))
 
 
+def test_without_targets_agreement_may_be_asked_for(tmp_path: Path) -> None:
+    facts = intake(tmp_path, arrays(targets=None), _judged("agreement"))
+    assert (facts.task, facts.metric, facts.targets) == ("", "agreement", None)
+
+
 def test_too_few_samples(tmp_path: Path) -> None:
     with pytest.raises(InvalidData, match="at least 10"):
         intake(tmp_path, arrays(5))

@@ -213,10 +213,16 @@ def test_the_default_loss_is_the_metrics_own_and_a_benchmark_has_none() -> None:
 
 
 def test_a_metric_without_targets_is_refused(planned_data: PlannedData) -> None:
-    bare = replace(planned_data, facts=planned_data.facts.model_copy(update={"targets": None}))
+    bare = replace(
+        planned_data, facts=planned_data.facts.model_copy(update={"targets": None, "task": "", "metric": ""})
+    )
     assert judged_by(COMPRESS, bare) == judged_by(COMPRESS, None) == ""
     with pytest.raises(InvalidInput, match="needs a dataset with targets"):
         judged_by(jobs_pb2.JobSpec(kind=1, metric="accuracy"), bare)
+    agreement = jobs_pb2.JobSpec(kind=1, metric="agreement")
+    assert judged_by(agreement, bare) == judged_by(agreement, planned_data) == "agreement"
+    with pytest.raises(InvalidInput, match="needs a dataset; name one"):
+        judged_by(agreement, None)
 
 
 def test_the_default_set_can_be_planned(
