@@ -1,12 +1,13 @@
 """The metrics that fleetfit knows by name. Standard library only, so that every process may import it.
 
-Two names stand for families: `top5_accuracy` (any number from 2) and `f1@0.5` (any threshold).
+Two names stand for families: `top5_accuracy` (any number from 2) and `f1@0.5` (any threshold). Each may name the output
+that it judges, as in `accuracy:logits`.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from fleetfit.core.errors import InvalidInput
@@ -32,12 +33,15 @@ class MetricInfo:
     default_drop: str
     """The largest loss a job allows unless it says otherwise, as `--max-drop` writes it."""
     kind: Literal["share", "mean", "f1", "auroc"]
-    base: str = ""
+    base: str
     """The name without what was chosen in it: `top` for `top5_accuracy`, `f1` for `f1@0.5`, else the name."""
     k: int = 1
     """How many classes a sample's own may be among."""
     threshold: float = 0.0
     """Above this value of the output a label is given."""
+
+    output: str = ""
+    """The output that is judged; empty for the model's first."""
 
     @property
     def needs_targets(self) -> bool:
@@ -55,8 +59,8 @@ METRICS: Final[dict[str, MetricInfo]] = {
         MetricInfo("agreement", "points", True, (), "1", "share", "agreement"),
         MetricInfo("cosine", "", True, (), "0.01", "mean", "cosine"),
         MetricInfo("kl", "nats", False, (), "0.05", "mean", "kl"),
-        MetricInfo("mean_absolute_error", "units of the target", False, (REGRESSION,), "2%", "mean"),
-        MetricInfo("mean_squared_error", "squared units of the target", False, (REGRESSION,), "2%", "mean"),
+        MetricInfo("mean_absolute_error", "units of the target", False, (REGRESSION,), "2%", "mean", "absolute"),
+        MetricInfo("mean_squared_error", "squared units of the target", False, (REGRESSION,), "2%", "mean", "squared"),
     )
 }
 METRIC_NAMES: Final = (*METRICS, "topK_accuracy (such as top5_accuracy)", "f1@THRESHOLD (such as f1@0.5)")
@@ -70,6 +74,10 @@ _F1: Final = re.compile(r"f1@(-?[0-9]{1,9}(?:\.[0-9]{1,9})?)")
 
 def known_metric(name: str) -> MetricInfo | None:
     """The metric of that name, or None."""
+    if ":" in name:
+        rest, _, output = name.partition(":")
+        info = known_metric(rest)
+        return replace(info, name=name, output=output) if info is not None and output else None
     if name in METRICS:
         return METRICS[name]
     if found := _TOP.fullmatch(name):

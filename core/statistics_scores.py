@@ -23,7 +23,7 @@ def score_samples(
 ) -> Scores:
     """What the metric needs of each sample, in the samples' order; parts of a split may be scored apart and put together.
 
-    The first output is judged. One row per sample:
+    The first output is judged, or the one that the metric names. One row per sample:
 
     - accuracy, top-k: (N,), 1 where the sample's class is among the k with the largest scores, else 0;
     - errors: (N,), the mean over the sample's values;
@@ -40,7 +40,7 @@ def score_samples(
     fit or an output is not an array of numbers, one row per sample.
     """
     info = metric_info(metric)
-    output = _rows(next(iter(outputs.values())))
+    output = _rows(judged_output(info, outputs))
     if not info.needs_targets:
         return _beside(info, output, reference)
     if targets is None:
@@ -63,6 +63,15 @@ def score_samples(
     return _among_largest(info, output, wanted)
 
 
+def judged_output(info: MetricInfo, outputs: Mapping[str, Numbers]) -> Numbers:
+    """The output that a metric judges. Raises InvalidData, naming those there are, where it names none of them."""
+    if not info.output:
+        return next(iter(outputs.values()))
+    if info.output not in outputs:
+        raise InvalidData(f"the model has no output '{info.output}'; choose one of {', '.join(outputs)}")
+    return outputs[info.output]
+
+
 def class_scores(output: Numbers) -> Numbers:
     """The scores as (N, classes); of further axes the last position counts."""
     if output.ndim >= 2 and output.shape[-1] > 1:
@@ -82,22 +91,22 @@ def chosen_class(output: Numbers) -> NDArray[np.int64]:
 
 def _rows(output: object) -> Numbers:
     if not isinstance(output, np.ndarray) or output.dtype.kind not in "fiub" or output.ndim == 0:
-        raise InvalidData("the model's first output is no array of numbers with one row per sample; export one that is")
+        raise InvalidData("the model's output is no array of numbers with one row per sample; export one that is")
     if output.size == 0:
-        raise InvalidData("a metric needs at least one sample with one value; the model's first output is empty")
+        raise InvalidData("a metric needs at least one sample with one value; the model's output is empty")
     return output
 
 
 def _beside(info: MetricInfo, output: Numbers, reference: Mapping[str, Numbers] | None) -> Scores:
     if reference is None:
         raise InvalidData(f"{info.name} needs the original's outputs beside the model's, and there are none")
-    theirs = _rows(next(iter(reference.values())))
+    theirs = _rows(judged_output(info, reference))
     if theirs.shape != output.shape:
         raise InvalidData(f"the model gives {output.shape} where the original gives {theirs.shape}; both must be alike")
-    if info.name == "agreement":
+    if info.base == "agreement":
         chosen, wanted = chosen_class(output), chosen_class(theirs)
         return np.asarray((chosen == wanted) & (wanted >= 0), dtype=np.float32)
-    if info.name == "cosine":
+    if info.base == "cosine":
         a, b = (one.reshape(len(one), -1).astype(np.float64) for one in (output, theirs))
         cosine = _cosine(a, b)
         return np.asarray(np.clip(cosine, -1, 1), dtype=np.float32)
@@ -136,7 +145,7 @@ def _log_probabilities(scores: NDArray[np.float64], softmax: NDArray[np.bool_]) 
 def _errors(info: MetricInfo, output: Numbers, targets: Numbers) -> Scores:
     flat, wanted = _alike(output, targets)
     difference = flat.astype(np.float64) - wanted.astype(np.float64)
-    errors = np.abs(difference) if info.name == "mean_absolute_error" else difference**2
+    errors = np.abs(difference) if info.base == "absolute" else difference**2
     return np.asarray(errors.mean(axis=1), dtype=np.float32)
 
 
@@ -180,6 +189,6 @@ def _alike(output: Numbers, targets: Numbers) -> tuple[Numbers, Numbers]:
     if flat.shape != wanted.shape:
         raise InvalidData(
             f"the model gives {flat.shape[1]} values per sample but the targets have {wanted.shape[1]}; "
-            "give targets of the first output's shape"
+            "give targets of the output's shape"
         )
     return flat, wanted

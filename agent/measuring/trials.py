@@ -29,6 +29,7 @@ from fleetfit.agent.measuring.timing import block_size, take_samples, time_once,
 from fleetfit.core.errors import FleetfitError, InvalidData, InvalidModel
 from fleetfit.core.metrics import metric_info
 from fleetfit.core.statistics import metric_value, score_samples
+from fleetfit.core.statistics_scores import judged_output
 from fleetfit.proto.v1 import measurement_pb2
 from fleetfit.runtimes.base import LoadedModel
 from fleetfit.runtimes.registry import runtime
@@ -147,7 +148,7 @@ class Trial:
                         f"{task.metric} needs {found[-1][0].size} numbers for each of the {split.count} samples, more than a "
                         "report holds; choose a metric such as accuracy, or push fewer samples"
                     )
-                first = next(iter(judged.values()))
+                first = judged_output(metric_info(task.metric), judged)
                 if first.dtype.kind == "f":
                     strange += int(np.isnan(first.reshape(len(first), -1)).any(axis=1).sum())
                 self._step(0.2 + 0.8 * sum(map(len, found)) / split.count)

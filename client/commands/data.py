@@ -36,7 +36,11 @@ def push(
         Path | None, typer.Option(metavar="FILE", help="A test split of your own.", show_default=False)
     ] = None,
     metric: Annotated[
-        str, typer.Option(help=f"What to judge by: {', '.join(METRIC_NAMES)}; else by the kind of the targets.")
+        str,
+        typer.Option(
+            help=f"What to judge by: {', '.join(METRIC_NAMES)}; :OUTPUT behind it names one that is not the first. "
+            "Else by the kind of the targets."
+        ),
     ] = "",
     task: Annotated[str, typer.Option(help=f"{', '.join(_TASKS)}; stands for its usual metric.")] = "",
     seed: Seed = 0,

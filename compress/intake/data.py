@@ -194,6 +194,7 @@ def _task(dataset: _Dataset, work: IntakeData) -> tuple[Literal["classification"
     info = known_metric(metric)
     if metric and info is None:
         raise InvalidData(f"There is no metric {metric!r}; use one of {', '.join(METRIC_NAMES)}.", field="metric")
+    _judged_output(work)
     if dataset.targets is None:
         if info is not None and info.needs_targets:
             raise InvalidData(
@@ -225,7 +226,23 @@ def _task_of(
 
 def _one_value(work: IntakeData) -> bool:
     """Whether the model gives one value for each sample."""
-    return work.outputs is not None and (len(work.outputs[0].shape) < 2 or work.outputs[0].shape[1] == 1)
+    output = _judged_output(work)
+    return output is not None and (len(output.shape) < 2 or output.shape[1] == 1)
+
+
+def _judged_output(work: IntakeData) -> Tensor | None:
+    """The model's output that the metric judges: the one it names, else the first; None where no model was named."""
+    if work.outputs is None:
+        return None
+    info = known_metric(work.metric)
+    if info is None or not info.output:
+        return work.outputs[0]
+    names = [tensor.name for tensor in work.outputs]
+    if info.output not in names:
+        raise InvalidData(
+            f"{info.name} names an output that the model has not; its outputs are {', '.join(names)}.", field="metric"
+        )
+    return work.outputs[names.index(info.output)]
 
 
 def _check_zeros_and_ones(part: _Dataset, what: str, work: IntakeData, metric: str, notes: list[str]) -> int:
@@ -268,9 +285,9 @@ def _check_labels(part: _Dataset, what: str, work: IntakeData, metric: str, note
         raise InvalidData(
             f"{what} has the class index {lowest}; classes count from 0, and unlabelled samples must be left out."
         )
-    if work.outputs is None:
+    output = _judged_output(work)
+    if output is None:
         return highest + 1
-    output = work.outputs[0]
     if len(output.shape) != 2 or output.shape[1] < 2:
         raise InvalidData(
             f"The model's output {output.name} has the shape {output.shape} and so gives no score per class, which {metric} "
@@ -304,9 +321,9 @@ def _check_values(part: _Dataset, what: str, work: IntakeData, notes: list[str])
         raise InvalidData(
             f"{what} has targets of bool; save targets.astype('float32') for values or 'int64' for classes."
         )
-    if work.outputs is None:
+    output = _judged_output(work)
+    if output is None:
         return
-    output = work.outputs[0]
     wanted, given = tuple(output.shape[1:]), targets.shape[1:]
     if len(wanted) == len(given) and all(size in (-1, actual) for size, actual in zip(wanted, given, strict=True)):
         return

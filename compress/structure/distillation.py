@@ -22,7 +22,7 @@ from fleetfit.compress.structure.teacher import Teacher
 from fleetfit.compress.structure.training import AfterStep, Score, Trained, Trainer
 from fleetfit.compress.structure.zeros import KeptZeros
 from fleetfit.core.errors import InvalidData, InvalidRecipe
-from fleetfit.core.metrics import metric_info
+from fleetfit.core.metrics import known_metric, metric_info
 from fleetfit.core.statistics import metric_value, score_samples
 
 if TYPE_CHECKING:
@@ -91,6 +91,10 @@ class _Distillation:
         asking = time.perf_counter()
         some = self.teacher.some(_KINDS_FROM)
         self.asking = (time.perf_counter() - asking) / min(_KINDS_FROM, len(data))
+        # Labels are those of the output that is judged, and the loss takes the first for it.
+        judged = known_metric(context.metric)
+        if judged is not None and judged.output in some:
+            some = {judged.output: some[judged.output], **some}
         self.loss = DistillationLoss.for_outputs(
             some,
             None if self.targets is None else self.targets[:_KINDS_FROM],

@@ -103,6 +103,7 @@ def plan_candidates(
     if data is not None:
         _check_fit(model, data)
     metric = judged_by(spec, data)
+    _check_output(metric, model)
     wanted = _with_roles(spec, model, data, recipes)
     splits = {} if data is None else {name: data.splits[name] for name in MADE_FROM if name in data.splits}
     task = data.facts.task if data is not None else ""
@@ -158,6 +159,14 @@ def judged_by(spec: jobs_pb2.JobSpec, data: PlannedData | None) -> str:
             field="metric",
         )
     return name
+
+
+def _check_output(metric: str, model: PlannedModel) -> None:
+    output, names = metric_info(metric).output if metric else "", [tensor.name for tensor in model.facts.outputs]
+    if output and output not in names:
+        raise InvalidInput(
+            f"'{metric}' names an output that {model.name} has not; its outputs are {', '.join(names)}", field="metric"
+        )
 
 
 def check_wishes(spec: jobs_pb2.JobSpec, metric: str) -> None:

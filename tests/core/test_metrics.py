@@ -47,3 +47,11 @@ def test_what_a_name_says_is_read(name: str, k: int, threshold: float) -> None:
 def test_names_that_say_nothing_are_refused(name: str) -> None:
     with pytest.raises(InvalidInput, match="there is no metric"):
         metric_info(name)
+
+
+def test_a_metric_may_name_its_output() -> None:
+    info = metric_info("f1@0.5:masks")
+    assert (info.name, info.threshold, info.output, info.kind) == ("f1@0.5:masks", 0.5, "masks", "f1")
+    for name in ("accuracy:", ":logits", "beauty:logits"):
+        with pytest.raises(InvalidInput, match="there is no metric"):
+            metric_info(name)

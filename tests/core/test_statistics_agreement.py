@@ -82,3 +82,22 @@ def test_what_cannot_be_compared_is_said() -> None:
         beside("kl", np.ones((0, 2)), np.ones((0, 2)))
     with pytest.raises(InvalidData, match="accuracy needs targets"):
         score_samples("accuracy", {"output": one}, None)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "top2_accuracy", "macro_f1", "auroc", "agreement", "cosine", "kl"])
+def test_the_output_that_is_named_is_judged(metric: str) -> None:
+    generator, targets = np.random.default_rng(3), np.arange(12) % 3
+    one, other, theirs = generator.normal(size=(3, 12, 3))
+    found = score_samples(f"{metric}:b", {"a": one, "b": other}, targets, {"b": theirs, "a": one})
+    assert found.tolist() == score_samples(metric, {"b": other}, targets, {"b": theirs}).tolist()
+    assert metric_value(f"{metric}:b", found) == metric_value(metric, found)
+    assert paired_drop(f"{metric}:b", found, found) == paired_drop(metric, found, found)
+    with pytest.raises(InvalidData, match="no output 'c'; choose one of a, b"):
+        score_samples(f"{metric}:c", {"a": one, "b": other}, targets, {"a": one})
+
+
+@pytest.mark.parametrize(("metric", "power"), [("mean_absolute_error", 1), ("mean_squared_error", 2)])
+def test_errors_of_the_output_that_is_named(metric: str, power: int) -> None:
+    outputs = {"a": np.zeros((2, 5)), "b": np.array([3.0, -2.0])}
+    found = score_samples(f"{metric}:b", outputs, np.zeros(2))
+    assert found.tolist() == [3**power, 2**power]

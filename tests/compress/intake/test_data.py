@@ -221,6 +221,14 @@ def test_without_targets_agreement_may_be_asked_for(tmp_path: Path) -> None:
     assert (facts.task, facts.metric, facts.targets) == ("", "agreement", None)
 
 
+def test_the_targets_are_those_of_the_output_that_the_metric_names(tmp_path: Path) -> None:
+    both = [VALUE.model_copy(update={"name": "score"}), SCORES.model_copy(update={"name": "logits"})]
+    facts = intake(tmp_path, arrays(), IntakeData(inputs=[IMAGE], outputs=both, metric="macro_f1:logits"))
+    assert (facts.task, facts.metric, facts.classes) == ("classification", "macro_f1:logits", 3)
+    with pytest.raises(InvalidData, match="its outputs are score, logits"):
+        intake(tmp_path, arrays(), IntakeData(inputs=[IMAGE], outputs=both, metric="accuracy:mask"))
+
+
 def test_too_few_samples(tmp_path: Path) -> None:
     with pytest.raises(InvalidData, match="at least 10"):
         intake(tmp_path, arrays(5))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sqlalchemy import select
 
 from fleetfit.core.errors import LeaseLost, NotFound, Superseded
-from fleetfit.proto.v1 import common_pb2, measurement_pb2, work_pb2
+from fleetfit.proto.v1 import common_pb2, jobs_pb2, measurement_pb2, work_pb2
 from fleetfit.server.engine.jobs import cancel_job, resume_job
 from fleetfit.server.engine.leases import Leases, fail_task
 from fleetfit.server.storage.artifacts import ArtifactStore
@@ -94,6 +94,14 @@ def test_a_test_task_needs_no_baseline(leases: Leases, world: Any) -> None:
     task = held(leases, world.device)
     assert not task.measure.HasField("baseline")
     assert {named.name for named in task.artifacts} == {"candidate", "test.npz"}
+
+
+def test_a_test_task_of_a_metric_without_targets_brings_the_original(leases: Leases, world: Any) -> None:
+    spec = jobs_pb2.JobSpec(metric="agreement").SerializeToString()
+    world.change(JobRow, world.job, spec=spec)
+    world.change(TaskRow, world.tasks[0], split="test", metric_only=True)
+    task = held(leases, world.device)
+    assert task.measure.HasField("baseline") and task.measure.metric == "agreement"
 
 
 def test_one_device_holds_one_task(leases: Leases, world: Any) -> None:

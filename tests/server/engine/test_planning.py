@@ -143,6 +143,7 @@ def test_a_runtime_that_no_build_is_made_for_is_not_chosen(
         (jobs_pb2.JobSpec(kind=1, batches=[0]), "batch of 0"),
         (jobs_pb2.JobSpec(kind=1, metric="mean_absolute_error"), "judges a regression"),
         (jobs_pb2.JobSpec(kind=1, metric="beauty"), "choose one of accuracy"),
+        (jobs_pb2.JobSpec(kind=1, metric="accuracy:mask"), "names an output that .* has not; its outputs are"),
     ],
 )
 def test_requests_that_cannot_be_met(
