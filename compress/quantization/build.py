@@ -84,7 +84,7 @@ class _Work:
     def run(self) -> QuantizedBuild:
         model, build, nodes = self._builder()
         if self.wanted.keep_float == "auto":
-            keep = self._least_sensitive(model, build, nodes)
+            keep: Collection[str] = self._least_sensitive(model, build, nodes)
         else:
             keep = matching(nodes, self.wanted.keep_float)
         quantized = build(keep)
