@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fleetfit.compress.passes.base import Pass, Stage
+from fleetfit.compress.passes.base import Needs, Pass, Stage
 from fleetfit.core.errors import InvalidRecipe
 
 
@@ -31,10 +31,15 @@ def advice(steps: Sequence[Pass]) -> dict[int, list[str]]:
             found.setdefault(at, []).append(
                 "it comes after a factorization, whose ranks fit the layers as they were; pruning first gives smaller ones"
             )
-        if step.stage in (Stage.PRUNE, Stage.FACTORIZE) and not any(other.stage is Stage.RECOVER for other in later):
+        if step.stage in (Stage.PRUNE, Stage.FACTORIZE) and not any(_recovers(other) for other in later):
             found.setdefault(at, []).append("no later step recovers what it takes away; distill after it would")
         if step.stage is Stage.RECOVER and at == 0 and len(steps) > 1:
             found.setdefault(at, []).append(
                 "nothing was taken away before it; recovery after the passes that do harm gains more"
             )
     return found
+
+
+def _recovers(step: Pass) -> bool:
+    """Whether it gives accuracy back: made for that, or training for another reason."""
+    return step.stage is Stage.RECOVER or Needs.TRAINING in step.wants()

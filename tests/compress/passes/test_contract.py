@@ -294,6 +294,11 @@ class TestQuantize(PassContract):
     changes_layers = False
 
 
+class TestQuantizeAwareTraining(PassContract):
+    name = "quantize_aware_training"
+    parameters: ClassVar[dict[str, Any]] = {"epochs": 1, "batch": 16, "samples": 96, "learning_rate": 0.003}
+
+
 def test_every_registered_pass_is_held_to_the_contract() -> None:
     assert {kind.name for kind in PassContract.__subclasses__()} == set(passes())
 
