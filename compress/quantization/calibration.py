@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 PERCENTILE: Final = 99.999
 _BINS: Final = 2048
 _LEVELS: Final = 255
+_ENTROPY_BINS, _ENTROPY_LEVELS = 1024, 128
 # Shares of the whole range that the search for the least squared error tries, and how often it goes to and fro.
 _SHARES: Final = np.linspace(0.02, 1.0, 99)
 _ROUNDS: Final = 3
@@ -188,7 +189,12 @@ def _entropy(model: onnx.ModelProto, batches: Batches, folder: Path) -> TensorsD
     onnx.save(model, path)
     kinds = sorted({node.op_type for node in model.graph.node if quantizable(node)})
     calibrator = create_calibrator(
-        path, kinds, str(folder / "augmented.onnx"), calibrate_method=CalibrationMethod.Entropy, extra_options={}
+        path,
+        kinds,
+        str(folder / "augmented.onnx"),
+        calibrate_method=CalibrationMethod.Entropy,
+        # With as many bins as levels, which is its default, the whole range is the only one that it tries.
+        extra_options={"num_bins": _ENTROPY_BINS, "num_quantized_bins": _ENTROPY_LEVELS},
     )
     calibrator.collect_data(_Reader(batches))
     return calibrator.compute_data()

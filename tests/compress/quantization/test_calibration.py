@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
 
-from fleetfit.compress.quantization.calibration import least_squares_range, percentile_range
+from fleetfit.compress.passes.base import Arrays
+from fleetfit.compress.passes.quantize import Quantize
+from fleetfit.compress.quantization.calibration import Batches, calibrate, least_squares_range, percentile_range
 
 
 def _histogram(values: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -69,3 +74,23 @@ def test_what_never_varies_has_a_range() -> None:
     for value in (0.0, 2.5, -1.0):
         low, high = least_squares_range(_histogram(np.full(100, value)))
         assert low <= value <= high + 1e-9 or low <= 0 <= high
+
+
+@pytest.mark.parametrize("calibration", ["minmax", "percentile", "mse", "entropy"])
+def test_every_choice_but_the_extremes_cuts_a_rare_outlier(calibration: str, tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 8])],
+        [numpy_helper.from_array(np.eye(64, 8, dtype=np.float32), "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    values = np.random.default_rng(0).normal(size=(8192, 64)).astype(np.float32)
+    values[17, 3] = 30.0
+    batches = Batches(Arrays({"x": values}, None), ["x"], 1024)
+    wanted = Quantize.model_validate({"calibration": calibration})
+    ranges = calibrate(model, batches, wanted, tmp_path, lambda part: None)
+    low, high = (float(end) for end in ranges["x"].range_value)
+    assert low == pytest.approx(float(values.min()), abs=1.5)
+    assert (high == 30.0) if calibration == "minmax" else 3 < high < 25
