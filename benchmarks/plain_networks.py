@@ -136,7 +136,7 @@ class Autoencoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.down = nn.Sequential(nn.Conv2d(1, 24, 3, 2, 1), nn.PReLU(24), nn.Conv2d(24, 32, 3, 2, 1), nn.PReLU(32))
-        self.code, self.back = nn.Linear(32 * 64, 16), nn.Linear(16, 32 * 64)
+        self.narrow, self.back = nn.Linear(32 * 64, 16), nn.Linear(16, 32 * 64)
         self.up = nn.Sequential(
             nn.ConvTranspose2d(32, 24, 2, 2),
             nn.ReLU(),
@@ -146,7 +146,7 @@ class Autoencoder(nn.Module):
         )
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        code = self.code(self.down(image).flatten(1))
+        code = self.narrow(self.down(image).flatten(1))
         return self.up(self.back(code).view(-1, 32, 8, 8)), code
 
 
