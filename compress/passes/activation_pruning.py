@@ -6,43 +6,33 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from fleetfit.compress.passes.base import Needs, PassContext, PassReport, Stage
-from fleetfit.compress.passes.layerwise import LayerwisePass
+from fleetfit.compress.passes.base import Needs, PassContext, PassReport
+from fleetfit.compress.passes.structured import StructuredPass
 
 if TYPE_CHECKING:
     from fleetfit.compress.graph import LayeredModel
 
 
-class ActivationPruning(LayerwisePass):
+class ActivationPruning(StructuredPass):
     """Remove neurons (channels) that are hardly active over the training split.
 
     `criterion` `mean_absolute` (where none is given) goes by the mean absolute activation, `zeros` by the share of activations
     that are not zero, which says something where the nonlinearity is a ReLU.
 
     Every weight that feeds a removed neuron or reads it goes with it. Give `threshold` (in units of the activation, or a share:
-    what lies below goes) or `ratio` (this share goes). `scope` `layer` takes the ratio in each layer, `global` ranks all neurons
-    together after dividing each layer's scores by their mean. `layers` limits it to one kind of layer.
+    what lies below goes), `ratio` (this share goes) or `budget` `{macs: SHARE}`. `scope` `layer` takes the ratio in each layer,
+    `global` ranks all neurons together after dividing each layer's scores by their mean. `layers` limits it to one kind of
+    layer.
     """
 
     needs: ClassVar = frozenset({Needs.LAYERS, Needs.DATA})
     version: ClassVar[int] = 2
-    stage: ClassVar = Stage.PRUNE
-    amounts: ClassVar = ("threshold", "ratio")
-    per_layer: ClassVar = ("round_to",)
+    amounts: ClassVar = ("threshold", "ratio", "budget")
 
     criterion: Literal["mean_absolute", "zeros"] | None = None
     threshold: float | None = Field(default=None, gt=0)
-    ratio: float | None = Field(default=None, gt=0, lt=1)
-    scope: Literal["layer", "global"] = "layer"
-    layers: Literal["all", "linear", "convolution"] = "all"
-    round_to: int = Field(default=1, ge=1, le=64)
-    """Widths that remain are rounded up to a multiple of this."""
     samples: int = Field(default=2048, ge=8)
     """Training samples to look at, at most."""
-
-    def overridable(self) -> tuple[str, ...]:
-        """Layers that are ranked together have one amount together."""
-        return self.per_layer if self.scope == "global" and self.ratio is not None else super().overridable()
 
     def apply(self, model: LayeredModel, context: PassContext) -> PassReport:
         """Remove the neurons."""

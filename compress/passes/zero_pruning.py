@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from fleetfit.compress.passes.base import Needs, PassContext, PassReport
-from fleetfit.compress.passes.layerwise import LayerwisePass
+from fleetfit.compress.passes.structured import StructuredPass
 
 if TYPE_CHECKING:
     from fleetfit.compress.graph import LayeredModel
@@ -16,32 +16,33 @@ if TYPE_CHECKING:
 _WIDEST_PATTERN = 64
 
 
-class ZeroPruning(LayerwisePass):
+class ZeroPruning(StructuredPass):
     """Remove weights by magnitude.
 
     `pattern` `channels` removes whole neurons and channels, those for which the weights that make them have the smallest L2
     norm, with every weight that reads them. `unstructured` sets single weights to zero. `N:M`, such as `2:4`, leaves the N
-    largest of every M neighbours along the inputs of a layer, and sets the others to zero. Zeros stay through later training; they
-    change neither file size nor latency on ordinary runtimes.
+    largest of every M neighbours along the inputs of a layer, and sets the others to zero. Zeros stay through later training;
+    they change neither file size nor latency on ordinary runtimes.
 
-    `ratio` is the share that goes of what is there and not zero: given again and again it composes. N:M has none. `scope`
-    `layer` takes it in each layer; `global` ranks all layers together, channels after dividing each layer's norms by their
-    mean, single weights by their LAMP score. `layers` limits it to one kind of layer.
+    `ratio` is the share that goes of what is there and not zero: given again and again it composes. N:M has none; whole
+    channels may have `budget` `{macs: SHARE}` instead. `scope` `layer` takes the ratio in each layer; `global` ranks all layers
+    together, channels after dividing each layer's norms by their mean, single weights by their LAMP score. `layers` limits it to
+    one kind of layer.
     """
 
     needs: ClassVar = frozenset({Needs.LAYERS})
-    per_layer: ClassVar = ("ratio", "round_to", "pattern")
+    amounts: ClassVar = ()
 
-    ratio: float | None = Field(default=None, gt=0, lt=1)
     pattern: str = "channels"
-    scope: Literal["layer", "global"] = "layer"
-    layers: Literal["all", "linear", "convolution"] = "all"
-    round_to: int = Field(default=1, ge=1, le=64)
-    """Widths that remain are rounded up to a multiple of this; only for whole channels."""
 
     @model_validator(mode="after")
     def _they_fit_together(self) -> ZeroPruning:
-        if self.pattern in ("channels", "unstructured"):
+        if self.pattern == "channels":
+            if (self.ratio is None) == (self.budget is None):
+                raise ValueError("give either 'ratio' or 'budget' for whole channels")
+        elif self.budget is not None:
+            raise ValueError(f"the pattern '{self.pattern}' leaves all MACs as they are; leave 'budget' out")
+        elif self.pattern == "unstructured":
             if self.ratio is None:
                 raise ValueError(f"give 'ratio', the share that goes, with the pattern '{self.pattern}'")
         else:
@@ -71,6 +72,11 @@ class ZeroPruning(LayerwisePass):
         if self.pattern == "channels":
             return (*ratio, "round_to")
         return ratio if self.pattern == "unstructured" else ("pattern",)
+
+    def wants(self) -> frozenset[Needs]:
+        """Only a scan looks at data."""
+        scans = self.budget is not None and self.budget.scan
+        return self.needs | {Needs.DATA} if scans else self.needs
 
     def apply(self, model: LayeredModel, context: PassContext) -> PassReport:
         """Remove the neurons, or set the weights to zero."""

@@ -9,7 +9,7 @@ import torch
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.passes.base import Arrays, PassContext, PassReport
 from fleetfit.compress.structure.batches import spread_rows
-from fleetfit.compress.structure.choice import cut_the_least
+from fleetfit.compress.structure.cutting import cut_the_least
 from fleetfit.compress.structure.groups import Group, analyse
 from fleetfit.compress.structure.observe import observe
 from fleetfit.core.errors import InvalidData, InvalidRecipe
@@ -41,7 +41,7 @@ def prune_by_activation(model: LayeredModel, settings: ActivationPruning, contex
             "mean_absolute, or taylor_pruning"
         )
     scores = {group.name: scores[group.name] for group, _ in planned}
-    notes = cut_the_least(model, structure, planned, scores, settings)
+    notes = cut_the_least(model, structure, planned, scores, settings, context)
     notes += [f"{name} stays whole: its activations are never zero" for name in never]
     context.report(1.0, "removed what is hardly active")
     return PassReport(notes=notes)

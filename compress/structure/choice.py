@@ -3,73 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping
 
 import torch
 
-from fleetfit.compress.graph import LayeredModel
-from fleetfit.compress.structure.groups import Group, Structure
-from fleetfit.compress.structure.removal import remove_units
-
 Scores = Mapping[str, torch.Tensor]
 """For each group's name a score of each of its units: shape (size,), float64, not negative."""
-
-
-class Amount(Protocol):
-    """What a pass that removes units by score says of how many are to go."""
-
-    @property
-    def ratio(self) -> float | None:
-        """The share of the units that goes."""
-
-    @property
-    def scope(self) -> str:
-        """`layer` or `global`."""
-
-    @property
-    def round_to(self) -> int:
-        """Widths that remain are multiples of this."""
-
-
-def cut_the_least(
-    model: LayeredModel,
-    structure: Structure,
-    planned: Sequence[tuple[Group, Amount]],
-    scores: Scores,
-    settings: Amount,
-    *,
-    comparable: bool = False,
-) -> list[str]:
-    """Remove the units with the smallest scores, and say what is left of each group, and what stays whole and why.
-
-    Args:
-        model: The model that `structure` was found in; changed in place.
-        structure: From `analyse(model)`.
-        planned: The groups that may be cut, each with its own settings.
-        scores: Of the units of these groups.
-        settings: Those of the pass as a whole.
-        comparable: Scores of different groups compare as they are; if not, each is divided by its group's mean first.
-    """
-    if settings.scope == "global" and settings.ratio is not None:
-        kept = largest_of_all(scores if comparable else scaled(scores), settings.ratio)
-    else:
-        kept = {group.name: _own(scores[group.name], own) for group, own in planned}
-    for group, own in planned:
-        kept[group.name] = rounded(scores[group.name], kept[group.name], own.round_to)
-    remove_units(model, structure, kept)
-    notes = [group.narrowed_to(int(kept[group.name].sum())) for group, _ in planned]
-    return notes + [
-        f"{name} stays whole: {reason}"
-        for name, reason in structure.locked.items()
-        if reason != "it is an output of the model"
-    ]
-
-
-def _own(scores: torch.Tensor, settings: Any) -> torch.Tensor:
-    """A mask of what one group keeps by its own settings."""
-    threshold = getattr(settings, "threshold", None)
-    return scores >= threshold if threshold is not None else largest(scores, settings.ratio or 0.0)
 
 
 def largest(scores: torch.Tensor, ratio: float) -> torch.Tensor:

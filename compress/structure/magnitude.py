@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.passes.base import PassContext, PassReport
-from fleetfit.compress.structure.choice import cut_the_least
+from fleetfit.compress.structure.cutting import cut_the_least
 from fleetfit.compress.structure.groups import Group, Structure, analyse
 from fleetfit.compress.structure.spaces import unit_elements
 from fleetfit.compress.structure.walk import shared_modules
@@ -32,7 +32,7 @@ def prune_by_magnitude(model: LayeredModel, settings: ZeroPruning, context: Pass
         structure = analyse(model)
         planned = structure.planned(settings, settings.layers)
         scores = unit_norms(model, structure, [group for group, _ in planned])
-        notes = cut_the_least(model, structure, planned, scores, settings)
+        notes = cut_the_least(model, structure, planned, scores, settings, context)
     else:
         notes = _set_to_zero(model, settings)
     context.report(1.0, "removed what is near zero")

@@ -20,7 +20,7 @@ from torch import fx, nn
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.passes.base import Arrays, PassContext, PassReport
 from fleetfit.compress.structure.batches import in_order, spread_rows
-from fleetfit.compress.structure.choice import cut_the_least
+from fleetfit.compress.structure.cutting import cut_the_least
 from fleetfit.compress.structure.groups import Group, Structure, analyse
 from fleetfit.compress.structure.losses import DistillationLoss, Kind
 from fleetfit.compress.structure.spaces import unit_elements
@@ -41,7 +41,7 @@ def prune_by_taylor(model: LayeredModel, settings: TaylorPruning, context: PassC
     structure = analyse(model)
     planned = structure.planned(settings, settings.layers)
     scores, asked = loss_changes(model, structure, [group for group, _ in planned], data, context)
-    notes = cut_the_least(model, structure, planned, scores, settings, comparable=True)
+    notes = cut_the_least(model, structure, planned, scores, settings, context, comparable=True)
     context.report(1.0, "removed what the loss would hardly miss")
     return PassReport(notes=[f"the loss is that of {asked}", *notes])
 

@@ -69,8 +69,11 @@ def test_key_changes_with_a_pass_version(monkeypatch: pytest.MonkeyPatch) -> Non
         ("name: a\nsteps:\n - distill: {epochs: -1}", "greater than 0, not -1"),
         ("name: a\nsteps:\n - distill: {temperature: .inf}", "'temperature'"),
         ("name: a\nsteps:\n - activation_pruning: {threshold: .nan}", "'threshold'"),
-        ("name: a\nsteps:\n - activation_pruning", "give either 'threshold' or 'ratio'"),
-        ("name: a\nsteps:\n - activation_pruning: {ratio: 0.5, threshold: 1}", "give either 'threshold' or 'ratio'"),
+        ("name: a\nsteps:\n - activation_pruning", "give one of 'threshold', 'ratio' or 'budget'"),
+        (
+            "name: a\nsteps:\n - activation_pruning: {ratio: 0.5, threshold: 1}",
+            "give one of 'threshold', 'ratio' or 'budget'",
+        ),
         ("name: a\nsteps:\n - quantize: {}\n - distill: {}", "must be the last"),
         ("name: a\nstep:\n - quantize: {}", "unknown key 'step'"),
         ("name: a/../b\nsteps:\n - quantize: {}", "a recipe's name"),

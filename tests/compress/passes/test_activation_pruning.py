@@ -134,3 +134,12 @@ def test_zeros_say_nothing_where_there_are_none(ladder: LayeredModel) -> None:
         model.module.get_submodule("mix").weight[2] = -1.0  # type: ignore[operator,index]
     notes = ActivationPruning(ratio=0.25, criterion="zeros").apply(model, _context(ONES)).notes
     assert notes == ["mix: 4 -> 3 neurons", "levels stays whole: its activations are never zero"]
+
+
+def test_a_ratio_that_rounding_undoes_is_said(ladder: LayeredModel) -> None:
+    """Else the rounds of a gradual schedule would pass without a word."""
+    notes = ActivationPruning(ratio=0.25, round_to=8).apply(ladder.clone(), _context(ONES)).notes
+    assert notes[0] == "levels stays as wide: rounding up to a multiple of 8 keeps the 2 that were to go"
+    assert ActivationPruning(ratio=0.25, round_to=2).apply(ladder.clone(), _context(ONES)).notes[0] == (
+        "mix stays as wide: rounding up to a multiple of 2 keeps the 1 that were to go"
+    )

@@ -261,6 +261,11 @@ class TestZeroPruning(PassContract):
     parameters: ClassVar[dict[str, Any]] = {"ratio": 0.5}
 
 
+class TestZeroPruningToABudget(PassContract):
+    name = "zero_pruning"
+    parameters: ClassVar[dict[str, Any]] = {"scope": "global", "budget": {"macs": 0.3, "scan": True}}
+
+
 class TestZeroPruningOfSingleWeights(PassContract):
     name = "zero_pruning"
     parameters: ClassVar[dict[str, Any]] = {"ratio": 0.5, "pattern": "unstructured", "scope": "global"}

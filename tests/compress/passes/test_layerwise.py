@@ -59,7 +59,7 @@ def test_a_recipe_with_overrides_reads_back_and_one_without_has_the_key_it_alway
         ("{ratio: 0.5, overrides: {a: {samples: 10}}}", "cannot give 'samples'"),
         ("{ratio: 0.5, overrides: {a: {ratio: 2}}}", "the override for 'a': ratio: Input should be less than 1"),
         ("{ratio: 0.5, scope: global, overrides: {a: {ratio: 0.2}}}", "cannot give 'ratio'"),
-        ("{ratio: 0.5, overrides: {a: {ratio: 0.1, threshold: 1}}}", "give either 'threshold' or 'ratio'"),
+        ("{ratio: 0.5, overrides: {a: {ratio: 0.1, threshold: 1}}}", "give one of 'threshold', 'ratio' or 'budget'"),
         ("{ratio: 0.5, skip: []}", "skip"),
         ("{ratio: 0.5, overrides: 3}", "overrides"),
     ],
