@@ -31,27 +31,34 @@ _SCAN_SAMPLES: Final = 256
 
 
 class Macs:
-    """The multiply-accumulates of a model as a function of its groups' widths, without cutting it."""
+    """The multiply-accumulates of a model as a function of its groups' widths, without cutting it.
+
+    What is no layer (the products of attention) counts as if it stayed whole, so that no more are left than this says.
+    """
 
     def __init__(self, model: LayeredModel, structure: Structure) -> None:
         shapes = shapes_of(model)
-        layouts: dict[str, dict[int, Layout]] = {}
+        layouts: dict[str, dict[str, dict[int, Layout]]] = {}
         for cut in structure.cuts:
-            if cut.tensor == "weight":
-                layouts.setdefault(cut.module, {})[cut.axis] = cut.layout
+            if cut.tensor.startswith("weight"):
+                layouts.setdefault(cut.module, {}).setdefault(cut.tensor, {})[cut.axis] = cut.layout
         # Each term: what a layer costs, and the axes of its weight that become shorter.
         self._terms: list[tuple[float, list[Layout]]] = []
         for node in model.module.graph.nodes:
             if node.op != "call_module" or str(node.target) not in layouts:
                 continue
             leaf = model.module.get_submodule(str(node.target))
-            if isinstance(leaf, (*_CONVOLUTIONS, nn.Linear)):
-                cost = product(shapes[node]) * leaf.weight[0].numel()
-            elif isinstance(leaf, _TRANSPOSED):
-                cost = product(shapes[node.args[0]]) * leaf.weight[0].numel()
-            else:
-                continue
-            self._terms.append((cost / model.sample_batch(), list(layouts[str(node.target)].values())))
+            for tensor, axes in layouts[str(node.target)].items():
+                weight = getattr(leaf, tensor)
+                if isinstance(leaf, (*_CONVOLUTIONS, nn.Linear)):
+                    cost = product(shapes[node]) * weight[0].numel()
+                elif isinstance(leaf, _TRANSPOSED):
+                    cost = product(shapes[node.args[0]]) * weight[0].numel()
+                elif isinstance(leaf, (nn.LSTM, nn.GRU)):
+                    cost = product(shapes[node.args[0]][:-1]) * weight.numel()
+                else:
+                    continue
+                self._terms.append((cost / model.sample_batch(), list(axes.values())))
         self.whole = float(model.macs())
         self._rest = self.whole - sum(cost for cost, _ in self._terms)
 

@@ -129,6 +129,26 @@ def test_gates_have_the_slopes_of_scaling_what_reads_a_unit(models: dict[str, La
             assert float(slope[unit]) == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.parametrize("name", ["gated", "recurrent", "heads", "grouped", "shuffled", "halves", "normed", "scaled"])
+def test_units_that_are_read_in_other_ways_are_ranked_and_cut(name: str, tmp_path: Path) -> None:
+    make, samples = MODELS[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = load_pt2(export(make().eval(), samples, tmp_path / "m.pt2"))
+    data = {
+        key: np.random.default_rng(0).normal(size=(24, *value.shape[1:])).astype(np.float32)
+        for key, value in model.sample_inputs.items()
+    }
+    structure = analyse(model)
+    found, _ = loss_changes(model, structure, structure.groups, Arrays(data, None), _context(model, Arrays(data, None)))
+    assert {name: len(scores) for name, scores in found.items()} == {one.name: one.size for one in structure.groups}
+    # A ReLU may have silenced all of a small group.
+    assert sum(float(scores.max()) > 0 for scores in found.values()) >= max(1, len(found) - 1)
+    parameters = model.parameters_count()
+    TaylorPruning(ratio=0.5).apply(model, _context(model, Arrays(data, None)))
+    assert model.parameters_count() < parameters
+
+
 def test_layers_are_ranked_by_what_they_change(models: dict[str, LayeredModel]) -> None:
     """All units of one layer hardly count: with one ranking they go first, down to the last."""
     model = models["classifier"].clone()

@@ -301,7 +301,10 @@ def test_zeros_that_a_pass_fills_are_forgotten(models: dict[str, LayeredModel]) 
         ("{pattern: unstructured, ratio: 0.5, round_to: 8}", "leave 'round_to' out"),
         ("{ratio: 1.0}", "less than 1"),
         ("{ratio: 0.5, scope: global, overrides: {a: {ratio: 0.1}}}", "cannot give 'ratio'"),
-        ("{pattern: '2:4', overrides: {a: {pattern: channels}}}", "the override for 'a': give either 'ratio' or 'budget'"),
+        (
+            "{pattern: '2:4', overrides: {a: {pattern: channels}}}",
+            "the override for 'a': give either 'ratio' or 'budget'",
+        ),
     ],
 )
 def test_wrong_parameters_are_refused(parameters: str, words: str) -> None:
