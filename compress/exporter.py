@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import onnx
@@ -26,6 +26,9 @@ _DIFFERENT_INTEGERS: Final = 0.02
 # Two batches, so that a batch size that the exporter took for a constant is found.
 _CHECKED_SAMPLES: Final = (16, 3)
 _PREDICTED_BATCH: Final = 256
+_ONNX: Final = "ONNX Runtime"
+_ADVICE: Final = "push an ONNX file of your own export to measure the model as it is"
+_OTHERWISE: Final = "use another runtime"
 
 
 def export_onnx(model: LayeredModel) -> bytes:
@@ -34,7 +37,7 @@ def export_onnx(model: LayeredModel) -> bytes:
     Raises InvalidModel where the exporter cannot express it.
     """
     program = model.exported()
-    with _quiet():
+    with quiet():
         try:
             exported = torch.onnx.export(
                 program,
@@ -70,6 +73,17 @@ def _cleaned(content: bytes) -> bytes:
     del proto.graph.value_info[:]
     cleaned: bytes = proto.SerializeToString(deterministic=True)
     return cleaned
+
+
+class Session(Protocol):
+    """A build as its runtime runs it."""
+
+    names: list[str]
+    input_names: list[str]
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """The outputs by name."""
+        ...
 
 
 class OnnxSession:
@@ -113,13 +127,18 @@ def largest_difference(model: LayeredModel, content: bytes, data: Arrays | None)
 
     Raises InvalidModel where names or shapes differ, or a value is not finite where PyTorch's is.
     """
-    return max((found.difference for found in _compare(model, content, data)), default=0.0)
+    return max((found.difference for found in _compare(model, OnnxSession(content), data)), default=0.0)
 
 
 def prove_equal(model: LayeredModel, content: bytes, data: Arrays | None) -> float:
     """`largest_difference`, refused with InvalidModel where it is more than rounding explains."""
+    return prove_session(model, OnnxSession(content), data)
+
+
+def prove_session(model: LayeredModel, session: Session, data: Arrays | None, title: str = _ONNX) -> float:
+    """`prove_equal` for a build that runs in any runtime, which is called `title` in messages."""
     largest = 0.0
-    for found in _compare(model, content, data):
+    for found in _compare(model, session, data, title):
         largest = max(largest, found.difference)
         if found.dtype in TOLERANCE:
             wrong = found.difference > TOLERANCE[found.dtype] * max(found.scale, 1.0)
@@ -127,9 +146,8 @@ def prove_equal(model: LayeredModel, content: bytes, data: Arrays | None) -> flo
             wrong = found.unequal > _DIFFERENT_INTEGERS
         if wrong:
             raise InvalidModel(
-                f"ONNX Runtime and PyTorch differ by {found.difference:.2g} on the output '{found.name}' of the built model "
-                f"(values up to {found.scale:.2g}); it is not used: push an ONNX file of your own export to measure the "
-                "model as it is"
+                f"{title} and PyTorch differ by {found.difference:.2g} on the output '{found.name}' of the built model "
+                f"(values up to {found.scale:.2g}); it is not used: {_ADVICE if title == _ONNX else _OTHERWISE}"
             )
     return largest
 
@@ -145,8 +163,7 @@ class _Compared:
     unequal: float
 
 
-def _compare(model: LayeredModel, content: bytes, data: Arrays | None) -> Iterator[_Compared]:
-    session = OnnxSession(content)
+def _compare(model: LayeredModel, session: Session, data: Arrays | None, title: str = _ONNX) -> Iterator[_Compared]:
     wanted_names = [tensor.name for tensor in model.outputs]
     if session.names != wanted_names or set(session.input_names) - {tensor.name for tensor in model.inputs}:
         raise InvalidModel(
@@ -159,7 +176,7 @@ def _compare(model: LayeredModel, content: bytes, data: Arrays | None) -> Iterat
         with torch.no_grad():
             wanted = model.call({name: torch.from_numpy(values) for name, values in inputs.items()})
         # An input that nothing reads is none of the exported file's.
-        got = _run(session, {name: values for name, values in inputs.items() if name in session.input_names})
+        got = _run(session, {name: values for name, values in inputs.items() if name in session.input_names}, title)
         for name, tensor in wanted.items():
             dtype = str(tensor.dtype).removeprefix("torch.")
             expected = (tensor.float() if dtype == "bfloat16" else tensor).numpy().astype(np.float64)
@@ -167,7 +184,7 @@ def _compare(model: LayeredModel, content: bytes, data: Arrays | None) -> Iterat
             finite = np.isfinite(expected)
             if expected.shape != actual.shape or not np.isfinite(actual[finite]).all():
                 raise InvalidModel(
-                    f"ONNX Runtime and PyTorch disagree on the output '{name}' of the built model; it is not used"
+                    f"{title} and PyTorch disagree on the output '{name}' of the built model; it is not used"
                 )
             distance = np.abs(expected[finite] - actual[finite])
             yield _Compared(
@@ -179,7 +196,7 @@ def _compare(model: LayeredModel, content: bytes, data: Arrays | None) -> Iterat
             )
 
 
-def _run(session: OnnxSession, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+def _run(session: Session, inputs: dict[str, NDArray[Any]], title: str) -> dict[str, NDArray[Any]]:
     try:
         return session.run(inputs)
     except MemoryError:
@@ -187,9 +204,9 @@ def _run(session: OnnxSession, inputs: dict[str, NDArray[Any]]) -> dict[str, NDA
     except Exception as error:  # ONNX Runtime's have no common root
         count = len(next(iter(inputs.values()), ()))
         raise InvalidModel(
-            f"the built model does not run in ONNX Runtime with a batch of {count}; it is not used: push an ONNX file of your "
-            "own export to measure the model as it is",
-            private=str(error),
+            f"the built model does not run in {title} with a batch of {count}; it is not used: "
+            + (_ADVICE if title == _ONNX else _OTHERWISE),
+            private=getattr(error, "private", "") or str(error),
         ) from error
 
 
@@ -207,8 +224,8 @@ def _real_inputs(model: LayeredModel, data: Arrays | None) -> Iterator[dict[str,
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter's own remarks are for its developers."""
+def quiet() -> Iterator[None]:
+    """Exporters' own remarks are for their developers."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from fleetfit.core.errors import InvalidModel, UnsupportedHere
@@ -17,10 +18,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MEMBERS: Final = ("model.param", "model.bin", "ports.json")
-"""ncnn's two files, and `ports.json`: lists `inputs` and `outputs` of objects with `blob`, `name`, `dtype` and `shape`."""
+"""ncnn's two files, and `ports.json`: lists `inputs` and `outputs` of objects with `blob`, `name`, `dtype`, `shape`, and
+`batched`: whether the first dimension is ncnn's batch; if not, the network itself works on matrices of all samples."""
+_NO_BATCH: Final = 233
+"""ncnn's own word for it."""
 _MAGIC: Final = b"7767517\n"
 _OUT_OF_MEMORY: Final = -100
 _HALVES: Final = ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_packed", "bf16_storage")
+
+
+@dataclass(frozen=True)
+class _Blob(Port):
+    """A port, and which dimension ncnn takes for the batch."""
+
+    batch_index: int
 
 
 class Ncnn(Runtime):
@@ -82,13 +93,16 @@ def _file(content: bytes) -> Iterator[str]:
         yield f"/proc/self/fd/{number}"
 
 
-def _ports(content: bytes) -> tuple[dict[str, Port], dict[str, Port]]:
+def _ports(content: bytes) -> tuple[dict[str, _Blob], dict[str, _Blob]]:
     try:
         listed = json.loads(content)
         inputs, outputs = (
             {
-                str(port["blob"]): Port(
-                    str(port["name"]), str(port["dtype"]), tuple(int(size) for size in port["shape"])
+                str(port["blob"]): _Blob(
+                    str(port["name"]),
+                    str(port["dtype"]),
+                    tuple(int(size) for size in port["shape"]),
+                    0 if port["batched"] else _NO_BATCH,
                 )
                 for port in listed[side]
             }
@@ -102,7 +116,7 @@ def _ports(content: bytes) -> tuple[dict[str, Port], dict[str, Port]]:
 
 
 class _Net(LoadedModel):
-    def __init__(self, net: Any, inputs: Mapping[str, Port], outputs: Mapping[str, Port]) -> None:
+    def __init__(self, net: Any, inputs: Mapping[str, _Blob], outputs: Mapping[str, _Blob]) -> None:
         self._net, self._inputs, self._outputs = net, inputs, outputs
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
@@ -140,13 +154,13 @@ class _Net(LoadedModel):
             # It has one kind of whole number.
             dtype = np.float32 if port.dtype.startswith("float") else np.int32
             values = np.ascontiguousarray(feeds[port.name], dtype=dtype)
-            mats[blob] = ncnn.Mat(values, batch_index=0).clone()
+            mats[blob] = ncnn.Mat(values, batch_index=port.batch_index).clone()
             if mats[blob].empty():
                 raise MemoryError("ncnn could not allocate an input")
         return mats
 
 
-def _extract(extractor: Any, mats: Mapping[str, Any], outputs: Sequence[str] | Mapping[str, Port]) -> list[Any]:
+def _extract(extractor: Any, mats: Mapping[str, Any], outputs: Sequence[str] | Mapping[str, _Blob]) -> list[Any]:
     for blob, mat in mats.items():
         _check(extractor.input(blob, mat))
     found = []
@@ -164,8 +178,8 @@ def _check(code: int) -> None:
         raise InvalidModel(f"the build loads but does not run: ncnn stopped with {code}; use another runtime")
 
 
-def _array(mat: Any, port: Port, count: int) -> NDArray[Any]:
-    values = mat.numpy(batch_index=0).copy()
+def _array(mat: Any, port: _Blob, count: int) -> NDArray[Any]:
+    values = mat.numpy(batch_index=port.batch_index).copy()
     sizes = [count if at == 0 else size for at, size in enumerate(port.shape)]
     if -1 not in sizes and values.size == _product(sizes):
         values = values.reshape(sizes)  # it drops dimensions of one

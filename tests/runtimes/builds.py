@@ -115,7 +115,7 @@ def ncnn_build(layers: Sequence[str], blobs: int, weights: bytes, outputs: Mappi
     """An archive for ncnn with the input `x` of (N, 4) and outputs of (N, columns), in the order of `out0`, `out1`, ..."""
 
     def port(blob: str, name: str, columns: int) -> dict[str, object]:
-        return {"blob": blob, "name": name, "dtype": "float32", "shape": [-1, columns]}
+        return {"blob": blob, "name": name, "dtype": "float32", "shape": [-1, columns], "batched": True}
 
     ports = {
         "inputs": [port("in0", "x", 4)],

@@ -1,0 +1,1 @@
+"""Builds for runtimes other than ONNX Runtime, each proven against PyTorch before it is used."""
