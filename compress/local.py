@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fleetfit.compress.recipe import Recipe
@@ -24,9 +24,10 @@ def compress_local(
     metric: str = "",
     seed: int = 0,
     threads: int = 1,
+    runtimes: Sequence[str] = ("onnxruntime",),
     report: Callable[[float, str], None] = lambda fraction, activity: None,
 ) -> CompressFacts:
-    """Carry `recipe` out on a `.pt2` or `.onnx` file and put the build and the changed model into `out`.
+    """Carry `recipe` out on a `.pt2` or `.onnx` file and put the builds for `runtimes` and the changed model into `out`.
 
     Beside them lie `lineage.json` (what every step did), `recipe.yaml`, and `manifest.json` with the digests of all.
 
@@ -76,6 +77,7 @@ def compress_local(
             metric=metric,
             seed=seed,
             threads=threads,
+            runtimes=list(runtimes),
         )
         result = run_recipe(work, sources, made, report)
         (made / "recipe.yaml").write_text(recipe.to_yaml())

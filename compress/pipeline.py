@@ -15,7 +15,16 @@ import numpy as np
 import torch
 
 from fleetfit.compress.arrays import read_split
-from fleetfit.compress.exporter import export_onnx, largest_difference, predict_onnx, prove_equal
+from fleetfit.compress.export.base import Exporter
+from fleetfit.compress.export.registry import DEFAULT, exporter
+from fleetfit.compress.exporter import (
+    OnnxSession,
+    export_onnx,
+    largest_difference,
+    predict_onnx,
+    prove_equal,
+    prove_session,
+)
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.intake.pt2 import load_pt2
 from fleetfit.compress.passes.base import Arrays, Pass, PassContext, PassReport, QuantizedBuild
@@ -23,7 +32,7 @@ from fleetfit.compress.recipe import Recipe
 from fleetfit.compress.structure.batches import outputs_over
 from fleetfit.compress.tasks import Build, Compress, CompressFacts, Score, Step, Tensor
 from fleetfit.core.digests import sha256_file
-from fleetfit.core.errors import FleetfitError, InternalError, InvalidRecipe
+from fleetfit.core.errors import FleetfitError, InternalError, InvalidModel, InvalidRecipe, UsageError
 from fleetfit.core.metrics import metric_info
 from fleetfit.core.statistics import metric_value, score_samples
 
@@ -50,13 +59,14 @@ def run_recipe(work: Compress, sources: Sources, out: Path, report: Report) -> C
     """
     with _reproducible(work):
         recipe = Recipe.from_yaml(work.recipe) if work.recipe.strip() else Recipe.original()
+        exporters = _exporters(recipe, work)
         train = read_split(sources.train) if sources.train is not None else None
         validation = read_split(sources.validation) if sources.validation is not None else None
         if recipe.needs_data() and train is None:
             raise InvalidRecipe(f"the recipe '{recipe.name}' needs data; name a dataset with --data", field="data")
         if work.format == "onnx":
             return _from_onnx(recipe, work, sources.model, train, validation, out, report)
-        return _from_layers(recipe, work, sources.model, train, validation, out, report)
+        return _from_layers(recipe, work, exporters, sources.model, train, validation, out, report)
 
 
 @contextmanager
@@ -75,9 +85,28 @@ def _reproducible(work: Compress) -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
+def _exporters(recipe: Recipe, work: Compress) -> list[Exporter]:
+    """Those that are asked for besides ONNX; refused before anything is computed where they cannot work."""
+    others = [name for name in dict.fromkeys(work.runtimes) if name != DEFAULT]
+    if not work.runtimes:
+        raise UsageError("no runtime is named; leave --runtime out for ONNX Runtime", field="runtime")
+    if others and work.format == "onnx":
+        raise InvalidModel(
+            f"builds for {others[0]} are proven against PyTorch, which cannot run an ONNX file; give the model as a .pt2"
+        )
+    if others and recipe.steps and recipe.steps[-1].must_be_last:
+        raise InvalidRecipe(
+            f"the recipe '{recipe.name}' ends with {recipe.steps[-1].pass_name()}, which builds for ONNX Runtime alone; leave "
+            f"the step out for {others[0]}",
+            field="runtime",
+        )
+    return [exporter(name) for name in others]
+
+
 def _from_layers(
     recipe: Recipe,
     work: Compress,
+    exporters: list[Exporter],
     path: Path,
     train: Arrays | None,
     validation: Arrays | None,
@@ -115,10 +144,23 @@ def _from_layers(
         notes = [*lineage[-1].notes, *quantized.notes]
         lineage[-1] = lineage[-1].model_copy(update={"weight_bytes": len(content), "metric": score, "notes": notes})
     model.save_pt2(out / "variant.pt2")
-    build = _write_build(content, quantized, model.inputs, model.outputs, difference, out)
+    builds, missed = [], []
+    if DEFAULT in work.runtimes:
+        builds.append(_write_build(content, quantized, model.inputs, model.outputs, difference, out))
+    for one in exporters:
+        report(_BUILT, f"building for {one.title}")
+        try:
+            builds.append(_build_for(one, model, content, validation, out))
+        except InvalidModel as error:
+            if len(exporters) == 1 and not builds:
+                raise
+            missed.append(f"there is no build for {one.title}: {error.message}")
+    if not builds:
+        raise InvalidModel("; ".join(missed))
     return CompressFacts(
         lineage=lineage,
-        builds=[build],
+        builds=builds,
+        notes=missed,
         parameters=lineage[-1].parameters,
         macs=lineage[-1].macs,
         environment=environment(work.threads),
@@ -205,6 +247,24 @@ def _context(
 
 def _quantized(recipe: Recipe, content: bytes, context: PassContext) -> QuantizedBuild | None:
     return recipe.steps[-1].build(content, context) if recipe.steps and recipe.steps[-1].must_be_last else None
+
+
+def _build_for(one: Exporter, model: LayeredModel, onnx: bytes, validation: Arrays | None, out: Path) -> Build:
+    content = one.export(model, onnx)
+    session = one.session(content, OnnxSession(onnx).input_names, [tensor.name for tensor in model.outputs])
+    difference = prove_session(model, session, validation, one.title)
+    path = out / one.file
+    path.write_bytes(content)
+    return Build(
+        file=path.name,
+        runtime=one.runtime,
+        format=one.format,
+        size_bytes=len(content),
+        sha256=sha256_file(path),
+        inputs=model.inputs,
+        outputs=model.outputs,
+        largest_difference=difference,
+    )
 
 
 def _write_build(

@@ -60,7 +60,7 @@ class IntakeData(_Strict):
 class Compress(_Strict):
     """Run one recipe. Reads `model` and, where the recipe or a metric needs them, `train.npz` and `validation.npz`.
 
-    Makes one file per build (`build.onnx`), `variant.pt2` for trainable models.
+    Makes one file per build (`build.onnx`, `build.openvino`, `build.ncnn`), `variant.pt2` for trainable models.
     """
 
     kind: Literal["compress"] = "compress"
@@ -71,6 +71,8 @@ class Compress(_Strict):
     metric: str = ""
     seed: int = 0
     threads: int = 1
+    runtimes: list[str] = ["onnxruntime"]
+    """The runtimes to make builds for."""
 
 
 class Task(_Strict):

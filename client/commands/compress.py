@@ -68,6 +68,12 @@ def fit(
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="With --local: a new folder.", show_default=False),
     ] = None,
+    runtime: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME...", help="With --local: make builds for onnxruntime (else only for it), openvino, ncnn."
+        ),
+    ] = [],  # noqa: B006 - typer reads it
     server: Server = "",
     as_json: AsJson = False,
 ) -> None:
@@ -83,8 +89,12 @@ def fit(
 
         if on or wait or plan:
             raise UsageError("--local needs no device; leave --on, --wait and --plan out", field="local")
-        compress_here(Path(model), data, recipe, out, metric=metric, seed=seed, threads=threads, as_json=as_json)
+        compress_here(
+            Path(model), data, recipe, out, metric=metric, seed=seed, threads=threads, runtimes=runtime, as_json=as_json
+        )
         return
+    if runtime:
+        raise UsageError("--runtime goes with --local; leave it out", field="runtime")
     if out is not None:
         raise UsageError("-o goes with --local; `fleetfit pull` fetches what a server made", field="output")
     wanted = Wanted(

@@ -21,6 +21,7 @@ def compress_here(
     metric: str,
     seed: int,
     threads: Sequence[int],
+    runtimes: Sequence[str],
     as_json: bool,
 ) -> None:
     """Carry the recipe out, and show what each of its steps did."""
@@ -44,6 +45,7 @@ def compress_here(
             metric=metric,
             seed=seed,
             threads=threads[0] if threads else 1,
+            runtimes=runtimes or ["onnxruntime"],
             report=lambda fraction, activity: told(activity, fraction),
         )
     if as_json:

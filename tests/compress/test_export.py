@@ -1,0 +1,223 @@
+"""Builds for other runtimes: equal to PyTorch at several batch sizes, or refused with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from fleetfit.client.export import export
+from fleetfit.compress.export.base import Exporter
+from fleetfit.compress.export.ncnn import NcnnExporter
+from fleetfit.compress.export.openvino import OpenVinoExporter
+from fleetfit.compress.export.registry import exporter, known
+from fleetfit.compress.exporter import OnnxSession, export_onnx, prove_session
+from fleetfit.compress.graph import LayeredModel
+from fleetfit.compress.intake.pt2 import load_pt2
+from fleetfit.compress.local import compress_local
+from fleetfit.compress.recipe import Recipe, named_recipe
+from fleetfit.core.errors import InvalidModel, InvalidRecipe, UsageError
+from fleetfit.runtimes.archive import pack, unpack
+from fleetfit.runtimes.ncnn import MEMBERS
+from fleetfit.runtimes.registry import runtime
+
+from .conftest import Trained
+from .test_exporter import Several
+
+PRUNED = "name: mine\nsteps: [activation_pruning: {ratio: 0.5}]"
+
+
+class Tabular(nn.Module):
+    """Rows of numbers in, a dictionary out: pnnx takes no dimension of it for the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.out = nn.Linear(4, 8), nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> dict[str, torch.Tensor]:
+        hidden = torch.tanh(self.left(left) + self.right(right))
+        return {"share": self.out(hidden).softmax(1), "hidden": hidden}
+
+
+class Shuffled(nn.Module):
+    """A channel shuffle, which only one of pnnx's two readers knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        found = self.conv(image)
+        count, channels, height, width = found.shape
+        apart = found.view(count, 2, channels // 2, height, width).transpose(1, 2)
+        return apart.reshape(count, channels, height, width).mean((2, 3))
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.out = nn.LSTM(4, 6, batch_first=True), nn.Linear(6, 2)
+
+    def forward(self, steps: torch.Tensor) -> torch.Tensor:
+        return self.out(self.lstm(steps)[0][:, -1])
+
+
+def _layered(module: nn.Module, samples: tuple[torch.Tensor, ...], folder: Path) -> LayeredModel:
+    return load_pt2(export(module.eval(), samples, folder / "m.pt2"))
+
+
+def _available(one: Exporter) -> Exporter:
+    here = one.availability()
+    if not here.available:
+        pytest.skip(here.reason)
+    return one
+
+
+@pytest.fixture(params=[OpenVinoExporter, NcnnExporter], ids=["openvino", "ncnn"])
+def one(request: pytest.FixtureRequest) -> Exporter:
+    return _available(request.param())
+
+
+def _proven(one: Exporter, model: LayeredModel) -> tuple[bytes, float]:
+    onnx = export_onnx(model)
+    build = one.export(model, onnx)
+    session = one.session(build, OnnxSession(onnx).input_names, [tensor.name for tensor in model.outputs])
+    return build, prove_session(model, session, None, one.title)
+
+
+@pytest.mark.parametrize(
+    ("module", "samples"),
+    [
+        (Tabular, (torch.rand(2, 4), torch.rand(2, 6))),
+        (Shuffled, (torch.rand(2, 3, 4, 4),)),
+        (Recurrent, (torch.rand(2, 5, 4),)),
+    ],
+)
+def test_models_of_all_kinds_compute_the_same(
+    one: Exporter, module: type[nn.Module], samples: tuple[torch.Tensor, ...], tmp_path: Path
+) -> None:
+    model = _layered(module(), samples, tmp_path)
+    build, difference = _proven(one, model)
+    assert difference < 1e-5
+    loaded = runtime(one.runtime).load(build, threads=1)
+    for count in (1, 5):
+        feeds = {
+            tensor.name: torch.rand(count, *sample.shape[1:])
+            for tensor, sample in zip(model.inputs, samples, strict=True)
+        }
+        got = loaded.run({name: values.numpy() for name, values in feeds.items()})
+        with torch.no_grad():
+            wanted = model.call(feeds)
+        assert set(got) == set(wanted)
+        for name, values in wanted.items():
+            np.testing.assert_allclose(got[name], values.numpy(), atol=1e-5)
+    loaded.close()
+
+
+def test_the_same_model_gives_the_same_bytes(one: Exporter, trained: Trained) -> None:
+    model = load_pt2(trained.model)
+    onnx = export_onnx(model)
+    assert one.export(model, onnx) == one.export(model, onnx)
+
+
+class _Altered:
+    """A session whose first output is off by a share of itself."""
+
+    def __init__(self, session: Any, share: float) -> None:
+        self._session, self._share = session, share
+        self.names, self.input_names = session.names, session.input_names
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        found = self._session.run(inputs)
+        return {name: values * np.float32(1 + self._share) for name, values in found.items()}
+
+
+def test_a_build_that_differs_is_refused_by_the_runtimes_name(one: Exporter, trained: Trained) -> None:
+    model = load_pt2(trained.model)
+    onnx = export_onnx(model)
+    session = one.session(one.export(model, onnx), ["image"], ["output"])
+    assert prove_session(model, session, trained.validation_arrays, one.title) < 1e-4
+    with pytest.raises(InvalidModel, match=f"{one.title} and PyTorch differ by .* use another runtime"):
+        prove_session(model, _Altered(session, 0.02), trained.validation_arrays, one.title)
+
+
+def test_what_ncnn_cannot_express_is_refused_with_its_name(tmp_path: Path) -> None:
+    one = _available(NcnnExporter())
+    model = _layered(Several(), (torch.randint(0, 20, (2, 5)), torch.rand(2, 1)), tmp_path)
+    with pytest.raises(InvalidModel, match=r"ncnn.*use another runtime"):
+        _proven(one, model)
+
+
+def test_a_failure_of_ncnn_is_a_refusal(trained: Trained) -> None:
+    one = _available(NcnnExporter())
+    model = load_pt2(trained.model)
+    members = unpack(one.export(model, export_onnx(model)), MEMBERS)
+    members["model.bin"] = members["model.bin"][:-8]
+    session = one.session(pack(members), ["image"], ["output"])
+    with pytest.raises(InvalidModel, match="does not run in ncnn with a batch of 16"):
+        prove_session(model, session, trained.validation_arrays, one.title)
+
+
+def test_builds_for_several_runtimes_lie_beside_one_lineage(trained: Trained, tmp_path: Path) -> None:
+    names = ["onnxruntime", "openvino", "ncnn"]
+    for name in names[1:]:
+        _available({"openvino": OpenVinoExporter, "ncnn": NcnnExporter}[name]())
+    out = tmp_path / "out"
+    facts = compress_local(trained.model, trained.data, Recipe.from_yaml(PRUNED), out, runtimes=names)
+    assert [(build.runtime, build.file) for build in facts.builds] == [
+        ("onnxruntime", "build.onnx"),
+        ("openvino", "build.openvino"),
+        ("ncnn", "build.ncnn"),
+    ]
+    image = {"image": trained.validation_arrays.inputs["image"][:7]}
+    outputs = []
+    for build in facts.builds:
+        content = (out / build.file).read_bytes()
+        assert len(content) == build.size_bytes and (build.largest_difference or 0.0) < 1e-4
+        loaded = runtime(build.runtime).load(content, threads=1)
+        outputs.append(loaded.run(image)["output"])
+        loaded.close()
+    np.testing.assert_allclose(outputs[1], outputs[0], atol=1e-4)
+    np.testing.assert_allclose(outputs[2], outputs[0], atol=1e-4)
+
+
+def test_a_runtime_alone_leaves_no_onnx_file(trained: Trained, tmp_path: Path) -> None:
+    _available(OpenVinoExporter())
+    facts = compress_local(
+        trained.model, trained.data, Recipe.from_yaml(PRUNED), tmp_path / "out", runtimes=["openvino"]
+    )
+    assert [build.file for build in facts.builds] == ["build.openvino"] and not facts.notes
+    assert not (tmp_path / "out" / "build.onnx").exists()
+
+
+def test_a_runtime_that_cannot_is_a_note_beside_those_that_can(tmp_path: Path) -> None:
+    _available(NcnnExporter())
+    path = export(Several().eval(), (torch.randint(0, 20, (2, 5)), torch.rand(2, 1)), tmp_path / "m.pt2")
+    facts = compress_local(path, None, Recipe.original(), tmp_path / "both", runtimes=["onnxruntime", "ncnn"])
+    assert [build.runtime for build in facts.builds] == ["onnxruntime"]
+    assert facts.notes and facts.notes[0].startswith("there is no build for ncnn: ")
+    with pytest.raises(InvalidModel, match="ncnn"):
+        compress_local(path, None, Recipe.original(), tmp_path / "alone", runtimes=["ncnn"])
+    assert not (tmp_path / "alone").exists()
+
+
+def test_what_cannot_work_is_refused_first(trained: Trained, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(
+        UsageError, match="no builds can be made for 'abacus'; choose among ncnn, onnxruntime, openvino"
+    ):
+        compress_local(trained.model, trained.data, Recipe.from_yaml(PRUNED), out, runtimes=["abacus"])
+    with pytest.raises(InvalidRecipe, match="builds for ONNX Runtime alone"):
+        compress_local(trained.model, trained.data, named_recipe("int8-static"), out, runtimes=["openvino"])
+    with pytest.raises(InvalidModel, match="give the model as a .pt2"):
+        compress_local(trained.fixed, trained.data, Recipe.original(), out, runtimes=["openvino"])
+    assert not out.exists()
+    with pytest.raises(UsageError):
+        exporter("abacus")
+    assert known() == ["ncnn", "onnxruntime", "openvino"]
