@@ -8,9 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.figures import written
+from benchmarks.figures import SECTIONS, written
 
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/decisions.md"]
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/decisions.md",
+    *(
+        f"docs/techniques/{name}.md"
+        for name in ("README", "pruning", "low-rank", "quantization", "distillation", "composition")
+    ),
+]
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -38,6 +47,13 @@ def test_every_command_of_the_readme_exists(repository: Path) -> None:
     assert used <= commands
 
 
-def test_the_figures_of_the_readme_are_those_measured(repository: Path) -> None:
-    readme = (repository / "README.md").read_text()
-    assert written(readme) == readme, "run `python -m benchmarks.figures`"
+@pytest.mark.parametrize("name", SECTIONS)
+def test_figures_are_those_measured(repository: Path, name: str) -> None:
+    assert written(name) == (repository / name).read_text(), "run `python -m benchmarks.figures`"
+
+
+def test_every_pass_has_a_page(repository: Path) -> None:
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    index = (repository / "docs/techniques/README.md").read_text()
+    for name in project["entry-points"]["fleetfit.passes"]:
+        assert f"`{name}`" in index, f"docs/techniques/README.md does not name the pass {name}"
