@@ -79,12 +79,31 @@ def pruning() -> str:
     return "\n".join(lines)
 
 
+def low_rank() -> str:
+    """What every way of splitting keeps at every energy."""
+    figures = json.loads((RESULTS / "low_rank_curve.json").read_text())["figures"]
+    lines = [
+        f"A convolutional network of {figures['parameters']} parameters on Fashion-MNIST ({figures['accuracy']:.2f} % on "
+        "held-out images), split and **not** retrained (`python -m benchmarks.low_rank_curve`, one seed); `linear` splits "
+        "only linear layers, the others only convolutions:",
+        "",
+        "| method | `energy` | fewer MACs | fewer parameters | drop, points |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for method, points in figures["energies"].items():
+        for point in points:
+            drop = figures["accuracy"] - point["accuracy"]
+            cells = (f"{point['fewer_macs']:.1%}", f"{point['fewer_parameters']:.1%}", f"{drop:.2f}")
+            lines.append(f"| {method} | {point['parameters_of_pass']['energy']:g} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
 def _spread(points: tuple[dict[str, Any], ...], name: str) -> dict[str, float]:
     values = [point[name] for point in points]
     return {"mean": statistics.fmean(values), "least": min(values), "most": max(values)}
 
 
-SECTIONS: Final[dict[str, Callable[[], str]]] = {"README.md": readme, "docs/techniques/pruning.md": pruning}
+SECTIONS: Final[dict[str, Callable[[], str]]] = {"README.md": readme, "docs/techniques/pruning.md": pruning, "docs/techniques/low-rank.md": low_rank}
 """What stands between a document's marks."""
 
 
