@@ -103,7 +103,11 @@ def _spread(points: tuple[dict[str, Any], ...], name: str) -> dict[str, float]:
     return {"mean": statistics.fmean(values), "least": min(values), "most": max(values)}
 
 
-SECTIONS: Final[dict[str, Callable[[], str]]] = {"README.md": readme, "docs/techniques/pruning.md": pruning, "docs/techniques/low-rank.md": low_rank}
+SECTIONS: Final[dict[str, Callable[[], str]]] = {
+    "README.md": readme,
+    "docs/techniques/pruning.md": pruning,
+    "docs/techniques/low-rank.md": low_rank,
+}
 """What stands between a document's marks."""
 
 

@@ -59,10 +59,7 @@ def test_key_changes_with_a_pass_version(monkeypatch: pytest.MonkeyPatch) -> Non
         ("", "needs the keys 'name' and 'steps'"),
         ("name: a\nsteps: []", "a list of 1 to"),
         ("name: a\nsteps:\n - quantise: {}", "did you mean 'quantize'?"),
-        (
-            "name: a\nsteps:\n - zzz: {}",
-            "there are activation_pruning, distill, low_rank, quantize, redundancy_pruning",
-        ),
+        ("name: a\nsteps:\n - zzz: {}", "there are activation_pruning, distill, low_rank, quantize"),
         ("name: a\nsteps:\n - quantize: {mod: static}", "did you mean 'mode'?"),
         ("name: a\nsteps:\n - activation_pruning: {thresold: 0.4}", "did you mean 'threshold'?"),
         ("name: a\nsteps:\n - quantize: {mode: statik}", "'static' or 'dynamic', not 'statik'"),
