@@ -21,10 +21,10 @@ from benchmarks.harness import Outcome, run
 from fleetfit.client.demo.images import load_images
 from fleetfit.client.export import export
 from fleetfit.compress.graph import LayeredModel
+from fleetfit.compress.graph.batches import outputs_over
 from fleetfit.compress.intake.pt2 import load_pt2
 from fleetfit.compress.passes.base import Arrays, PassContext
 from fleetfit.compress.passes.low_rank import LowRank
-from fleetfit.compress.structure.batches import outputs_over
 
 MOST_DROP, LEAST_SAVING = 1.0, 0.4
 ENERGIES = (0.8, 0.9, 0.95, 0.98, 0.99)

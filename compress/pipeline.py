@@ -26,10 +26,10 @@ from fleetfit.compress.exporter import (
     prove_session,
 )
 from fleetfit.compress.graph import LayeredModel
+from fleetfit.compress.graph.batches import outputs_over
 from fleetfit.compress.intake.pt2 import load_pt2
 from fleetfit.compress.passes.base import Arrays, Pass, PassContext, PassReport, QuantizedBuild
 from fleetfit.compress.recipe import Recipe
-from fleetfit.compress.structure.batches import outputs_over
 from fleetfit.compress.tasks import Build, Compress, CompressFacts, Score, Step, Tensor
 from fleetfit.core.digests import sha256_file
 from fleetfit.core.errors import FleetfitError, InternalError, InvalidModel, InvalidRecipe, UsageError

@@ -36,6 +36,6 @@ class ActivationPruning(StructuredPass):
 
     def apply(self, model: LayeredModel, context: PassContext) -> PassReport:
         """Remove the neurons."""
-        from fleetfit.compress.structure.activations import prune_by_activation
+        from fleetfit.compress.pruning.activations import prune_by_activation
 
         return prune_by_activation(model, self, context)

@@ -105,6 +105,6 @@ class Distill(Pass):
 
     def apply(self, model: LayeredModel, context: PassContext) -> PassReport:
         """Train."""
-        from fleetfit.compress.structure.distillation import distill
+        from fleetfit.compress.training.distillation import distill
 
         return distill(model, self, context)

@@ -66,6 +66,6 @@ class LowRank(LayerwisePass):
 
     def apply(self, model: LayeredModel, context: PassContext) -> PassReport:
         """Split the layers."""
-        from fleetfit.compress.structure.factorize import factorize_layers
+        from fleetfit.compress.factorization.layers import factorize_layers
 
         return factorize_layers(model, self, context)

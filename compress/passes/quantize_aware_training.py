@@ -49,6 +49,6 @@ class QuantizeAwareTraining(Pass):
 
     def apply(self, model: LayeredModel, context: PassContext) -> PassReport:
         """Train."""
-        from fleetfit.compress.structure.fake_quantization import train_quantized
+        from fleetfit.compress.training.fake_quantization import train_quantized
 
         return train_quantized(model, self, context)

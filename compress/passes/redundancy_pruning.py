@@ -40,6 +40,6 @@ class RedundancyPruning(LayerwisePass):
 
     def apply(self, model: LayeredModel, context: PassContext) -> PassReport:
         """Remove the neurons and fold them into those kept."""
-        from fleetfit.compress.structure.redundancy import prune_by_redundancy
+        from fleetfit.compress.pruning.redundancy import prune_by_redundancy
 
         return prune_by_redundancy(model, self, context)

@@ -28,6 +28,6 @@ class ReestimateNorms(Pass):
 
     def apply(self, model: LayeredModel, context: PassContext) -> PassReport:
         """Measure, and store."""
-        from fleetfit.compress.structure.norms import reestimate_norms
+        from fleetfit.compress.training.norms import reestimate_norms
 
         return reestimate_norms(model, self, context)

@@ -29,6 +29,6 @@ class TaylorPruning(StructuredPass):
 
     def apply(self, model: LayeredModel, context: PassContext) -> PassReport:
         """Remove the neurons."""
-        from fleetfit.compress.structure.taylor import prune_by_taylor
+        from fleetfit.compress.pruning.taylor import prune_by_taylor
 
         return prune_by_taylor(model, self, context)

@@ -80,6 +80,6 @@ class ZeroPruning(StructuredPass):
 
     def apply(self, model: LayeredModel, context: PassContext) -> PassReport:
         """Remove the neurons, or set the weights to zero."""
-        from fleetfit.compress.structure.magnitude import prune_by_magnitude
+        from fleetfit.compress.pruning.magnitude import prune_by_magnitude
 
         return prune_by_magnitude(model, self, context)

@@ -12,7 +12,7 @@ from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.intake.pt2 import load_pt2
 from fleetfit.compress.passes.activation_pruning import ActivationPruning
 from fleetfit.compress.passes.base import Arrays, PassContext
-from fleetfit.compress.structure.activations import mean_activations, not_zero
+from fleetfit.compress.pruning.activations import mean_activations, not_zero
 from fleetfit.compress.structure.groups import analyse
 from fleetfit.core.errors import InvalidData, InvalidRecipe
 

@@ -14,6 +14,7 @@ import torch
 from pydantic import ValidationError
 
 from fleetfit.compress.graph import LayeredModel
+from fleetfit.compress.graph.batches import outputs_over
 from fleetfit.compress.intake.pt2 import load_pt2
 from fleetfit.compress.passes.activation_pruning import ActivationPruning
 from fleetfit.compress.passes.base import PassContext
@@ -21,9 +22,8 @@ from fleetfit.compress.passes.distill import Distill
 from fleetfit.compress.pipeline import Sources, run_recipe
 from fleetfit.compress.recipe import Recipe, control_for
 from fleetfit.compress.structure import distillation, training
-from fleetfit.compress.structure.batches import outputs_over
-from fleetfit.compress.structure.distillation import distill
 from fleetfit.compress.tasks import Compress
+from fleetfit.compress.training.distillation import distill
 from fleetfit.core.errors import InvalidRecipe
 
 Case = Callable[[], tuple[LayeredModel, PassContext]]

@@ -292,7 +292,7 @@ def test_a_model_without_such_layers_is_refused(narrow_weight: torch.Tensor, tmp
 def test_what_is_too_wide_to_look_at_is_split_otherwise_or_left_alone(
     images: LayeredModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fleetfit.compress.structure.factorize._WIDEST", 22)
+    monkeypatch.setattr("fleetfit.compress.factorization.layers._WIDEST", 22)
     model = images.clone()
     report = LowRank(energy=0.6, layers="all", method="tucker2").apply(model, _picture_context(model))
     assert "middle is tried by channel only: a patch of it has 144 numbers, more than 22" in report.notes
@@ -303,7 +303,7 @@ def test_what_is_too_wide_to_look_at_is_split_otherwise_or_left_alone(
 def test_a_layer_with_too_many_outputs_is_split_by_what_it_reads(
     narrow_weight: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fleetfit.compress.structure.factorize._WIDEST", WIDTH - 1)
+    monkeypatch.setattr("fleetfit.compress.factorization.layers._WIDEST", WIDTH - 1)
     model = _load(nn.Sequential(nn.Linear(WIDTH, OUTPUTS), nn.Tanh(), _linear(narrow_weight.T)), tmp_path)
     inputs = np.random.default_rng(0).normal(size=(400, WIDTH)).astype(np.float32)
     before = _outputs(model, inputs)

@@ -15,10 +15,10 @@ from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.intake.pt2 import load_pt2
 from fleetfit.compress.passes.base import Arrays, PassContext
 from fleetfit.compress.passes.taylor_pruning import TaylorPruning
+from fleetfit.compress.pruning.taylor import _Gated, loss_changes
 from fleetfit.compress.recipe import Recipe
 from fleetfit.compress.structure.groups import analyse
 from fleetfit.compress.structure.spaces import unit_elements
-from fleetfit.compress.structure.taylor import _Gated, loss_changes
 from fleetfit.core.errors import InvalidData, InvalidRecipe
 
 from ..structure.models import MODELS

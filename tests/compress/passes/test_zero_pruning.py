@@ -20,10 +20,10 @@ from fleetfit.compress.passes.distill import Distill
 from fleetfit.compress.passes.low_rank import LowRank
 from fleetfit.compress.passes.redundancy_pruning import RedundancyPruning
 from fleetfit.compress.passes.zero_pruning import ZeroPruning
+from fleetfit.compress.pruning.magnitude import unit_norms
+from fleetfit.compress.pruning.zeros import KeptZeros, keep_of_every, keep_share, lamp
 from fleetfit.compress.recipe import Recipe
 from fleetfit.compress.structure.groups import analyse
-from fleetfit.compress.structure.magnitude import unit_norms
-from fleetfit.compress.structure.zeros import KeptZeros, keep_of_every, keep_share, lamp
 from fleetfit.core.errors import InvalidRecipe
 
 from ..structure.models import MODELS

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fleetfit.compress.graph import LayeredModel
+from fleetfit.compress.graph.batches import batch_size, outputs_over, spread_rows, take
 from fleetfit.compress.passes.base import MOST_EPOCHS, Arrays, PassContext, PassReport
-from fleetfit.compress.structure.augment import Augmented, Augmenter
-from fleetfit.compress.structure.batches import batch_size, outputs_over, spread_rows, take
-from fleetfit.compress.structure.features import Features
-from fleetfit.compress.structure.losses import DistillationLoss
-from fleetfit.compress.structure.teacher import Teacher
-from fleetfit.compress.structure.training import AfterStep, Score, Trained, Trainer
-from fleetfit.compress.structure.zeros import KeptZeros
+from fleetfit.compress.pruning.zeros import KeptZeros
+from fleetfit.compress.training.augment import Augmented, Augmenter
+from fleetfit.compress.training.features import Features
+from fleetfit.compress.training.losses import DistillationLoss
+from fleetfit.compress.training.teacher import Teacher
+from fleetfit.compress.training.trainer import AfterStep, Score, Trained, Trainer
 from fleetfit.core.errors import InvalidData, InvalidRecipe
 from fleetfit.core.metrics import known_metric, metric_info
 from fleetfit.core.statistics import metric_value, score_samples

@@ -12,8 +12,8 @@ import torch
 from torch import fx, nn
 
 from fleetfit.compress.graph import LayeredModel
+from fleetfit.compress.graph.batches import batch_size, spread_rows, take
 from fleetfit.compress.passes.base import PassContext, PassReport
-from fleetfit.compress.structure.batches import batch_size, spread_rows, take
 from fleetfit.core.errors import InvalidData, InvalidRecipe
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from torch.nn import functional
 from fleetfit.client.export import export
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.intake.pt2 import load_pt2
-from fleetfit.compress.structure.features import Features
 from fleetfit.compress.structure.groups import analyse
 from fleetfit.compress.structure.removal import remove_units
+from fleetfit.compress.training.features import Features
 from fleetfit.core.errors import InvalidRecipe
 
 

@@ -13,7 +13,7 @@ from fleetfit.compress.passes.base import Arrays, Pass, PassContext
 from fleetfit.compress.passes.taylor_pruning import TaylorPruning
 from fleetfit.compress.passes.zero_pruning import ZeroPruning
 
-from .models import MODELS
+from ..structure.models import MODELS
 
 STEPS: list[Pass] = [
     ActivationPruning(ratio=0.5),

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import fx, nn
 
+from fleetfit.compress.factorization.factors import OutputSplit, PatchSplit, Site, Split
+from fleetfit.compress.factorization.moments import moments_of
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.passes.base import Arrays
-from fleetfit.compress.structure.factors import OutputSplit, PatchSplit, Site, Split
-from fleetfit.compress.structure.moments import moments_of
 from fleetfit.compress.tasks import Tensor
 
 METHODS = ("linear", "channel", "tucker2", "spatial")

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import fx, nn
 
 from fleetfit.compress.graph import LayeredModel
-from fleetfit.compress.structure.augment import Augmenter
 from fleetfit.compress.tasks import Tensor
+from fleetfit.compress.training.augment import Augmenter
 from fleetfit.core.errors import InvalidRecipe
 
 

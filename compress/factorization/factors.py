@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fleetfit.compress.structure.moments import Convolution, Moments, both
-from fleetfit.compress.structure.ranks import Options
+from fleetfit.compress.factorization.moments import Convolution, Moments, both
+from fleetfit.compress.factorization.ranks import Options
 
 # In units of the mean variance of an input: along directions where data hardly vary, the weights themselves are approximated.
 _RIDGE: Final = 1e-6

@@ -10,11 +10,11 @@ from torch import fx, nn
 
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.passes.base import PassContext, PassReport
-from fleetfit.compress.structure.cutting import cut_the_least
+from fleetfit.compress.pruning.cutting import cut_the_least
+from fleetfit.compress.pruning.zeros import keep_of_every, keep_share, lamp, magnitudes
 from fleetfit.compress.structure.groups import Group, Structure, analyse
 from fleetfit.compress.structure.spaces import unit_elements
 from fleetfit.compress.structure.walk import shared_modules
-from fleetfit.compress.structure.zeros import keep_of_every, keep_share, lamp, magnitudes
 from fleetfit.core.errors import InvalidRecipe
 
 if TYPE_CHECKING:

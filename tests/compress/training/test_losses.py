@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fleetfit.compress.structure.losses import DistillationLoss, Kind
+from fleetfit.compress.training.losses import DistillationLoss, Kind
 from fleetfit.core.errors import InvalidRecipe
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from fleetfit.compress.graph import LayeredModel
-from fleetfit.compress.structure.batches import as_images, as_stored
-from fleetfit.compress.structure.norms import NORMS
+from fleetfit.compress.graph.batches import as_images, as_stored
+from fleetfit.compress.training.norms import NORMS
 
 AfterStep = Callable[[int, int], None]
 """Called after each change of the weights with the step's number, from 1, and the number of steps.

@@ -17,10 +17,10 @@ from scipy.linalg.lapack import dpstrf
 from torch import nn
 
 from fleetfit.compress.graph import LayeredModel
+from fleetfit.compress.graph.batches import spread_rows
+from fleetfit.compress.graph.observe import observe
 from fleetfit.compress.passes.base import Arrays, PassContext, PassReport
-from fleetfit.compress.structure.batches import spread_rows
 from fleetfit.compress.structure.groups import Cut, Group, analyse, reading_cuts
-from fleetfit.compress.structure.observe import observe
 from fleetfit.compress.structure.removal import remove_units
 from fleetfit.compress.structure.spaces import Space, unit_elements
 from fleetfit.core.errors import InvalidData

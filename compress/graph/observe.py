@@ -9,8 +9,8 @@ import torch
 from torch import fx
 
 from fleetfit.compress.graph import LayeredModel
+from fleetfit.compress.graph.batches import in_order
 from fleetfit.compress.passes.base import Arrays
-from fleetfit.compress.structure.batches import in_order
 
 Look = Callable[[str, torch.Tensor, int], None]
 

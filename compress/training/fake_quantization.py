@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from fleetfit.compress.graph import LayeredModel
+from fleetfit.compress.graph.batches import outputs_over, spread_rows
 from fleetfit.compress.passes.base import PassContext, PassReport
 from fleetfit.compress.passes.distill import Distill
-from fleetfit.compress.structure.batches import outputs_over, spread_rows
-from fleetfit.compress.structure.distillation import distill
+from fleetfit.compress.training.distillation import distill
 from fleetfit.core.errors import InvalidRecipe
 
 if TYPE_CHECKING:

@@ -18,13 +18,13 @@ import torch
 from torch import fx, nn
 
 from fleetfit.compress.graph import LayeredModel
+from fleetfit.compress.graph.batches import in_order, spread_rows
 from fleetfit.compress.passes.base import Arrays, PassContext, PassReport
-from fleetfit.compress.structure.batches import in_order, spread_rows
-from fleetfit.compress.structure.cutting import cut_the_least
+from fleetfit.compress.pruning.cutting import cut_the_least
 from fleetfit.compress.structure.groups import Group, Structure, analyse
-from fleetfit.compress.structure.losses import DistillationLoss, Kind
 from fleetfit.compress.structure.spaces import unit_elements
-from fleetfit.compress.structure.teacher import Teacher
+from fleetfit.compress.training.losses import DistillationLoss, Kind
+from fleetfit.compress.training.teacher import Teacher
 from fleetfit.core.errors import InvalidData, InvalidRecipe
 
 if TYPE_CHECKING:

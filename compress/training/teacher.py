@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 
 from fleetfit.compress.graph import LayeredModel
+from fleetfit.compress.graph.batches import as_images, outputs_over
 from fleetfit.compress.passes.base import Arrays
-from fleetfit.compress.structure.batches import as_images, outputs_over
 from fleetfit.core.errors import InvalidData
 
 # Samples asked for at a time: fewer calls, and whole batches also for models that take one sample.

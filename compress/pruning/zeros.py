@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fleetfit.compress.graph import LayeredModel
-from fleetfit.compress.structure.choice import largest
+from fleetfit.compress.pruning.choice import largest
 
 
 class KeptZeros:

@@ -11,8 +11,8 @@ from torch import fx, nn
 from torch.nn import functional
 
 from fleetfit.compress.graph import LayeredModel
+from fleetfit.compress.graph.observe import Look, observe
 from fleetfit.compress.passes.base import Arrays
-from fleetfit.compress.structure.observe import Look, observe
 from fleetfit.core.errors import InvalidData
 
 # Places of one picture are much alike: so many patches are enough, or so many times their size.

@@ -18,13 +18,13 @@ from fleetfit.compress.passes.activation_pruning import ActivationPruning
 from fleetfit.compress.passes.base import Arrays, Needs, PassContext
 from fleetfit.compress.passes.taylor_pruning import TaylorPruning
 from fleetfit.compress.passes.zero_pruning import ZeroPruning
+from fleetfit.compress.pruning.budget import Macs, _allot, _levels, masks_within
 from fleetfit.compress.recipe import Recipe
-from fleetfit.compress.structure.budget import Macs, _allot, _levels, masks_within
 from fleetfit.compress.structure.groups import analyse
 from fleetfit.compress.structure.removal import remove_units
 from fleetfit.core.errors import InvalidRecipe
 
-from .models import MODELS
+from ..structure.models import MODELS
 
 NAMES = [name for name in MODELS if name != "twice"]
 """In the other no unit can go."""

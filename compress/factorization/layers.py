@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from torch import fx, nn
 
+from fleetfit.compress.factorization.factors import Layer, OutputSplit, PatchSplit, Site, Split
+from fleetfit.compress.factorization.moments import Moments, moments_of
+from fleetfit.compress.factorization.ranks import Choice, Options, OutOfReach, allot, cheapest
 from fleetfit.compress.graph import LayeredModel
+from fleetfit.compress.graph.batches import spread_rows
 from fleetfit.compress.passes.base import PassContext, PassReport
-from fleetfit.compress.structure.batches import spread_rows
-from fleetfit.compress.structure.factors import Layer, OutputSplit, PatchSplit, Site, Split
-from fleetfit.compress.structure.moments import Moments, moments_of
-from fleetfit.compress.structure.ranks import Choice, Options, OutOfReach, allot, cheapest
 from fleetfit.compress.structure.walk import shapes_of, shared_modules
 from fleetfit.core.errors import InvalidRecipe
 

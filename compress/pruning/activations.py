@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from fleetfit.compress.graph import LayeredModel
+from fleetfit.compress.graph.batches import spread_rows
+from fleetfit.compress.graph.observe import observe
 from fleetfit.compress.passes.base import Arrays, PassContext, PassReport
-from fleetfit.compress.structure.batches import spread_rows
-from fleetfit.compress.structure.cutting import cut_the_least
+from fleetfit.compress.pruning.cutting import cut_the_least
 from fleetfit.compress.structure.groups import Group, analyse
-from fleetfit.compress.structure.observe import observe
 from fleetfit.core.errors import InvalidData, InvalidRecipe
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from fleetfit.compress.passes.quantize import Quantize
 from fleetfit.compress.passes.quantize_aware_training import QuantizeAwareTraining
 from fleetfit.compress.quantization import quantize_onnx
 from fleetfit.compress.quantization.error import output_errors
-from fleetfit.compress.structure.fake_quantization import fake_quantized, round_activation, round_weight
+from fleetfit.compress.training.fake_quantization import fake_quantized, round_activation, round_weight
 from fleetfit.core.errors import InvalidRecipe
 
 from ..conftest import Trained

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleetfit.compress.structure.ranks import Options, OutOfReach, allot, cheapest
+from fleetfit.compress.factorization.ranks import Options, OutOfReach, allot, cheapest
 
 
 def _options(costs: list[float], losses: list[float]) -> Options:

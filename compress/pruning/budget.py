@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from fleetfit.compress.graph import LayeredModel
+from fleetfit.compress.graph.batches import outputs_over, spread_rows
 from fleetfit.compress.passes.base import PassContext
-from fleetfit.compress.structure.batches import outputs_over, spread_rows
-from fleetfit.compress.structure.choice import Scores, rounded
+from fleetfit.compress.pruning.choice import Scores, rounded
 from fleetfit.compress.structure.groups import Group, Structure
-from fleetfit.compress.structure.losses import DistillationLoss
 from fleetfit.compress.structure.removal import remove_units
 from fleetfit.compress.structure.spaces import Layout, Space, product
 from fleetfit.compress.structure.walk import shapes_of
+from fleetfit.compress.training.losses import DistillationLoss
 from fleetfit.core.errors import InvalidRecipe
 
 Widths = Sequence[tuple[Group, int]]

@@ -9,8 +9,8 @@ import torch
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.passes.base import PassContext
 from fleetfit.compress.passes.structured import StructuredPass
-from fleetfit.compress.structure.budget import masks_by_scan, masks_within
-from fleetfit.compress.structure.choice import Scores, largest, largest_of_all, rounded, scaled
+from fleetfit.compress.pruning.budget import masks_by_scan, masks_within
+from fleetfit.compress.pruning.choice import Scores, largest, largest_of_all, rounded, scaled
 from fleetfit.compress.structure.groups import Group, Structure
 from fleetfit.compress.structure.removal import remove_units
 

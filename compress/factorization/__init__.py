@@ -1,0 +1,1 @@
+"""Layers as chains of smaller ones: what each split loses, and the ranks."""

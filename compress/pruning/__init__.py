@@ -1,0 +1,1 @@
+"""Which units or weights may go: the criteria, how much of each layer, and the cut."""

@@ -1,0 +1,1 @@
+"""Recovery: training on the original's outputs, and what goes with it."""
