@@ -91,6 +91,9 @@ def factorize_layers(model: LayeredModel, settings: LowRank, context: PassContex
             split = plan.ways[choice.way]
             _replace(model, plan.site, split.layers(choice.ranks))
             notes.append(f"{plan.site.name}: {_told(plan.site, split, choice)}")
+            if f"{plan.site.name}.weight" in model.sparse:
+                model.sparse.discard(f"{plan.site.name}.weight")
+                notes.append(f"{plan.site.name}: the single zeros that pruning had set are gone with the weight")
     model.module.graph.lint()
     model.module.recompile()
     context.report(1.0, "split the layers")

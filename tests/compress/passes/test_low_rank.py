@@ -18,6 +18,7 @@ from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.intake.pt2 import load_pt2
 from fleetfit.compress.passes.base import Arrays, PassContext
 from fleetfit.compress.passes.low_rank import LowRank
+from fleetfit.compress.passes.zero_pruning import ZeroPruning
 from fleetfit.core.errors import InvalidData, InvalidRecipe
 
 WIDTH, OUTPUTS, TRUE_RANK = 24, 20, 3
@@ -310,3 +311,14 @@ def test_a_layer_with_too_many_outputs_is_split_by_what_it_reads(
     report = LowRank(energy=0.99999, skip=("0",)).apply(model, _context(inputs))
     assert report.notes[0].startswith(f"2: {OUTPUTS} x {WIDTH} -> rank {TRUE_RANK},")
     np.testing.assert_allclose(_outputs(model, inputs), before, atol=1e-4)
+
+
+def test_zeros_that_go_with_a_split_weight_are_named(tmp_path: Path) -> None:
+    layers = nn.Sequential(nn.Linear(WIDTH, OUTPUTS), nn.ReLU(), nn.Linear(OUTPUTS, OUTPUTS))
+    model = _load(layers, tmp_path)
+    inputs = np.random.default_rng(5).normal(size=(100, WIDTH)).astype(np.float32)
+    ZeroPruning(ratio=0.5, pattern="unstructured").apply(model, _context(inputs))
+    assert model.sparse == {"0.weight", "2.weight"}
+    report = LowRank(ratio=0.2, skip=("2",)).apply(model, _context(inputs))
+    assert any(note.startswith("0: the single zeros") for note in report.notes)
+    assert model.sparse == {"2.weight"}
