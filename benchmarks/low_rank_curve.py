@@ -7,22 +7,17 @@ split is read once.
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 from benchmarks.harness import Outcome, run
+from benchmarks.training import accuracy, trained
 from fleetfit.client.demo.images import load_images
-from fleetfit.client.export import export
 from fleetfit.compress.graph import LayeredModel
-from fleetfit.compress.graph.batches import outputs_over
-from fleetfit.compress.intake.pt2 import load_pt2
 from fleetfit.compress.passes.base import Arrays, PassContext
 from fleetfit.compress.passes.low_rank import LowRank
 
@@ -52,7 +47,7 @@ def low_rank_curve(quick: bool) -> Outcome:
     original = _train(1 if quick else EPOCHS, known[rows], images.targets[rows])
     name = original.inputs[0].name
     context = PassContext(Arrays({name: known[rows]}, None), None, None, "", "", 0, lambda part, activity: None)
-    before = _accuracy(original, known[held_out], images.targets[held_out])
+    before = accuracy(original, known[held_out], images.targets[held_out])
     print(f"accuracy {before:.2f} % after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
 
     def point(**parameters: Any) -> tuple[dict[str, Any], LayeredModel]:
@@ -62,7 +57,7 @@ def low_rank_curve(quick: bool) -> Outcome:
             "parameters_of_pass": parameters,
             "fewer_parameters": 1 - cut.parameters_count() / original.parameters_count(),
             "fewer_macs": 1 - cut.macs() / original.macs(),
-            "accuracy": _accuracy(cut, known[held_out], images.targets[held_out]),
+            "accuracy": accuracy(cut, known[held_out], images.targets[held_out]),
             "notes": report.notes,
         }
         print(_line(figures), file=sys.stderr, flush=True)
@@ -75,7 +70,7 @@ def low_rank_curve(quick: bool) -> Outcome:
         budgets.append(figures)
         if before - figures["accuracy"] <= MOST_DROP and figures["fewer_macs"] > best[0]:
             best = figures["fewer_macs"], cut
-    on_test = [_accuracy(model, test, images.test_targets) for model in (original, best[1])]
+    on_test = [accuracy(model, test, images.test_targets) for model in (original, best[1])]
     chosen = {"fewer_macs": best[0], "test_accuracy": on_test[1], "test_drop": on_test[0] - on_test[1]}
     fewest = all(
         curves["best"][at]["fewer_macs"] >= curves[way][at]["fewer_macs"] - 1e-9
@@ -114,26 +109,7 @@ def _train(epochs: int, images: np.ndarray, targets: np.ndarray) -> LayeredModel
         layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
     head = [nn.MaxPool2d(2), nn.Flatten(), nn.Linear(576, 128), nn.ReLU(), nn.Linear(128, 10)]
     model = nn.Sequential(*layers, *head).to(memory_format=torch.channels_last)
-    x, y = torch.from_numpy(images), torch.from_numpy(targets)
-    steps = len(x) // BATCH
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=epochs * steps)
-    for _ in range(epochs):
-        for rows in torch.randperm(len(x))[: steps * BATCH].split(BATCH):
-            loss = functional.cross_entropy(model(x[rows]), y[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    with tempfile.TemporaryDirectory() as folder:
-        return load_pt2(
-            export(model.to(memory_format=torch.contiguous_format).eval(), (x[:2],), Path(folder) / "m.pt2")
-        )
-
-
-def _accuracy(model: LayeredModel, images: np.ndarray, targets: np.ndarray) -> float:
-    (logits,) = outputs_over(model, Arrays({model.inputs[0].name: images}, None)).values()
-    return 100 * float((logits.argmax(1).numpy() == targets).mean())
+    return trained(model, images, targets, epochs=epochs, batch=BATCH, learning_rate=4e-3)
 
 
 if __name__ == "__main__":

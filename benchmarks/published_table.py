@@ -10,20 +10,16 @@ from __future__ import annotations
 
 import statistics
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 from benchmarks.harness import Outcome, run
+from benchmarks.training import accuracy, trained
 from fleetfit.client.demo.images import load_images
-from fleetfit.client.export import export
 from fleetfit.compress.graph import LayeredModel
-from fleetfit.compress.intake.pt2 import load_pt2
 from fleetfit.compress.passes.activation_pruning import ActivationPruning
 from fleetfit.compress.passes.base import Arrays, Pass, PassContext
 from fleetfit.compress.passes.distill import Distill
@@ -78,7 +74,7 @@ def _one(
     name = original.inputs[0].name
 
     def on_validation(model: LayeredModel) -> float:
-        return _accuracy(model, images[held_out], targets[held_out])
+        return accuracy(model, images[held_out], targets[held_out])
 
     context = PassContext(
         Arrays({name: images[rows]}, targets[rows]),
@@ -120,7 +116,7 @@ def _one(
         chosen[variant] = {
             "fewer_parameters": fewer,
             "drop": on_validation(against) - on_validation(cut),
-            "test_drop": _accuracy(against, test, test_targets) - _accuracy(cut, test, test_targets),
+            "test_drop": accuracy(against, test, test_targets) - accuracy(cut, test, test_targets),
         }
     return {
         "seed": seed,
@@ -138,25 +134,7 @@ def _train(seed: int, epochs: int, images: np.ndarray, targets: np.ndarray) -> L
     for width, after in zip(widths, widths[1:], strict=False):
         layers += [nn.Linear(width, after), nn.ReLU()]
     model = nn.Sequential(*layers[:-1])
-    x, y = torch.from_numpy(images), torch.from_numpy(targets)
-    steps = len(x) // BATCH
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=epochs * steps)
-    for _ in range(epochs):
-        for rows in torch.randperm(len(x))[: steps * BATCH].split(BATCH):
-            loss = functional.cross_entropy(model(x[rows]), y[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    with tempfile.TemporaryDirectory() as folder:
-        return load_pt2(export(model.eval(), (x[:2],), Path(folder) / "model.pt2"))
-
-
-def _accuracy(model: LayeredModel, images: np.ndarray, targets: np.ndarray) -> float:
-    with torch.no_grad():
-        (logits,) = model.call({model.inputs[0].name: torch.from_numpy(images)}).values()
-    return 100 * float((logits.argmax(1).numpy() == targets).mean())
+    return trained(model, images, targets, epochs=epochs, batch=BATCH, learning_rate=2e-3)
 
 
 def _summary(chosen: list[dict[str, float]]) -> dict[str, Any]:

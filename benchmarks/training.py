@@ -1,0 +1,47 @@
+"""The originals of benchmarks: small classifiers, trained here, as fleetfit takes them in; and their accuracy."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
+
+from fleetfit.client.export import export
+from fleetfit.compress.graph import LayeredModel
+from fleetfit.compress.graph.batches import outputs_over
+from fleetfit.compress.intake.pt2 import load_pt2
+from fleetfit.compress.passes.base import Arrays
+
+
+def trained(
+    model: nn.Module, images: NDArray[Any], targets: NDArray[Any], *, epochs: int, batch: int, learning_rate: float
+) -> LayeredModel:
+    """Train a classifier with AdamW on one cycle of `learning_rate`, then export and load it.
+
+    `torch.manual_seed` before the model is made decides everything random.
+    """
+    x, y = torch.from_numpy(images), torch.from_numpy(targets)
+    steps = len(x) // batch
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=epochs * steps)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(x))[: steps * batch].split(batch):
+            loss = functional.cross_entropy(model(x[rows]), y[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    with tempfile.TemporaryDirectory() as folder:
+        stored = model.to(memory_format=torch.contiguous_format).eval()
+        return load_pt2(export(stored, (x[:2],), Path(folder) / "model.pt2"))
+
+
+def accuracy(model: LayeredModel, images: NDArray[Any], targets: NDArray[Any]) -> float:
+    """Top-1 accuracy in points, with PyTorch."""
+    (logits,) = outputs_over(model, Arrays({model.inputs[0].name: images}, None)).values()
+    return 100 * float((logits.argmax(1).numpy() == targets).mean())
