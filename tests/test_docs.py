@@ -17,7 +17,7 @@ DOCUMENTS = [
     "docs/decisions.md",
     *(
         f"docs/techniques/{name}.md"
-        for name in ("README", "pruning", "low-rank", "quantization", "distillation", "composition")
+        for name in ("README", "pruning", "low-rank", "quantization", "distillation", "export", "composition")
     ),
 ]
 
