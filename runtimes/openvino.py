@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -18,6 +19,15 @@ MEMBERS: Final = ("model.xml", "model.bin")
 """The two files of OpenVINO's intermediate representation, as they are named in a build."""
 
 
+def import_openvino() -> Any:
+    """The package `openvino`, silent: left alone, importing it reports the use to its makers, from a thread that stays."""
+    # None stands for a package that is not there; openvino then has a silent stand-in of its own.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
+
+
 class OpenVino(Runtime):
     """OpenVINO's intermediate representation (an archive of `model.xml` and `model.bin`) through its CPU plug-in.
 
@@ -30,7 +40,7 @@ class OpenVino(Runtime):
     def availability(self) -> Availability:
         """Whether the package is there and its CPU plug-in runs on this processor."""
         try:
-            import openvino
+            openvino = import_openvino()
         except ImportError as error:
             return Availability(False, f'pip install "fleetfit[openvino]" ({error})')
         try:
@@ -46,7 +56,7 @@ class OpenVino(Runtime):
     def load(self, build: bytes, *, threads: int) -> LoadedModel:
         """A compiled model with one stream: what gives the shortest latency."""
         try:
-            import openvino
+            openvino = import_openvino()
         except ImportError as error:
             raise UnsupportedHere('openvino is not installed; pip install "fleetfit[openvino]"') from error
         members = unpack(build, MEMBERS)
@@ -103,7 +113,8 @@ class _Request(LoadedModel):
     def _set(self, request: Any, feeds: Arrays) -> list[NDArray[Any]]:
         """Hand the inputs over without copying; the arrays that must be kept."""
         import numpy as np
-        import openvino
+
+        openvino = import_openvino()
 
         check_feeds(feeds, self._inputs)
         held = [np.ascontiguousarray(feeds[port.name]) for port in self._inputs]

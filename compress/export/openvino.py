@@ -10,7 +10,7 @@ from fleetfit.compress.export.base import Exporter
 from fleetfit.core.errors import InvalidModel
 from fleetfit.runtimes.archive import pack
 from fleetfit.runtimes.base import Availability
-from fleetfit.runtimes.openvino import MEMBERS, OpenVino
+from fleetfit.runtimes.openvino import MEMBERS, OpenVino, import_openvino
 from fleetfit.runtimes.refusal import lines, raise_memory
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class OpenVinoExporter(Exporter):
 
     def export(self, model: LayeredModel, onnx: bytes) -> bytes:
         """As it is read, with weights of the dtype they have: its `save_model` would halve them silently."""
-        import openvino
+        openvino = import_openvino()
 
         with tempfile.TemporaryDirectory() as folder:
             try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,3 +85,14 @@ class TestNcnn:
         build = ncnn_build(["Input in 0 1 in0", "Abacus count 1 1 in0 out0"], 2, b"", {"scores": 4})
         with pytest.raises(InvalidModel, match="cannot load the build"):
             ncnn.Ncnn().load(build, threads=1)
+
+
+def test_openvino_reports_to_nobody() -> None:
+    """Its own import sends an event to its makers, from a thread that stays."""
+    available(openvino.OpenVino())
+    code = (
+        "import sys, threading; from fleetfit.runtimes.openvino import OpenVino; found = OpenVino().availability();"
+        "print(found.available, threading.active_count(), sys.modules['openvino_telemetry'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["True", "1", "None"], done.stderr

@@ -21,8 +21,8 @@ from fleetfit.compress.passes.base import PassContext
 from fleetfit.compress.passes.distill import Distill
 from fleetfit.compress.pipeline import Sources, run_recipe
 from fleetfit.compress.recipe import Recipe, control_for
-from fleetfit.compress.structure import distillation, training
 from fleetfit.compress.tasks import Compress
+from fleetfit.compress.training import distillation, trainer
 from fleetfit.compress.training.distillation import distill
 from fleetfit.core.errors import InvalidRecipe
 
@@ -104,7 +104,7 @@ def test_a_budget_in_seconds_becomes_steps_which_train_the_same_again(
         now[0] += 0.01
         return now[0]
 
-    for module in (training, distillation):
+    for module in (trainer, distillation):
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=tick))
     model, context = case()
     report = Distill(seconds=0.5, batch=32, ema=0.9, augment=("shift",)).apply(model, context)
@@ -167,7 +167,7 @@ def test_hooks_are_called_after_each_step_and_what_they_hold_stays(case: Case) -
 
 def test_averaged_weights_are_the_exponential_mean_of_those_of_each_step() -> None:
     module = torch.nn.Linear(2, 1)
-    average = training.Average(module, 0.5)
+    average = trainer.Average(module, 0.5)
     expected = module.weight.detach().clone()
     for number, decay in ((1, 2 / 11), (2, 3 / 12), (20, 0.5)):
         with torch.no_grad():

@@ -15,7 +15,7 @@ from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.intake.pt2 import load_pt2
 from fleetfit.compress.passes.base import Arrays, PassContext
 from fleetfit.compress.passes.reestimate_norms import ReestimateNorms
-from fleetfit.compress.structure import norms
+from fleetfit.compress.training import norms
 from fleetfit.core.errors import InvalidData, InvalidRecipe
 
 
