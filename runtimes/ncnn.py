@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -181,14 +182,7 @@ def _check(code: int) -> None:
 def _array(mat: Any, port: _Blob, count: int) -> NDArray[Any]:
     values = mat.numpy(batch_index=port.batch_index).copy()
     sizes = [count if at == 0 else size for at, size in enumerate(port.shape)]
-    if -1 not in sizes and values.size == _product(sizes):
+    if -1 not in sizes and values.size == math.prod(sizes):
         values = values.reshape(sizes)  # it drops dimensions of one
     array: NDArray[Any] = values.astype(port.dtype, copy=False)
     return array
-
-
-def _product(sizes: Sequence[int]) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total

@@ -123,7 +123,7 @@ def _trace(model: LayeredModel, path: Path) -> None:
             trace: Any = torch.jit.trace
             traced = trace(module, tuple(_samples(model, 2).values()), check_trace=False, strict=False)
             torch.jit.save(traced, path)
-        except Exception as error:
+        except Exception as error:  # the tracer runs the whole model, which may raise anything
             raise InvalidModel(
                 "the model cannot be traced for ncnn; use another runtime", private=f"{type(error).__name__}: {error}"
             ) from error

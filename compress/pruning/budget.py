@@ -12,7 +12,7 @@ from torch import nn
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.graph.batches import outputs_over, spread_rows
 from fleetfit.compress.passes.base import PassContext
-from fleetfit.compress.pruning.choice import Scores, rounded
+from fleetfit.compress.pruning.choice import Scores, best, rounded
 from fleetfit.compress.structure.groups import Group, Structure
 from fleetfit.compress.structure.removal import remove_units
 from fleetfit.compress.structure.spaces import Layout, Space, product
@@ -108,7 +108,8 @@ def masks_within(
         }
 
     def cost(count: int) -> float:
-        return macs.of({group.space.root(): int(masks(count)[group.name].sum()) for group, _ in groups})
+        kept = masks(count)
+        return macs.of({group.space.root(): int(kept[group.name].sum()) for group, _ in groups})
 
     _check_reach(macs, cost(len(every)), share)
     low, high = 0, len(every)
@@ -153,7 +154,7 @@ def masks_by_scan(
     damages = _damages(model, structure, groups, levels, scores, context)
     at = _allot(cost, damages, (1 - share) * macs.whole)
     return {
-        group.name: _best(scores[group.name], widths[level])
+        group.name: best(scores[group.name], widths[level])
         for (group, _), widths, level in zip(groups, levels, at, strict=True)
     }
 
@@ -171,12 +172,6 @@ def _levels(size: int, multiple: int) -> list[int]:
     wanted = [max(1, math.ceil(size * (_STEPS - step) / _STEPS)) for step in range(_STEPS)]
     least = 1 if multiple == 1 else min(size, multiple)
     return sorted({min(size, math.ceil(width / multiple) * multiple) for width in (*wanted, least)}, reverse=True)
-
-
-def _best(scores: torch.Tensor, count: int) -> torch.Tensor:
-    mask = torch.zeros(len(scores), dtype=torch.bool)
-    mask[torch.argsort(scores, descending=True, stable=True)[:count]] = True
-    return mask
 
 
 def _damages(
@@ -197,7 +192,7 @@ def _damages(
         damage = [0.0]
         for width in widths[1:]:
             cut = model.clone()
-            remove_units(cut, structure, {group.name: _best(scores[group.name], width)})
+            remove_units(cut, structure, {group.name: best(scores[group.name], width)})
             damage.append(max(damage[-1], float(loss(outputs_over(cut, data), whole, None))))
         found.append(damage)
         context.report(0.9 + 0.09 * (number + 1) / len(groups), "looking at what each layer alone does")

@@ -13,7 +13,11 @@ Scores = Mapping[str, torch.Tensor]
 
 def largest(scores: torch.Tensor, ratio: float) -> torch.Tensor:
     """A mask of the largest ones: `ratio` of them goes, at least one stays; of equals the first stay."""
-    count = max(1, len(scores) - math.floor(ratio * len(scores)))
+    return best(scores, max(1, len(scores) - math.floor(ratio * len(scores))))
+
+
+def best(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """A mask of the `count` largest ones; of equals the first stay."""
     mask = torch.zeros(len(scores), dtype=torch.bool)
     mask[torch.argsort(scores, descending=True, stable=True)[:count]] = True
     return mask

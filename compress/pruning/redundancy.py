@@ -45,7 +45,8 @@ def prune_by_redundancy(model: LayeredModel, settings: RedundancyPruning, contex
     notes = []
     for at, (group, own) in enumerate(planned):
         space = group.space.root()
-        readers = [_reader(model, cut, space) for cut in reading_cuts(structure.cuts, space)]
+        reads = reading_cuts(structure.cuts, space)
+        readers = [_reader(model, cut, space) for cut in reads]
 
         def report(done: float, at: int = at) -> None:
             context.report((at + done) / len(planned), "looking for what others can stand in for")
@@ -57,7 +58,7 @@ def prune_by_redundancy(model: LayeredModel, settings: RedundancyPruning, contex
         if not bool(mask.all()):
             for reader in readers:
                 _fold(reader, mask, own.ridge)
-            filled = model.sparse & {f"{cut.module}.weight" for cut in reading_cuts(structure.cuts, space)}
+            filled = model.sparse & {f"{cut.module}.weight" for cut in reads}
             model.sparse -= filled
             notes += [f"{name}: its zeros were filled by what was folded into it" for name in sorted(filled)]
     remove_units(model, structure, kept)

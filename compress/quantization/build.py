@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import tempfile
 import traceback
-import warnings
 from collections.abc import Callable, Collection
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +16,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.quant_utils import update_opset_version
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from fleetfit.compress.exporter import predict_onnx
+from fleetfit.compress.exporter import predict_onnx, quiet
 from fleetfit.compress.graph.batches import chosen_rows, spread_rows
 from fleetfit.compress.passes.base import Arrays, PassContext, QuantizedBuild
 from fleetfit.compress.quantization.bias import correct_biases, give_biases
@@ -57,10 +56,7 @@ def quantize_onnx(content: bytes, wanted: Quantize, context: PassContext) -> Qua
     be quantized, or the output error is larger than `max_error`.
     """
     kind = wanted.mode if wanted.dtype == "int8" else wanted.dtype
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        previous = logging.root.manager.disable
-        logging.disable(logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder, quiet():
         try:
             return _Work(content, wanted, context, Path(folder)).run()
         except (FleetfitError, MemoryError, OSError):
@@ -71,8 +67,6 @@ def quantize_onnx(content: bytes, wanted: Quantize, context: PassContext) -> Qua
                 "dtype",
                 private=traceback.format_exc()[-8000:],
             ) from error
-        finally:
-            logging.disable(previous)
 
 
 class _Work:
@@ -175,7 +169,7 @@ class _Work:
             Batches(data, self.names, size),
             lambda part: self.context.report(_SCANNED + (1 - _SCANNED) * part, "correcting biases"),
         )
-        error_of = self._error_on(self._set_apart())
+        error_of = self._error_apart
         before, after = error_of(quantized), error_of(corrected)
         if after > before:
             self.notes.append(
@@ -190,7 +184,7 @@ class _Work:
     def _least_sensitive(self, model: onnx.ModelProto, build: Builder, nodes: list[onnx.NodeProto]) -> frozenset[str]:
         found = scan(
             build,
-            self._error_on(self._set_apart()),
+            self._error_apart,
             groups_of(model, {node.name for node in nodes}),
             TOLERANCE if self.wanted.max_error is None else self.wanted.max_error,
             lambda part: self.context.report(
@@ -216,8 +210,10 @@ class _Work:
         rows = rows[chosen_rows(len(rows), _TRIED, self.context.seed)]
         return Arrays({name: values[rows] for name, values in train.inputs.items()}, None)
 
-    def _error_on(self, data: Arrays) -> Callable[[bytes], float]:
-        """What tells the largest output error of a build on these samples."""
+    @cached_property
+    def _error_apart(self) -> Callable[[bytes], float]:
+        """What tells the largest output error of a build on samples that were set apart."""
+        data = self._set_apart()
         expected = predict_onnx(self.content, data, self.fixed)
         return lambda content: max(output_errors(expected, predict_onnx(content, data, self.fixed)).values())
 

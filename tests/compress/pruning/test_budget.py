@@ -11,9 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fleetfit.client.export import export
 from fleetfit.compress.graph import LayeredModel
-from fleetfit.compress.intake.pt2 import load_pt2
 from fleetfit.compress.passes.activation_pruning import ActivationPruning
 from fleetfit.compress.passes.base import Arrays, Needs, PassContext
 from fleetfit.compress.passes.taylor_pruning import TaylorPruning
@@ -24,27 +22,15 @@ from fleetfit.compress.structure.groups import analyse
 from fleetfit.compress.structure.removal import remove_units
 from fleetfit.core.errors import InvalidRecipe
 
-from ..structure.models import MODELS
+from ..structure.models import MODELS, Zoo, zoo
 
 NAMES = [name for name in MODELS if name != "twice"]
 """In the other no unit can go."""
 
 
-class Zoo(dict[str, LayeredModel]):
-    """The models by name; printed shortly, since hypothesis prints arguments."""
-
-    def __repr__(self) -> str:
-        return "the models"
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("models")
-    return Zoo(
-        (name, load_pt2(export(make().eval(), samples, folder / f"{name}.pt2")))
-        for name, (make, samples) in MODELS.items()
-    )
+    return zoo(tmp_path_factory.mktemp("models"))
 
 
 def _context(model: LayeredModel, task: str = "") -> PassContext:

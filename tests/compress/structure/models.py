@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from fleetfit.client.export import export
+from fleetfit.compress.graph import LayeredModel
+from fleetfit.compress.intake.pt2 import load_pt2
 
 
 class Classifier(nn.Module):
@@ -304,3 +309,19 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[torch.Tensor, ...]]] = {
     "scaled": (Scaled, (_image(1),)),
     "bytes": (Bytes, (torch.randint(0, 256, (3, 1, 4, 4), dtype=torch.uint8),)),
 }
+
+
+class Zoo(dict[str, LayeredModel]):
+    """The models by name; printed shortly, since hypothesis prints arguments."""
+
+    def __repr__(self) -> str:
+        return "the models"
+
+
+def zoo(folder: Path) -> Zoo:
+    """All of them, exported to `folder` and loaded."""
+    torch.manual_seed(0)
+    return Zoo(
+        (name, load_pt2(export(make().eval(), samples, folder / f"{name}.pt2")))
+        for name, (make, samples) in MODELS.items()
+    )

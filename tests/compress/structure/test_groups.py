@@ -10,14 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import fx, nn
 
-from fleetfit.client.export import export
-from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.intake.pt2 import load_pt2
 from fleetfit.compress.structure.groups import Structure, analyse
 from fleetfit.compress.structure.removal import outputs_of, remove_units
 from fleetfit.core.errors import InternalError, InvalidRecipe
 
-from .models import MODELS
+from .models import MODELS, Zoo, zoo
 
 EXPECTED = {
     "classifier": {"conv": 6, "hidden": 12},
@@ -41,21 +39,9 @@ EXPECTED = {
 }
 
 
-class Zoo(dict[str, LayeredModel]):
-    """The models by name; printed shortly, since hypothesis prints arguments."""
-
-    def __repr__(self) -> str:
-        return "the models"
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("models")
-    return Zoo(
-        (name, load_pt2(export(make().eval(), samples, folder / f"{name}.pt2")))
-        for name, (make, samples) in MODELS.items()
-    )
+    return zoo(tmp_path_factory.mktemp("models"))
 
 
 def _some(structure: Structure, seed: int) -> dict[str, torch.Tensor]:
