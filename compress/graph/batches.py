@@ -56,18 +56,11 @@ def outputs_over(model: LayeredModel, arrays: Arrays, wanted: int = 512) -> dict
     return {name: torch.cat(values) for name, values in parts.items()}
 
 
-def chosen_rows(available: int, count: int, seed: int) -> NDArray[np.int64]:
-    """At most `count` of so many rows, drawn without replacement, in their order: stored order may be by class."""
-    if available <= count:
-        return np.arange(available, dtype=np.int64)
-    return np.sort(np.random.default_rng(seed).permutation(available)[:count]).astype(np.int64)
-
-
 def spread_rows(arrays: Arrays, count: int, seed: int) -> Arrays:
-    """The samples, at most `count`, that `chosen_rows` draws."""
+    """At most `count` samples, drawn without replacement: stored order may be by class."""
     if len(arrays) <= count:
         return arrays
-    rows = chosen_rows(len(arrays), count, seed)
+    rows = np.sort(np.random.default_rng(seed).permutation(len(arrays))[:count])
     targets = None if arrays.targets is None else arrays.targets[rows]
     return Arrays({name: values[rows] for name, values in arrays.inputs.items()}, targets)
 

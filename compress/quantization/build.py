@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.quant_utils import update_opset_version
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from fleetfit.compress.exporter import predict_onnx, quiet
-from fleetfit.compress.graph.batches import chosen_rows, spread_rows
 from fleetfit.compress.passes.base import Arrays, PassContext, QuantizedBuild
 from fleetfit.compress.quantization.bias import correct_biases, give_biases
 from fleetfit.compress.quantization.calibration import Batches, Observed, calibrate
@@ -199,7 +199,7 @@ class _Work:
 
     def _calibrating_data(self) -> Arrays:
         train = self.context.training_data("static quantization")
-        return spread_rows(train, self.wanted.samples, self.context.seed)
+        return spread(train, self.wanted.samples, self.context.seed)
 
     def _set_apart(self) -> Arrays:
         """Training samples that were not calibrated with, as far as there are enough; the validation split judges the result."""
@@ -290,6 +290,21 @@ class _Work:
         if self.context.train is not None:
             return self.context.train.head(_JUDGED), "training"
         return None, ""
+
+
+def spread(data: Arrays, count: int, seed: int) -> Arrays:
+    """At most `count` samples, drawn without replacement and kept in order: stored order may be by class."""
+    if len(data) <= count:
+        return data
+    rows = chosen_rows(len(data), count, seed)
+    return Arrays({name: values[rows] for name, values in data.inputs.items()}, None)
+
+
+def chosen_rows(available: int, count: int, seed: int) -> NDArray[np.int64]:
+    """Which samples `spread` draws."""
+    if available <= count:
+        return np.arange(available)
+    return np.sort(np.random.default_rng(seed).choice(available, count, replace=False))
 
 
 def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
