@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fleetfit.core.errors import InvalidModel, UnsupportedHere
 from fleetfit.runtimes.base import Arrays, Availability, LoadedModel, Runtime
-from fleetfit.runtimes.refusal import lines, raise_memory
+from fleetfit.runtimes.refusal import guarded, lines, raise_memory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -68,7 +68,7 @@ class _Session(LoadedModel):
         self._outputs = [output.name for output in session.get_outputs()]
 
     def run(self, feeds: Arrays) -> dict[str, NDArray[Any]]:
-        values = self._guard(lambda: self._session.run(self._outputs, dict(feeds)))
+        values = guarded(lambda: self._session.run(self._outputs, dict(feeds)), 0)
         return dict(zip(self._outputs, values, strict=False))
 
     def bind(self, feeds: Arrays) -> Callable[[], None]:
@@ -83,7 +83,7 @@ class _Session(LoadedModel):
                 binding.bind_output(name)
             session.run_with_iobinding(binding)
 
-        self._guard(prepare)
+        guarded(prepare, 0)
 
         def call() -> None:
             session.run_with_iobinding(binding)
@@ -94,13 +94,3 @@ class _Session(LoadedModel):
 
     def close(self) -> None:
         self._session = None
-
-    def _guard(self, work: Callable[[], Any]) -> Any:
-        try:
-            return work()
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise_memory(error)
-            first = lines(error)[0]
-            raise InvalidModel(f"the build loads but does not run: {first}") from error

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from fleetfit.core.errors import InvalidModel, UnsupportedHere
 from fleetfit.runtimes.archive import unpack
 from fleetfit.runtimes.base import Arrays, Availability, LoadedModel, Runtime
-from fleetfit.runtimes.refusal import Port, check_feeds, lines, raise_memory
+from fleetfit.runtimes.refusal import Port, check_feeds, guarded, lines, raise_memory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -96,7 +96,7 @@ class _Request(LoadedModel):
         return {name: self._request.get_tensor(name).data.copy() for name in self._outputs}
 
     def bind(self, feeds: Arrays) -> Callable[[], None]:
-        request = self._guard(self._compiled.create_infer_request)
+        request = guarded(self._compiled.create_infer_request, -1)
         held = self._set(request, feeds)
         self._infer(request)
 
@@ -123,19 +123,10 @@ class _Request(LoadedModel):
         return held
 
     def _infer(self, request: Any) -> None:
-        self._guard(lambda: request.infer(share_outputs=True))
+        guarded(lambda: request.infer(share_outputs=True), -1)
         # Where memory for a step cannot be had, the plug-in says nothing and gives outputs of no samples.
         if any(request.get_tensor(name).shape[:1] == [0] for name in self._outputs):
             raise MemoryError("OpenVINO could not allocate what the build needs to run")
-
-    def _guard(self, work: Callable[[], Any]) -> Any:
-        try:
-            return work()
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise_memory(error)
-            raise InvalidModel(f"the build loads but does not run: {lines(error)[-1]}") from error
 
 
 def _version(openvino: Any) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from fleetfit.core.errors import InvalidModel
 from fleetfit.runtimes.base import Arrays
 
+T = TypeVar("T")
 _OUT_OF_MEMORY = (
     "bad_alloc",
     "failed to allocate",
@@ -47,6 +49,20 @@ def raise_memory(error: Exception) -> None:
     """Raises MemoryError where that is what a library's exception means."""
     if any(words in str(error).lower() for words in _OUT_OF_MEMORY):
         raise MemoryError(str(error)) from error
+
+
+def guarded(work: Callable[[], T], line: int) -> T:
+    """What `work` gives, where a library computes. Of what the library says when it fails, `line` tells why.
+
+    Raises MemoryError, or InvalidModel.
+    """
+    try:
+        return work()
+    except MemoryError:
+        raise
+    except Exception as error:  # libraries' own have no common root
+        raise_memory(error)
+        raise InvalidModel(f"the build loads but does not run: {lines(error)[line]}") from error
 
 
 def lines(error: Exception) -> list[str]:

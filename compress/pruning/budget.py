@@ -11,6 +11,7 @@ from torch import nn
 
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.graph.batches import outputs_over, spread_rows
+from fleetfit.compress.graph.kinds import CONVOLUTIONS, TRANSPOSED
 from fleetfit.compress.passes.base import PassContext
 from fleetfit.compress.pruning.choice import Scores, best, rounded
 from fleetfit.compress.structure.groups import Group, Structure
@@ -23,8 +24,6 @@ from fleetfit.core.errors import InvalidRecipe
 Widths = Sequence[tuple[Group, int]]
 """Groups that may be cut, each with the number of which its width shall be a multiple."""
 
-_CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED: Final = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 # A scan tries so many widths of each layer, on so many samples.
 _STEPS: Final = 8
 _SCAN_SAMPLES: Final = 256
@@ -50,9 +49,9 @@ class Macs:
             leaf = model.module.get_submodule(str(node.target))
             for tensor, axes in layouts[str(node.target)].items():
                 weight = getattr(leaf, tensor)
-                if isinstance(leaf, (*_CONVOLUTIONS, nn.Linear)):
+                if isinstance(leaf, (*CONVOLUTIONS, nn.Linear)):
                     cost = product(shapes[node]) * weight[0].numel()
-                elif isinstance(leaf, _TRANSPOSED):
+                elif isinstance(leaf, TRANSPOSED):
                     cost = product(shapes[node.args[0]]) * weight[0].numel()
                 elif isinstance(leaf, (nn.LSTM, nn.GRU)):
                     cost = product(shapes[node.args[0]][:-1]) * weight.numel()

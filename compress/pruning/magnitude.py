@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from fleetfit.compress.graph import LayeredModel
+from fleetfit.compress.graph.kinds import BATCH_NORMS, CONVOLUTIONS, TRANSPOSED
 from fleetfit.compress.passes.base import PassContext, PassReport
 from fleetfit.compress.pruning.cutting import cut_the_least
 from fleetfit.compress.pruning.zeros import keep_of_every, keep_share, lamp, magnitudes
@@ -20,10 +21,7 @@ from fleetfit.core.errors import InvalidRecipe
 if TYPE_CHECKING:
     from fleetfit.compress.passes.zero_pruning import ZeroPruning
 
-_CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED: Final = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_MAKERS: Final = (*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear, nn.Embedding, nn.LSTM, nn.GRU)
+_MAKERS: Final = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear, nn.Embedding, nn.LSTM, nn.GRU)
 
 
 def prune_by_magnitude(model: LayeredModel, settings: ZeroPruning, context: PassContext) -> PassReport:
@@ -69,7 +67,7 @@ def _scale(module: fx.GraphModule, name: str, size: int) -> torch.Tensor:
             if len(users) != 1 or users[0].op != "call_module":
                 return plain
             norm = module.get_submodule(str(users[0].target))
-            if not isinstance(norm, _NORMS) or norm.running_var is None or len(norm.running_var) != size:
+            if not isinstance(norm, BATCH_NORMS) or norm.running_var is None or len(norm.running_var) != size:
                 return plain
             scale = (norm.running_var.detach().to(torch.float64) + norm.eps).rsqrt()
             return scale if norm.weight is None else scale * norm.weight.detach().to(torch.float64).abs()
@@ -93,7 +91,7 @@ def _set_to_zero(model: LayeredModel, settings: ZeroPruning) -> list[str]:
                 masks[name] = keep_share(magnitudes(weights[name]), own.ratio or 0.0)
                 continue
             keep, every = own.of_every()
-            axis = 0 if isinstance(model.module.get_submodule(name), _TRANSPOSED) else 1
+            axis = 0 if isinstance(model.module.get_submodule(name), TRANSPOSED) else 1
             if weights[name].shape[axis] % every:
                 notes.append(f"{name} stays whole: its {weights[name].shape[axis]} inputs are no multiple of {every}")
             else:
@@ -113,7 +111,7 @@ def _set_to_zero(model: LayeredModel, settings: ZeroPruning) -> list[str]:
 
 def _weights(model: LayeredModel, layers: str) -> tuple[dict[str, nn.Parameter], list[str]]:
     """The weights of linear layers and convolutions by the layer's name, and notes on those to be left alone."""
-    kinds = {"linear": (nn.Linear,), "convolution": (*_CONVOLUTIONS, *_TRANSPOSED)}
+    kinds = {"linear": (nn.Linear,), "convolution": (*CONVOLUTIONS, *TRANSPOSED)}
     wanted = sum(kinds.values(), ()) if layers == "all" else kinds[layers]
     shared = shared_modules(model.module)
     found: dict[str, nn.Parameter] = {}

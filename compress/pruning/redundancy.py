@@ -18,6 +18,7 @@ from torch import nn
 
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.graph.batches import spread_rows
+from fleetfit.compress.graph.kinds import CONVOLUTIONS
 from fleetfit.compress.graph.observe import observe
 from fleetfit.compress.passes.base import Arrays, PassContext, PassReport
 from fleetfit.compress.structure.groups import Cut, Group, analyse, reading_cuts
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 # Of the rows that one batch gives (samples times places) at most so many are used: places of one picture are much alike.
 _MOST_ROWS = 1 << 16
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def prune_by_redundancy(model: LayeredModel, settings: RedundancyPruning, context: PassContext) -> PassReport:
@@ -87,7 +87,7 @@ class _Reader:
         """Whether a constant can go into the bias: not where it would be missing at the padded border."""
         if getattr(self.leaf, "bias", None) is None:
             return False
-        if isinstance(self.leaf, _CONVOLUTIONS):
+        if isinstance(self.leaf, CONVOLUTIONS):
             return self.leaf.padding != "same" and not any(self.leaf.padding)
         return isinstance(self.leaf, nn.Linear)
 

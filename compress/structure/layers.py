@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import fx, nn
 
+from fleetfit.compress.graph.kinds import BATCH_NORMS, CONVOLUTIONS, TRANSPOSED
 from fleetfit.compress.structure.spaces import (
     Axes,
     Layout,
@@ -67,10 +68,7 @@ _POOLS = (
     nn.ZeroPad2d,
     nn.ZeroPad3d,
 )
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def follow_layer(walk: Walk, node: fx.Node) -> Axes:
@@ -98,10 +96,10 @@ _Rule = Callable[[Walk, fx.Node, nn.Module, Axes, tuple[int, ...]], Axes]
 
 def _rule(leaf: nn.Module) -> _Rule | None:
     rules: list[tuple[tuple[type[nn.Module], ...], _Rule]] = [
-        (_CONVOLUTIONS, _convolution),
-        (_TRANSPOSED, _transposed),
+        (CONVOLUTIONS, _convolution),
+        (TRANSPOSED, _transposed),
         ((nn.Linear,), _linear),
-        (_NORMS, _batch_norm),
+        (BATCH_NORMS, _batch_norm),
         ((nn.PReLU,), _prelu),
         ((nn.Embedding,), _embedding),
         (_POINTWISE, _nonlinear),
@@ -145,7 +143,7 @@ def _tensor(leaf: nn.Module, name: str) -> torch.Tensor | None:
 
 
 def _convolution(walk: Walk, node: fx.Node, leaf: nn.Module, given: Axes, shape: tuple[int, ...]) -> Axes:
-    assert isinstance(leaf, _CONVOLUTIONS)  # noqa: S101 - for the type checker
+    assert isinstance(leaf, CONVOLUTIONS)  # noqa: S101 - for the type checker
     name = str(node.target)
     lock_axes(_others(given, 1), f"it is read along another axis by {name}")
     read = given.get(1)
@@ -249,7 +247,7 @@ def _recurrent(walk: Walk, node: fx.Node, leaf: nn.Module, given: Axes, shape: t
 
 
 def _transposed(walk: Walk, node: fx.Node, leaf: nn.Module, given: Axes, shape: tuple[int, ...]) -> Axes:
-    assert isinstance(leaf, _TRANSPOSED)  # noqa: S101 - for the type checker
+    assert isinstance(leaf, TRANSPOSED)  # noqa: S101 - for the type checker
     name = str(node.target)
     lock_axes(_others(given, 1), f"it is read along another axis by {name}")
     space = walk.new_space(leaf.out_channels, name, "convolution")

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fleetfit.compress.graph import LayeredModel
+from fleetfit.compress.graph.kinds import BATCH_NORMS, CONVOLUTIONS, TRANSPOSED
 from fleetfit.compress.structure.groups import Group, Structure
 from fleetfit.compress.structure.spaces import Space, kept_elements, resolved, spaces_of
 from fleetfit.core.errors import InternalError, InvalidRecipe
@@ -84,13 +85,13 @@ def _resize(model: LayeredModel, structure: Structure, masks: Mapping[Space, tor
 
 def _refit(leaf: nn.Module) -> None:
     """Make a layer's own account of its sizes agree with its weights."""
-    if isinstance(leaf, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+    if isinstance(leaf, CONVOLUTIONS):
         leaf.out_channels, leaf.in_channels = leaf.weight.shape[0], leaf.weight.shape[1] * leaf.groups
-    elif isinstance(leaf, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+    elif isinstance(leaf, TRANSPOSED):
         leaf.in_channels, leaf.out_channels = leaf.weight.shape[0], leaf.weight.shape[1] * leaf.groups
     elif isinstance(leaf, nn.Linear):
         leaf.out_features, leaf.in_features = leaf.weight.shape
-    elif isinstance(leaf, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
+    elif isinstance(leaf, BATCH_NORMS):
         if leaf.running_mean is not None:
             leaf.num_features = leaf.running_mean.shape[0]
     elif isinstance(leaf, nn.PReLU):

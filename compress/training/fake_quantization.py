@@ -11,6 +11,7 @@ from torch import nn
 
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.graph.batches import outputs_over, spread_rows
+from fleetfit.compress.graph.kinds import TRANSPOSED
 from fleetfit.compress.passes.base import PassContext, PassReport
 from fleetfit.compress.passes.distill import Distill
 from fleetfit.compress.training.distillation import distill
@@ -19,8 +20,7 @@ from fleetfit.core.errors import InvalidRecipe
 if TYPE_CHECKING:
     from fleetfit.compress.passes.quantize_aware_training import QuantizeAwareTraining
 
-_TRANSPOSED: Final = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_LAYERS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, *_TRANSPOSED)
+_LAYERS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, *TRANSPOSED)
 _LEVELS: Final = 255
 # How much of a range each training batch leaves as it was.
 _KEPT: Final = 0.99
@@ -75,7 +75,7 @@ class FakeQuantized:
         self.low = self.high = torch.zeros(())
         self.seen = False
         self._leaf = leaf
-        self._axis = 1 if isinstance(leaf, _TRANSPOSED) else 0
+        self._axis = 1 if isinstance(leaf, TRANSPOSED) else 0
         # A weight set on the layer itself hides the parameter of that name while the layer computes.
         self._handles = [
             leaf.register_forward_pre_hook(self._before),

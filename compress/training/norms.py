@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,13 +13,13 @@ from torch import fx, nn
 
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.graph.batches import batch_size, spread_rows, take
+from fleetfit.compress.graph.kinds import BATCH_NORMS
 from fleetfit.compress.passes.base import PassContext, PassReport
 from fleetfit.core.errors import InvalidData, InvalidRecipe
 
 if TYPE_CHECKING:
     from fleetfit.compress.passes.reestimate_norms import ReestimateNorms
 
-NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 # Activations of all samples are held at once, up to so many bytes; samples run through each layer so many at a time.
 _MOST_BYTES, _TOGETHER = 1 << 30, 256
 
@@ -83,7 +83,7 @@ def _is_norm(module: fx.GraphModule, node: fx.Node) -> bool:
     if node.op != "call_module":
         return False
     leaf = module.get_submodule(str(node.target))
-    return isinstance(leaf, NORMS) and leaf.running_mean is not None
+    return isinstance(leaf, BATCH_NORMS) and leaf.running_mean is not None
 
 
 def _by_layers(

@@ -16,7 +16,7 @@ from torch import nn
 
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.graph.batches import as_images, as_stored
-from fleetfit.compress.training.norms import NORMS
+from fleetfit.compress.graph.kinds import BATCH_NORMS
 
 AfterStep = Callable[[int, int], None]
 """Called after each change of the weights with the step's number, from 1, and the number of steps.
@@ -165,7 +165,7 @@ class Trainer:
         module = self.model.module.train()
         if self.frozen_norms:
             for leaf in module.modules():
-                if isinstance(leaf, NORMS):
+                if isinstance(leaf, BATCH_NORMS):
                     leaf.eval()
         optimizer.zero_grad()
         self.gradients(number)
