@@ -113,6 +113,14 @@ class Recipe(BaseModel):
         """The original with the same extra training that compressed variants get (a `distill` step's parameters)."""
         return cls(name=CONTROL, steps=(passes()["distill"].model_validate(dict(training)),))
 
+    def fitted(self, round_to: int) -> Recipe:
+        """The recipe for a device that likes widths in multiples of `round_to`: written into the steps that give none.
+
+        What is made, stored and named by a key is the fitted recipe: devices of one vector width share a variant, and to a
+        recipe that is fitted already, or that changes no width, nothing happens.
+        """
+        return self.model_copy(update={"steps": tuple(step.fitted(round_to) for step in self.steps)})
+
     def to_yaml(self) -> str:
         """The canonical text: the same recipe always gives the same."""
         steps = [{step.pass_name(): step.parameters()} for step in self.steps]

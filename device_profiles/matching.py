@@ -8,10 +8,8 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from fleetfit.device_profiles.loader import load_profiles
-from fleetfit.device_profiles.schema import DeviceProfile, Rule
+from fleetfit.device_profiles.schema import USUAL_ROUND_TO, DeviceProfile, Rule
 
-# Kernels of x86 like vectors of 16 floats at most, those of Arm 4; 8 serves both well enough where nothing is known.
-_ROUND_TO: Final = 8
 _RECIPES: Final = [
     *("int8-dynamic", "int8-static", "low-rank", "pruned", "pruned-int8", "pruned-low-rank", "small-and-quick")
 ]
@@ -94,7 +92,7 @@ def _generic(facts: DeviceFactsForMatching) -> DeviceProfile:
         instruction_sets=[flag for flag in useful if flag in facts.cpu_flags],
         runtimes=["onnxruntime"],
         recipes=list(_RECIPES),
-        round_to=_ROUND_TO,
+        round_to=USUAL_ROUND_TO,
         notes=["no profile is declared for this kind of device; what its agent found is all that is known"],
     )
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import datetime
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+# Kernels of x86 like vectors of 16 floats at most, those of Arm 4; 8 serves both well enough where nothing is known.
+USUAL_ROUND_TO: Final = 8
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
 
@@ -86,6 +89,6 @@ class DeviceProfile(_Strict):
     """Default runtimes, the preferred first."""
     recipes: Annotated[list[str], Field(min_length=1)]
     """The default set of `compress`, by name."""
-    round_to: Annotated[int, Field(ge=1, le=64)] = 8
-    """Channel counts that this kind's kernels like: multiples of this."""
+    round_to: Annotated[int, Field(ge=1, le=64)] = USUAL_ROUND_TO
+    """Channel counts that this kind's kernels like: multiples of this. Recipes that give no `round_to` are fitted with it."""
     notes: list[str] = []

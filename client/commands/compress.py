@@ -74,6 +74,12 @@ def fit(
             metavar="NAME...", help="With --local: make builds for onnxruntime (else only for it), openvino, ncnn."
         ),
     ] = [],  # noqa: B006 - typer reads it
+    device_profile: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="With --local: the kind of device to fit widths to, as `devices show` names it."
+        ),
+    ] = "",
     server: Server = "",
     as_json: AsJson = False,
 ) -> None:
@@ -90,11 +96,24 @@ def fit(
         if on or wait or plan:
             raise UsageError("--local needs no device; leave --on, --wait and --plan out", field="local")
         compress_here(
-            Path(model), data, recipe, out, metric=metric, seed=seed, threads=threads, runtimes=runtime, as_json=as_json
+            Path(model),
+            data,
+            recipe,
+            out,
+            metric=metric,
+            seed=seed,
+            threads=threads,
+            runtimes=runtime,
+            device_profile=device_profile,
+            as_json=as_json,
         )
         return
     if runtime:
         raise UsageError("--runtime goes with --local; leave it out", field="runtime")
+    if device_profile:
+        raise UsageError(
+            "--device-profile goes with --local; leave it out, devices have theirs", field="device_profile"
+        )
     if out is not None:
         raise UsageError("-o goes with --local; `fleetfit pull` fetches what a server made", field="output")
     wanted = Wanted(

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fleetfit.client.commands.recipes import read_recipe
 from fleetfit.client.output import Output
 from fleetfit.client.progress import Follower
 from fleetfit.client.tables.words import count, duration, significant, size
-from fleetfit.core.errors import UsageError
+from fleetfit.core.errors import NotFound, UsageError
+
+if TYPE_CHECKING:
+    from fleetfit.compress.recipe import Recipe
 
 
 def compress_here(
@@ -22,9 +27,10 @@ def compress_here(
     seed: int,
     threads: Sequence[int],
     runtimes: Sequence[str],
+    device_profile: str,
     as_json: bool,
 ) -> None:
-    """Carry the recipe out, and show what each of its steps did."""
+    """Carry the recipe out, fitted to the device of that profile, and show what each of its steps did."""
     if len(recipes) != 1:
         raise UsageError("--local carries out one recipe; name it with --recipe NAME_OR_FILE", field="recipe")
     if out is None:
@@ -34,7 +40,7 @@ def compress_here(
     # The only command that compresses: these are not imported by any other.
     from fleetfit.compress.local import compress_local
 
-    recipe = read_recipe(recipes[0])
+    recipe, fitting = _fitted(read_recipe(recipes[0]), device_profile)
     output = Output(as_json)
     with Follower() as told:
         result = compress_local(
@@ -49,7 +55,7 @@ def compress_here(
             report=lambda fraction, activity: told(activity, fraction),
         )
     if as_json:
-        output.json({"folder": str(out), "result": result.model_dump(mode="json")})
+        output.json({"folder": str(out), "notes": fitting, "result": result.model_dump(mode="json")})
         return
     from fleetfit.client.tables.lists import table
 
@@ -62,6 +68,28 @@ def compress_here(
     output.show(table(columns, rows))
     for build in result.builds:
         output.say(f"\n{out / build.file}: {size(build.size_bytes)}, for {build.runtime}")
-    for note in result.notes:
+    for note in [*fitting, *result.notes]:
         output.say(f"note: {note}")
     output.say("nothing was measured on a device: whether it is faster there, `fleetfit compress --on DEVICE` says")
+
+
+def _fitted(recipe: Recipe, name: str) -> tuple[Recipe, list[str]]:
+    """The recipe with the widths of that kind of device, and a note where these were written in. Raises NotFound.
+
+    Without a name it is not this machine that counts, which is seldom the device: the same command gives the same build
+    everywhere.
+    """
+    from fleetfit.device_profiles.loader import load_profiles
+    from fleetfit.device_profiles.schema import USUAL_ROUND_TO
+
+    known = load_profiles()
+    if name and name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}"
+        raise NotFound(f"there is no device profile '{name}'; {hint}", field="device_profile")
+    round_to = known[name].round_to if name else USUAL_ROUND_TO
+    fitted = recipe.fitted(round_to)
+    if fitted == recipe:
+        return recipe, []
+    why = f"which {name} likes" if name else "which most processors like; --device-profile NAME takes a device's"
+    return fitted, [f"widths are rounded up to multiples of {round_to}, {why}"]

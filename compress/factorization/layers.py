@@ -76,7 +76,7 @@ def factorize_layers(model: LayeredModel, settings: LowRank, context: PassContex
         context.report(0.6 + 0.4 * at / len(own), "factorizing the layers")
         splits = _splits(sites[name], ways[name], made.pop(name, None), read.pop(name, None))
         if splits:
-            options = Options.joined([split.options(step.round_to) for split in splits])
+            options = Options.joined([split.options(step.multiple) for split in splits])
             plans.append(_Plan(sites[name], step, splits, options))
         else:
             notes.append(f"{name} stays whole: {'no data reach it' if ways[name] else 'it is too wide to look at'}")
@@ -177,7 +177,7 @@ def _by_layer(plan: _Plan) -> tuple[Choice | None, str]:
         wanted = np.zeros(2, np.int64)
         for at, largest in enumerate(plan.ways[0].largest()):
             rank = math.ceil(settings.ratio * largest)
-            wanted[at] = min(largest, math.ceil(rank / settings.round_to) * settings.round_to)
+            wanted[at] = min(largest, math.ceil(rank / settings.multiple) * settings.multiple)
         good = (options.ranks == wanted).all(1)
     else:
         energy = settings.energy if settings.energy is not None else 1 - (settings.error or 0.0) ** 2

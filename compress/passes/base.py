@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from pydantic import BaseModel, ConfigDict
+from typing_extensions import Self
 
 from fleetfit.compress.registry import name_of
 from fleetfit.core.errors import InvalidRecipe
@@ -144,6 +145,10 @@ class Pass(BaseModel):
     def training_seconds(self) -> float:
         """The budget in seconds of a step whose training effort is not known beforehand; 0 for none."""
         return 0.0
+
+    def fitted(self, round_to: int) -> Self:
+        """The step for a device whose kernels like widths in multiples of `round_to`; itself where no width changes."""
+        return self
 
     @classmethod
     def pass_name(cls) -> str:

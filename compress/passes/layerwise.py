@@ -97,3 +97,24 @@ class LayerwisePass(Pass):
                     f"{', '.join(near)}{' and others' if len(there) > len(near) else ''}",
                     field="steps",
                 )
+
+
+class RoundedPass(LayerwisePass):
+    """A pass that makes layers narrower, to widths that suit the device's vector unit.
+
+    Latency is a staircase in the number of channels, and where its steps are the device decides. So a recipe leaves `round_to`
+    out, and `fitted` writes it in for each device; a number in the recipe stays. Not fitted, widths are not rounded.
+    """
+
+    round_to: int | None = Field(default=None, ge=1, le=64)
+    """Widths that remain (the ranks of factors) are rounded up to a multiple of this; left out, of what the device's vector
+    unit likes, which its profile says."""
+
+    @property
+    def multiple(self) -> int:
+        """What widths are rounded up to a multiple of."""
+        return self.round_to or 1
+
+    def fitted(self, round_to: int) -> Self:
+        """With the device's width written in where the recipe gives none."""
+        return self if self.round_to is not None else self.model_copy(update={"round_to": round_to})

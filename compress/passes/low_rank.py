@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from fleetfit.compress.passes.base import Needs, PassContext, PassReport, Stage
-from fleetfit.compress.passes.layerwise import LayerwisePass
+from fleetfit.compress.passes.layerwise import RoundedPass
 
 if TYPE_CHECKING:
     from fleetfit.compress.graph import LayeredModel
 
 
-class LowRank(LayerwisePass):
+class LowRank(RoundedPass):
     """Replace a linear layer by a product of two smaller ones, a convolution by a short chain, where that costs less.
 
     The factors are weighted by the covariance of what the layer reads or makes over the training split, so that the error
@@ -44,8 +44,6 @@ class LowRank(LayerwisePass):
     """How a convolution is split. `tucker2`: 1x1, a kxk core, 1x1. `spatial`: kx1, 1xk. `channel`: kxk with fewer outputs, 1x1.
     `best`: whichever does what is asked with the fewest multiply-accumulates. Convolutions of 1x1 are split by channel, and
     those of signals (1-d) never by `spatial`."""
-    round_to: int = Field(default=1, ge=1, le=64)
-    """Ranks are rounded up to a multiple of this."""
     least_saving: float = Field(default=0.25, ge=0, lt=1)
     """A layer is split only where this share of its multiply-accumulates and of its bytes goes: two products instead of one
     have a price of their own, and cutting a narrow last layer (ten classes, rank eight) costs points for nothing."""

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from fleetfit.compress.passes.base import Needs, PassContext, PassReport, Stage
-from fleetfit.compress.passes.layerwise import LayerwisePass
+from fleetfit.compress.passes.layerwise import RoundedPass
 
 if TYPE_CHECKING:
     from fleetfit.compress.graph import LayeredModel
 
 
-class RedundancyPruning(LayerwisePass):
+class RedundancyPruning(RoundedPass):
     """Remove neurons (channels) whose activations are nearly linear functions of others', and let those take their part.
 
     In each layer the neurons to keep are chosen by pivoted Cholesky (column-pivoted QR of the activations, each weighted by
@@ -33,8 +33,6 @@ class RedundancyPruning(LayerwisePass):
     layers: Literal["all", "linear", "convolution"] = "all"
     ridge: float = Field(default=1e-8, ge=0, le=1)
     """Ridge of the least squares, in units of the mean variance of the neurons kept."""
-    round_to: int = Field(default=1, ge=1, le=64)
-    """Widths that remain are rounded up to a multiple of this."""
     samples: int = Field(default=2048, ge=8)
     """Training samples to look at, at most."""
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import Self
 
 from fleetfit.compress.passes.base import Stage
-from fleetfit.compress.passes.layerwise import LayerwisePass
+from fleetfit.compress.passes.layerwise import RoundedPass
 
 
 class Budget(BaseModel):
@@ -23,7 +23,7 @@ class Budget(BaseModel):
     where there is one): layers that hardly matter for their MACs are then cut most."""
 
 
-class StructuredPass(LayerwisePass):
+class StructuredPass(RoundedPass):
     """A pass that gives every unit a score and removes those with the smallest.
 
     A subclass names in `amounts` which of its parameters say how much goes.
@@ -39,8 +39,6 @@ class StructuredPass(LayerwisePass):
     """Instead of an amount in units: the least important go, of all layers, until so much is saved in the whole model."""
     scope: Literal["layer", "global"] = "layer"
     layers: Literal["all", "linear", "convolution"] = "all"
-    round_to: int = Field(default=1, ge=1, le=64)
-    """Widths that remain are rounded up to a multiple of this."""
 
     @model_validator(mode="after")
     def _a_budget_is_global(self) -> Self:

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import model_validator
+from typing_extensions import Self
 
 from fleetfit.compress.passes.base import Needs, PassContext, PassReport
 from fleetfit.compress.passes.structured import StructuredPass
@@ -55,7 +56,7 @@ class ZeroPruning(StructuredPass):
                 raise ValueError(f"the pattern '{self.pattern}' says how much goes; leave 'ratio' out")
             if self.scope == "global":
                 raise ValueError(f"the pattern '{self.pattern}' holds in every layer alike; leave 'scope' out")
-        if self.pattern != "channels" and self.round_to != 1:
+        if self.pattern != "channels" and self.round_to not in (None, 1):
             raise ValueError(f"the pattern '{self.pattern}' leaves all widths as they are; leave 'round_to' out")
         return self
 
@@ -72,6 +73,10 @@ class ZeroPruning(StructuredPass):
         if self.pattern == "channels":
             return (*ratio, "round_to")
         return ratio if self.pattern == "unstructured" else ("pattern",)
+
+    def fitted(self, round_to: int) -> Self:
+        """Only whole channels have a width to round."""
+        return super().fitted(round_to) if self.pattern == "channels" else self
 
     def wants(self) -> frozenset[Needs]:
         """Only a scan looks at data."""

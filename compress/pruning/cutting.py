@@ -42,7 +42,7 @@ def cut_the_least(
     notes = []
     kept: Mapping[str, torch.Tensor]
     if settings.budget is not None:
-        widths = [(group, own.round_to) for group, own in planned]
+        widths = [(group, own.multiple) for group, own in planned]
         before = model.macs()
         if settings.budget.scan:
             kept = masks_by_scan(model, structure, widths, scores, settings.budget.macs, context)
@@ -57,13 +57,13 @@ def cut_the_least(
             chosen = largest_of_all(scores if comparable else scaled(scores), settings.ratio)
         else:
             chosen = {group.name: _own(scores[group.name], own) for group, own in planned}
-        kept = {group.name: rounded(scores[group.name], chosen[group.name], own.round_to) for group, own in planned}
+        kept = {group.name: rounded(scores[group.name], chosen[group.name], own.multiple) for group, own in planned}
         remove_units(model, structure, kept)
         notes += [
-            f"{group.name} stays as wide: rounding up to a multiple of {own.round_to} keeps the "
+            f"{group.name} stays as wide: rounding up to a multiple of {own.multiple} keeps the "
             f"{int((~chosen[group.name]).sum())} that were to go"
             for group, own in planned
-            if bool(kept[group.name].all()) and own.round_to > 1 and not bool(chosen[group.name].all())
+            if bool(kept[group.name].all()) and own.multiple > 1 and not bool(chosen[group.name].all())
         ]
     notes += [group.narrowed_to(int(kept[group.name].sum())) for group, _ in planned]
     return notes + [

@@ -152,7 +152,7 @@ def _choose(readers: list[_Reader], group: Group, settings: RedundancyPruning) -
     total = float(weighted.trace())
     if total <= 0:
         mask = torch.zeros(group.size, dtype=torch.bool)
-        mask[: min(group.size, settings.round_to)] = True
+        mask[: min(group.size, settings.multiple)] = True
         return mask, 1.0
     factor, pivots, rank, _ = dpstrf(weighted.numpy(), lower=1)
     explained = np.square(np.tril(factor)[:, :rank]).sum(0).cumsum() / total
@@ -160,7 +160,7 @@ def _choose(readers: list[_Reader], group: Group, settings: RedundancyPruning) -
         count = min(int((explained < settings.energy).sum()) + 1, max(rank, 1))
     else:
         count = max(1, group.size - math.floor((settings.ratio or 0.0) * group.size))
-    count = min(group.size, math.ceil(count / settings.round_to) * settings.round_to)
+    count = min(group.size, math.ceil(count / settings.multiple) * settings.multiple)
     mask = torch.zeros(group.size, dtype=torch.bool)
     mask[torch.from_numpy(pivots[:count].astype(np.int64) - 1)] = True
     return mask, float(min(1.0, explained[min(count, rank) - 1])) if rank else 1.0

@@ -22,9 +22,10 @@ def plan_message(
     data: PlannedData | None,
     made: Collection[str],
     pace: Pace,
+    notes: Sequence[str] = (),
 ) -> jobs_pb2.Plan:
-    """The plan as the protocol has it. `made` are the keys of the variants that exist already."""
-    plan = jobs_pb2.Plan()
+    """The plan as the protocol has it. `made` are the keys of the variants that exist already; `notes` come first."""
+    plan = jobs_pb2.Plan(notes=notes)
     compress_s: dict[str, float] = {}
     measure_s: defaultdict[str, float] = defaultdict(float)
     # A device fetches each build once, and each split once.

@@ -24,6 +24,7 @@ from fleetfit.server.engine.planning import (
     check_wishes,
     judged_by,
     plan_candidates,
+    width_notes,
 )
 from fleetfit.server.engine.states import CandidateState, JobState, TaskState, VariantState
 from fleetfit.server.storage.ids import new_id, now_ms
@@ -68,6 +69,7 @@ class Request:
         self.candidates = plan_candidates(
             spec, self.model, self.data, self.devices, recipes, compress_threads=compress_threads
         )
+        self.notes = width_notes(self.devices, recipes)
         check_wishes(spec, judged_by(spec, self.data))
 
 
@@ -233,7 +235,9 @@ def _planned_devices(session: Session, spec: jobs_pb2.JobSpec) -> list[PlannedDe
         snapshot = read_snapshot(session, row)
         if snapshot is not None:
             profile = match(facts_for_matching(snapshot)).profile
-            found.append(PlannedDevice(row.id, row.name, snapshot, frozenset(profile.recipes)))
+            found.append(
+                PlannedDevice(row.id, row.name, snapshot, frozenset(profile.recipes), profile.name, profile.round_to)
+            )
         else:
             unknown.append(row)
     # A label or `all` means the devices that are there; one that is named is wanted.

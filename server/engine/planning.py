@@ -11,6 +11,8 @@ from fleetfit.compress.recipe import Recipe, control_for
 from fleetfit.compress.tasks import DataFacts, ModelFacts
 from fleetfit.core.errors import InvalidData, InvalidInput, InvalidRecipe
 from fleetfit.core.metrics import metric_info
+from fleetfit.device_profiles.matching import GENERIC
+from fleetfit.device_profiles.schema import USUAL_ROUND_TO
 from fleetfit.proto.v1 import jobs_pb2, snapshot_pb2
 from fleetfit.server.engine.keys import variant_key
 from fleetfit.server.report.facts import LimitFacts
@@ -59,12 +61,17 @@ class PlannedData:
 
 @dataclass(frozen=True)
 class PlannedDevice:
-    """A device to plan for. `recipes` are the names of its profile's default set; empty: all there are."""
+    """A device to plan for, with what its profile says.
+
+    `recipes` are the names of its default set (empty: all there are), `round_to` is the multiple in which it likes widths.
+    """
 
     id: str
     name: str
     snapshot: snapshot_pb2.DeviceSnapshot
     recipes: frozenset[str] = frozenset()
+    profile: str = GENERIC
+    round_to: int = USUAL_ROUND_TO
 
     def takes(self, recipe: Recipe) -> bool:
         """Whether a recipe of the default set is meant for this kind of device."""
@@ -73,7 +80,7 @@ class PlannedDevice:
 
 @dataclass(frozen=True)
 class PlannedCandidate:
-    """One variant on one device under one condition."""
+    """One variant on one device under one condition. `recipe` is fitted to the device: it says every width."""
 
     device: PlannedDevice
     recipe: Recipe
@@ -95,6 +102,8 @@ def plan_candidates(
     compress_threads: int,
 ) -> list[PlannedCandidate]:
     """All candidates, the original first, in the order they are made. Recipes that make the same variant count once.
+
+    Each recipe is fitted to each device, so it becomes as many variants as there are vector widths among the devices.
 
     Raises InvalidInput (or InvalidRecipe, InvalidData) with a sentence where the request cannot be met.
     """
@@ -119,9 +128,10 @@ def plan_candidates(
             for batch in dict.fromkeys(spec.batches) or [fixed_batch(model.facts) or 1]:
                 _check_batch(model, batch)
                 seen = set()
-                for role, recipe in wanted:
-                    if role == "recipe" and not spec.recipes and not device.takes(recipe):
+                for role, general in wanted:
+                    if role == "recipe" and not spec.recipes and not device.takes(general):
                         continue
+                    recipe = general.fitted(device.round_to)
                     key = variant_key(
                         model.sha256,
                         splits,
@@ -138,6 +148,21 @@ def plan_candidates(
                     runtime = available[0] if available else _BUILT_FOR[0]
                     found.append(PlannedCandidate(device, recipe, role, key, runtime, threads, batch, reason))
     return found
+
+
+def width_notes(devices: Sequence[PlannedDevice], recipes: Sequence[Recipe]) -> list[str]:
+    """Which multiple widths are rounded up to for whom, in a sentence; none where every recipe says it itself."""
+    general = [recipe.name for recipe in recipes if recipe.fitted(USUAL_ROUND_TO) != recipe]
+    if not general:
+        return []
+    by_width: dict[int, list[str]] = {}
+    for device in devices:
+        by_width.setdefault(device.round_to, []).append(f"{device.name} ({device.profile})")
+    widths = [f"{width} for {', '.join(names)}" for width, names in sorted(by_width.items())]
+    return [
+        f"{', '.join(general)}: widths are rounded up to multiples of {' and of '.join(widths)}; "
+        "'round_to' in a recipe overrides this"
+    ]
 
 
 def judged_by(spec: jobs_pb2.JobSpec, data: PlannedData | None) -> str:

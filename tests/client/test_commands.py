@@ -13,6 +13,7 @@ import pytest
 
 import fleetfit
 from fleetfit import cli
+from fleetfit.compress.recipe import Recipe
 from fleetfit.core.errors import FleetfitError, NotFound, Unavailable
 
 # The modules below are loaded by test code only; importlib mode gives conftest no importable name.
@@ -155,6 +156,12 @@ def test_enroll_prints_a_line_to_paste(server: Server) -> None:
         (("compress", "--local", "missing.pt2", "--recipe", "nothing", "-o", "out"), 1, "there is no recipe 'nothing'"),
         (("compress", "--local", "missing.pt2", "-o", "out"), 2, "--recipe NAME_OR_FILE"),
         (("compress", "m", "--data", "d", "--on", "pi", "--runtime", "ncnn"), 2, "--runtime goes with --local"),
+        (("compress", "m", "--data", "d", "--device-profile", "x86-amx"), 2, "--device-profile goes with --local"),
+        (
+            ("compress", "--local", "m.pt2", "--recipe", "pruned", "-o", "out", "--device-profile", "x86-amy"),
+            1,
+            "did you mean 'x86-amx'?",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence_and_an_exit_code(
@@ -223,8 +230,30 @@ def test_compress_without_a_server_puts_a_build_beside_its_lineage(server: Serve
     ended = server.run(*words, "--json", cwd=folder, **fleetfit_config)
     assert ended.code == 0, ended.err
     assert {"manifest.json", "lineage.json", "recipe.yaml"} < {file.name for file in (folder / "made").iterdir()}
+    assert ended.json["notes"] == [], "no width changes"
     again = server.run(*words, cwd=folder, **fleetfit_config)
     assert again.code == 1 and "not an empty folder" in again.err
+
+
+@pytest.mark.parametrize(("profile", "width"), [("", 8), ("raspberry-pi-4", 4), ("x86-amx", 16)])
+def test_a_recipe_is_fitted_to_the_kind_of_device(
+    folder: Path, tmp_path: Path, profile: str, width: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    exported, out, recipe = tmp_path / "wide.pt2", tmp_path / "made", tmp_path / "cut.yaml"
+    layers = (torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 3))
+    fleetfit.export(torch.nn.Sequential(*layers), (torch.zeros(2, 8),), exported)
+    recipe.write_text("{name: cut, steps: [zero_pruning: {ratio: 0.7}]}")
+    words = ["compress", "--local", str(exported), "--recipe", str(recipe), "-o", str(out), "--json"]
+    assert cli.run([*words, *(["--device-profile", profile] if profile else [])]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert f"multiples of {width}, " in told["notes"][0]
+    step = told["result"]["lineage"][-1]
+    assert step["parameters_of_pass"]["round_to"] == width
+    kept = -(-10 // width) * width
+    assert step["parameters"] == 8 * kept + kept + 3 * kept + 3
+    assert Recipe.from_yaml((out / "recipe.yaml").read_text()).steps[0].parameters()["round_to"] == width
 
 
 def test_the_client_waits_for_a_server_that_restarts(make_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:

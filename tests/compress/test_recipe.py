@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleetfit.compress.passes.base import Needs
+from fleetfit.compress.passes.base import Needs, Stage
 from fleetfit.compress.recipe import CONTROL, ORIGINAL, Recipe, default_recipes, named_recipe
 from fleetfit.core.digests import key_of
 from fleetfit.core.errors import InvalidRecipe, NotFound
@@ -44,6 +44,45 @@ def test_key_does_not_depend_on_name_order_or_defaults_written_out() -> None:
     assert key_of(short.key_material()) == key_of(long.key_material())
     other = Recipe.from_yaml("name: a\nsteps:\n  - quantize: {mode: dynamic, per_channel: false}\n")
     assert key_of(other.key_material()) != key_of(short.key_material())
+
+
+_CUTS = {
+    "activation_pruning": {"ratio": 0.5},
+    "zero_pruning": {"ratio": 0.5},
+    "taylor_pruning": {"ratio": 0.5},
+    "redundancy_pruning": {"energy": 0.9},
+    "low_rank": {"energy": 0.9},
+}
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(sorted(_CUTS)), st.none() | st.integers(1, 64)), min_size=1, max_size=4),
+    st.integers(1, 64),
+    st.integers(1, 64),
+)
+def test_a_recipe_is_fitted_once_and_its_own_widths_stay(
+    cuts: list[tuple[str, int | None]], round_to: int, other: int
+) -> None:
+    steps = [{name: _CUTS[name] | ({} if own is None else {"round_to": own})} for name, own in cuts]
+    recipe = Recipe.from_yaml(str({"name": "a", "steps": [*steps, {"quantize": {"mode": "dynamic"}}]}))
+    fitted = recipe.fitted(round_to)
+    assert [step.parameters().get("round_to") for step in fitted.steps] == [own or round_to for _, own in cuts] + [None]
+    again = Recipe.from_yaml(fitted.to_yaml())
+    assert again == fitted == fitted.fitted(other) and again.key_material() == fitted.key_material()
+    differ = round_to != other and any(own is None for _, own in cuts)
+    assert (recipe.fitted(other).key_material() != fitted.key_material()) is differ
+
+
+def test_single_weights_have_no_width_to_fit() -> None:
+    recipe = Recipe.from_yaml("{name: a, steps: [zero_pruning: {ratio: 0.5, pattern: unstructured}]}")
+    assert recipe.fitted(16) == recipe
+
+
+def test_the_default_set_takes_the_width_of_the_device() -> None:
+    for recipe in default_recipes().values():
+        cuts = [step for step in recipe.steps if step.stage in (Stage.PRUNE, Stage.FACTORIZE)]
+        assert [step.parameters().get("round_to") for step in cuts] == [None] * len(cuts)
+        assert (recipe.fitted(4) != recipe) is bool(cuts)
 
 
 def test_key_changes_with_a_pass_version(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,7 @@ def test_a_recipe_with_overrides_reads_back_and_one_without_has_the_key_it_alway
     text = "name: a\nsteps:\n - activation_pruning: {ratio: 0.5, skip: [head], overrides: {'s.*': {ratio: 0.1}}}\n"
     recipe = Recipe.from_yaml(text)
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe
-    assert set(ActivationPruning(ratio=0.5).parameters()) == {"ratio", "scope", "layers", "round_to", "samples"}
+    assert set(ActivationPruning(ratio=0.5).parameters()) == {"ratio", "scope", "layers", "samples"}
 
 
 @pytest.mark.parametrize(

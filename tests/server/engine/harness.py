@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -253,8 +253,8 @@ class House:
         await self.store.receive(digest, len(content), self.store.received(digest), _rest(self.store, digest, content))
         return common_pb2.ArtifactRef(sha256=digest, size_bytes=len(content))
 
-    async def furnish(self, *names: str) -> list[PaperAgent]:
-        """A model, a dataset and devices."""
+    async def furnish(self, *names: str, flags: Mapping[str, Sequence[str]] = {}) -> list[PaperAgent]:  # noqa: B006
+        """A model, a dataset and devices; `flags` are what the processors of some have."""
         model = await self.upload(b"a model")
         async for _ in self.engine.push_model("net", model.sha256, "pt2"):
             pass
@@ -267,7 +267,7 @@ class House:
             device_id, _ = await self.engine.fleet.register(name, ["lab"], "1")
             snapshot = snapshot_pb2.DeviceSnapshot(
                 machine="x86_64",
-                processor=snapshot_pb2.Processor(model="Test CPU", usable_cores=2),
+                processor=snapshot_pb2.Processor(model="Test CPU", usable_cores=2, flags=flags.get(name, ())),
                 threads=1,
                 host_name=name,
                 runtimes=[snapshot_pb2.Runtime(name="onnxruntime", version="1", available=True, formats=["onnx"])],

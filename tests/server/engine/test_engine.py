@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from fleetfit.compress.recipe import Recipe
 from fleetfit.compress.tasks import TaskError
 from fleetfit.core.errors import Conflict, ExhaustedResource, InvalidInput, NotFound, UnsupportedHere
 from fleetfit.proto.v1 import common_pb2, jobs_pb2, models_pb2, work_pb2
@@ -20,7 +21,7 @@ from fleetfit.server.engine import compressing, engine
 from fleetfit.server.engine.engine import Settings
 from fleetfit.server.engine.ingestion import Ingestion
 from fleetfit.server.report.summary import MeasurementSummary
-from fleetfit.server.storage.tables import CandidateRow, TaskRow
+from fleetfit.server.storage.tables import CandidateRow, DeviceRow, TaskRow, VariantRow
 
 from .harness import (
     ALL_RECIPES,
@@ -93,6 +94,32 @@ def test_a_second_job_makes_nothing_again(tmp_path: Path) -> None:
             counts = await house.measurements()
             assert set(counts.values()) == {1}
             assert len(counts) == 14, "each job measures for itself: the device may have changed"
+
+    asyncio.run(run())
+
+
+def test_a_recipe_is_made_once_for_each_vector_width(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with House(tmp_path) as house:
+            wide = ["avx2", "fma", "avx512f", "avx512_vnni"]
+            for agent in await house.furnish("one", "two", "three", flags={"two": wide, "three": wide}):
+                house.employ(agent)
+            plan = await house.engine.plan(request(PRUNED))
+            assert plan.notes[0] == (
+                "pruned: widths are rounded up to multiples of 8 for one (generic) and of 16 for three (x86-avx512-vnni), "
+                "two (x86-avx512-vnni); 'round_to' in a recipe overrides this"
+            )
+            job = await house.ended((await house.engine.create_job(request(PRUNED), "")).job_id)
+            assert set(states(job).values()) == {"measured"}
+            assert house.executor.runs["original"] == 1 and house.executor.runs["pruned"] == 2
+            keys = (
+                select(DeviceRow.name, VariantRow.recipe)
+                .join(CandidateRow, CandidateRow.device_id == DeviceRow.id)
+                .join(VariantRow, VariantRow.key == CandidateRow.variant_key)
+            )
+            rows = await house.database.read(lambda s: [(name, recipe) for name, recipe in s.execute(keys) if recipe])
+            widths = {name: Recipe.from_yaml(recipe).steps[0].parameters()["round_to"] for name, recipe in rows}
+            assert widths == {"one": 8, "two": 16, "three": 16}
 
     asyncio.run(run())
 

@@ -21,6 +21,7 @@ from fleetfit.server.engine.planning import (
     judged_by,
     limits_of,
     plan_candidates,
+    width_notes,
 )
 
 MakeSnapshot = Callable[..., snapshot_pb2.DeviceSnapshot]
@@ -39,6 +40,29 @@ def plan(
     *recipes: Recipe,
 ) -> list[PlannedCandidate]:
     return plan_candidates(spec, model, data, devices, recipes, compress_threads=1)
+
+
+def test_each_vector_width_has_its_variant_and_equal_ones_share_it(
+    planned_model: PlannedModel, planned_data: PlannedData, planned_device: PlannedDevice, make_snapshot: MakeSnapshot
+) -> None:
+    own = Recipe.from_yaml("{name: own, steps: [activation_pruning: {ratio: 0.5, round_to: 2}]}")
+    fleet = [
+        PlannedDevice("1", "pi", make_snapshot(), profile="raspberry-pi-4", round_to=4),
+        PlannedDevice("2", "server", make_snapshot(), profile="x86-amx", round_to=16),
+        PlannedDevice("3", "server-2", make_snapshot(), profile="x86-avx512-vnni", round_to=16),
+    ]
+    found = plan(COMPRESS, planned_model, planned_data, fleet, PRUNED, own, INT8)
+    keys = {(c.device.name, c.recipe.name): c.variant_key for c in found}
+    assert keys["server", "pruned"] == keys["server-2", "pruned"] != keys["pi", "pruned"]
+    for same in ("original", "own", "int8"):
+        assert len({keys[device.name, same] for device in fleet}) == 1
+    widths = {c.device.name: c.recipe.steps[0].parameters()["round_to"] for c in found if c.recipe.name == "pruned"}
+    assert widths == {"pi": 4, "server": 16, "server-2": 16}, "what is made is what the key names"
+    assert width_notes(fleet, [PRUNED, own, INT8]) == [
+        "pruned: widths are rounded up to multiples of 4 for pi (raspberry-pi-4) and of 16 for server (x86-amx), server-2 "
+        "(x86-avx512-vnni); 'round_to' in a recipe overrides this"
+    ]
+    assert width_notes(fleet, [own, INT8]) == []
 
 
 def test_the_original_comes_first_and_training_brings_a_control(
