@@ -64,7 +64,7 @@ def job_spec(wanted: Wanted) -> jobs_pb2.JobSpec:
         dataset=wanted.data,
         devices=devices,
         recipes=[recipe_source(str(one)) for one in wanted.recipes],
-        limits=_limits(wanted),
+        limits=limits_given(wanted),
         objective=objective(wanted.minimize),
         threads=[_count(n, "threads") for n in wanted.threads],
         batches=[_count(n, "batch") for n in wanted.batch],
@@ -143,7 +143,8 @@ def name_for(stem: str) -> str:
     return name
 
 
-def _limits(wanted: Wanted) -> jobs_pb2.Limits:
+def limits_given(wanted: Wanted) -> jobs_pb2.Limits:
+    """What a build must hold, where anything was said of it. Raises UsageError for what is no limit."""
     limits = jobs_pb2.Limits()
     if wanted.max_drop:
         value, in_percent = drop(wanted.max_drop)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fleetfit.compress.recipe import Recipe
-from fleetfit.compress.tasks import WAITING_FOR_HOST, Compress, CompressFacts, IntakeData
+from fleetfit.compress.tasks import WAITING_FOR_HOST, Compress, CompressFacts, IntakeData, Limits
 from fleetfit.core.digests import sha256_file
 from fleetfit.core.errors import AlreadyExists, InvalidInput, InvalidRecipe, UnsupportedHere
 from fleetfit.core.hostlock import host_lock
@@ -25,6 +25,7 @@ def compress_local(
     seed: int = 0,
     threads: int = 1,
     runtimes: Sequence[str] = ("onnxruntime",),
+    limits: Limits | None = None,
     report: Callable[[float, str], None] = lambda fraction, activity: None,
 ) -> CompressFacts:
     """Carry `recipe` out on a `.pt2` or `.onnx` file and put the builds for `runtimes` and the changed model into `out`.
@@ -32,7 +33,8 @@ def compress_local(
     Beside them lie `lineage.json` (what every step did), `recipe.yaml`, and `manifest.json` with the digests of all.
 
     `data` is an `.npz` as `fleetfit data push` takes it; it is checked and split the same way. Nothing is measured on any
-    device, so the result says nothing about speed. Raises FleetfitError with a sentence for whatever is wrong.
+    device, so the result says nothing about speed. Raises OutOfReach once `limits` cannot be met any more, and FleetfitError with
+    a sentence for whatever is wrong.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise AlreadyExists(f"{out} is not an empty folder; name a new one with -o")
@@ -78,6 +80,7 @@ def compress_local(
             seed=seed,
             threads=threads,
             runtimes=list(runtimes),
+            limits=[limits] if limits is not None else [],
         )
         result = run_recipe(work, sources, made, report)
         (made / "recipe.yaml").write_text(recipe.to_yaml())

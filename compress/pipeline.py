@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fleetfit.compress.arrays import read_split
 from fleetfit.compress.export.base import Exporter
@@ -29,12 +30,13 @@ from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.graph.batches import outputs_over
 from fleetfit.compress.intake.pt2 import load_pt2
 from fleetfit.compress.passes.base import Arrays, Pass, PassContext, PassReport, QuantizedBuild
+from fleetfit.compress.reach import Loss, check_reach
 from fleetfit.compress.recipe import Recipe
 from fleetfit.compress.tasks import Build, Compress, CompressFacts, Score, Step, Tensor
 from fleetfit.core.digests import sha256_file
 from fleetfit.core.errors import FleetfitError, InternalError, InvalidModel, InvalidRecipe, UsageError
 from fleetfit.core.metrics import metric_info
-from fleetfit.core.statistics import metric_value, score_samples
+from fleetfit.core.statistics import metric_value, paired_drop, score_samples
 
 Report = Callable[[float, str], None]
 _EVALUATION_BATCH: Final = 256
@@ -121,7 +123,9 @@ def _from_layers(
     lineage = [_line("original", {}, model, judge, time.monotonic() - began, PassReport(notes=list(model.notes)))]
     context = _context(work, teacher, train, validation)
     advice = recipe.advice()
+    reach = _Reach(work, judge)
     for number, step in enumerate(recipe.steps):
+        reach.check(recipe.steps, number, model.weight_bytes(), lambda: export_onnx(model))
         low = _LOADED + (_PASSED - _LOADED) * number / len(recipe.steps)
         share = (_PASSED - _LOADED) / len(recipe.steps)
         name = step.pass_name()
@@ -132,6 +136,8 @@ def _from_layers(
         done.notes += advice.get(number, [])
         parameters = {**step.parameters(), **done.parameters}
         lineage.append(_line(name, parameters, model, judge, time.monotonic() - began, done))
+    if not (recipe.steps and recipe.steps[-1].must_be_last):
+        reach.check(recipe.steps, len(recipe.steps), model.weight_bytes(), lambda: export_onnx(model))
     report(_PASSED, "building for the runtime")
     content = export_onnx(model)
     difference = prove_equal(model, content, validation)
@@ -203,6 +209,7 @@ def _from_onnx(
         )
 
     lineage = [line("original", {}, len(content), 0.0, list(facts.notes))]
+    _Reach(work, judge).check(recipe.steps, 0, len(content), lambda: content)
     context = _context(work, None, train, validation)
     began = time.monotonic()
     report(_LOADED, "quantizing")
@@ -306,6 +313,18 @@ class _Judge:
         )
         self._data = validation if fits else None
         self._original: dict[str, Any] | None = None
+        self._first: NDArray[Any] | None = None
+        self._last: NDArray[Any] | None = None
+
+    def loss(self) -> Loss | None:
+        """Of what was scored last against what was scored first."""
+        if self._first is None or self._last is None:
+            return None
+        return Loss(
+            self._metric,
+            paired_drop(self._metric, self._last, self._first),
+            metric_value(self._metric, self._first).value,
+        )
 
     def score(self, model: LayeredModel) -> Score | None:
         """With PyTorch, in evaluation mode."""
@@ -323,7 +342,9 @@ class _Judge:
     def _summarize(self, outputs: dict[str, Any]) -> Score:
         assert self._data is not None  # noqa: S101 - the callers looked
         self._original = outputs if self._original is None else self._original
-        figure = metric_value(self._metric, score_samples(self._metric, outputs, self._data.targets, self._original))
+        self._last = score_samples(self._metric, outputs, self._data.targets, self._original)
+        self._first = self._last if self._first is None else self._first
+        figure = metric_value(self._metric, self._last)
         return Score(
             name=self._metric,
             value=figure.value,
@@ -331,6 +352,23 @@ class _Judge:
             n=len(self._data),
             split="validation",
         )
+
+
+class _Reach:
+    """Stops a recipe once none of the work's limits can be met any more; see `fleetfit.compress.reach`."""
+
+    def __init__(self, work: Compress, judge: _Judge) -> None:
+        # Another runtime's build of the same model may be smaller than ONNX Runtime's.
+        alone = work.runtimes == [DEFAULT]
+        without = {"max_size_bytes": None}
+        self._limits = work.limits if alone else [one.model_copy(update=without) for one in work.limits]
+        self._judge = judge
+
+    def check(self, steps: Sequence[Pass], number: int, weight_bytes: int, build: Callable[[], bytes]) -> None:
+        """Raises OutOfReach before the step of that number, from 0, would be a waste."""
+        if self._limits and steps:
+            done = f"after {steps[number - 1].pass_name()}" if number else f"before {steps[0].pass_name()}"
+            check_reach(self._limits, done, steps[number:], self._judge.loss(), weight_bytes, build)
 
 
 def _line(

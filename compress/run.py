@@ -27,13 +27,14 @@ from fleetfit.compress.tasks import (
     Compress,
     IntakeData,
     IntakeModel,
+    Stopped,
     Task,
     TaskError,
     TaskProgress,
     TaskResult,
     Window,
 )
-from fleetfit.core.errors import ExhaustedResource, FleetfitError, InternalError
+from fleetfit.core.errors import ExhaustedResource, FleetfitError, InternalError, OutOfReach
 from fleetfit.core.hostlock import host_lock
 
 
@@ -49,6 +50,8 @@ def main(taskdir: Path) -> int:
         code = 0
         try:
             result = _carry_out(task, taskdir, progress)
+        except OutOfReach as stop:
+            result = TaskResult(task_id=task.task_id, stopped=Stopped(reasons=list(stop.reasons)))
         except Exception as error:
             code = EXIT_OUT_OF_MEMORY if _met_memory_limit(error) else 0
             result = TaskResult(task_id=task.task_id, error=_failure(error))

@@ -57,6 +57,14 @@ class IntakeData(_Strict):
     own_test: bool = False
 
 
+class Limits(_Strict):
+    """What a build must hold to be of use to whom it is made for; None is no limit. Drops as in a job's limits."""
+
+    max_drop_points: float | None = None
+    max_drop_percent: float | None = None
+    max_size_bytes: int | None = None
+
+
 class Compress(_Strict):
     """Run one recipe. Reads `model` and, where the recipe or a metric needs them, `train.npz` and `validation.npz`.
 
@@ -73,6 +81,9 @@ class Compress(_Strict):
     threads: int = 1
     runtimes: list[str] = ["onnxruntime"]
     """The runtimes to make builds for."""
+    limits: list[Limits] = []
+    """Of those for whom it is made: once none of these can be met any more, it stops. They change nothing in what is made,
+    so they are no part of a variant's key."""
 
 
 class Task(_Strict):
@@ -192,13 +203,20 @@ class TaskError(_Strict):
     private: str = ""
 
 
+class Stopped(_Strict):
+    """Why compression stopped early: a reason for each of the task's limits, in their order."""
+
+    reasons: list[str]
+
+
 class TaskResult(_Strict):
-    """How a task ended: exactly one of `model`, `data`, `compress` and `error` is set."""
+    """How a task ended: exactly one of `model`, `data`, `compress`, `stopped` and `error` is set."""
 
     task_id: str
     model: ModelFacts | None = None
     data: DataFacts | None = None
     compress: CompressFacts | None = None
+    stopped: Stopped | None = None
     error: TaskError | None = None
     held: list[Window] = []
     confinement: list[str] = []

@@ -11,6 +11,7 @@
     ├── Conflict                the state does not allow it (an old lease, a finished job)
     │   ├── LeaseLost
     │   └── Superseded
+    ├── OutOfReach              what is being made cannot meet its limits any more
     ├── Unauthenticated         no identity, or a wrong one
     ├── PermissionDenied        a known identity that may not do this
     ├── VersionTooOld           the peer's version is below the stated minimum
@@ -29,6 +30,7 @@ log but not before the public goes into `private`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -119,6 +121,17 @@ class Superseded(Conflict):
 
     code = "SUPERSEDED"
     status = "ABORTED"
+
+
+class OutOfReach(FleetfitError):
+    """What is being made cannot meet its limits any more; `reasons` has one for each of those it was made for."""
+
+    code = "OUT_OF_REACH"
+    status = "FAILED_PRECONDITION"
+
+    def __init__(self, message: str, *, reasons: Sequence[str] = (), field: str = "", private: str = "") -> None:
+        super().__init__(message, field=field, private=private)
+        self.reasons = tuple(reasons)
 
 
 class Unauthenticated(FleetfitError):

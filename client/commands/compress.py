@@ -95,6 +95,10 @@ def fit(
 
         if on or wait or plan:
             raise UsageError("--local needs no device; leave --on, --wait and --plan out", field="local")
+        if p95_ms is not None or max_memory_mb is not None or budget:
+            raise UsageError(
+                "--local measures nothing; of the limits give only --max-drop and --max-size-mb with it", field="local"
+            )
         compress_here(
             Path(model),
             data,
@@ -105,6 +109,8 @@ def fit(
             threads=threads,
             runtimes=runtime,
             device_profile=device_profile,
+            max_drop=max_drop,
+            max_size_mb=max_size_mb,
             as_json=as_json,
         )
         return

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 from fleetfit.client.commands.recipes import read_recipe
 from fleetfit.client.output import Output
 from fleetfit.client.progress import Follower
+from fleetfit.client.requests import Wanted, limits_given
 from fleetfit.client.tables.words import count, duration, significant, size
 from fleetfit.core.errors import NotFound, UsageError
+from fleetfit.core.metrics import metric_info
 
 if TYPE_CHECKING:
     from fleetfit.compress.recipe import Recipe
+    from fleetfit.compress.tasks import CompressFacts, Limits
 
 
 def compress_here(
@@ -28,6 +31,8 @@ def compress_here(
     threads: Sequence[int],
     runtimes: Sequence[str],
     device_profile: str,
+    max_drop: str,
+    max_size_mb: float | None,
     as_json: bool,
 ) -> None:
     """Carry the recipe out, fitted to the device of that profile, and show what each of its steps did."""
@@ -41,6 +46,7 @@ def compress_here(
     from fleetfit.compress.local import compress_local
 
     recipe, fitting = _fitted(read_recipe(recipes[0]), device_profile)
+    limits = _limits(max_drop, max_size_mb)
     output = Output(as_json)
     with Follower() as told:
         result = compress_local(
@@ -52,10 +58,12 @@ def compress_here(
             seed=seed,
             threads=threads[0] if threads else 1,
             runtimes=runtimes or ["onnxruntime"],
+            limits=limits,
             report=lambda fraction, activity: told(activity, fraction),
         )
+    missed = _missed(result, limits)
     if as_json:
-        output.json({"folder": str(out), "notes": fitting, "result": result.model_dump(mode="json")})
+        output.json({"folder": str(out), "notes": [*fitting, *missed], "result": result.model_dump(mode="json")})
         return
     from fleetfit.client.tables.lists import table
 
@@ -68,9 +76,48 @@ def compress_here(
     output.show(table(columns, rows))
     for build in result.builds:
         output.say(f"\n{out / build.file}: {size(build.size_bytes)}, for {build.runtime}")
-    for note in [*fitting, *result.notes]:
+    for note in [*fitting, *missed, *result.notes]:
         output.say(f"note: {note}")
     output.say("nothing was measured on a device: whether it is faster there, `fleetfit compress --on DEVICE` says")
+
+
+def _limits(max_drop: str, max_size_mb: float | None) -> Limits | None:
+    """What the build must hold, as a server would be asked for it."""
+    from fleetfit.compress.tasks import Limits
+
+    if not max_drop and max_size_mb is None:
+        return None
+    given = limits_given(Wanted("", max_drop=max_drop, max_size_mb=max_size_mb))
+    return Limits(
+        max_drop_points=given.max_drop_points if given.HasField("max_drop_points") else None,
+        max_drop_percent=given.max_drop_percent if given.HasField("max_drop_percent") else None,
+        max_size_bytes=given.max_size_bytes if given.HasField("max_size_bytes") else None,
+    )
+
+
+def _missed(result: CompressFacts, limits: Limits | None) -> list[str]:
+    """Which limits the finished builds do not hold; whether they could was judged on the way."""
+    if limits is None:
+        return []
+    most = limits.max_size_bytes
+    found = [
+        f"{build.file} has {size(build.size_bytes)}, and at most {size(most)} is allowed"
+        for build in result.builds
+        if most is not None and build.size_bytes > most
+    ]
+    before, after = result.lineage[0].metric, result.lineage[-1].metric
+    if before is None or after is None:
+        return found
+    allowed = limits.max_drop_points
+    if allowed is None and limits.max_drop_percent is not None:
+        allowed = limits.max_drop_percent / 100 * abs(before.value)
+    sign = 1 if metric_info(before.name).higher_is_better else -1
+    lost = sign * (before.value - after.value)
+    if allowed is not None and lost > allowed:
+        found.append(
+            f"it is {significant(lost, 3)} worse in {before.name}, and at most {significant(allowed, 3)} is allowed"
+        )
+    return found
 
 
 def _fitted(recipe: Recipe, name: str) -> tuple[Recipe, list[str]]:

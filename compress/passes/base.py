@@ -146,6 +146,13 @@ class Pass(BaseModel):
         """The budget in seconds of a step whose training effort is not known beforehand; 0 for none."""
         return 0.0
 
+    def least_share(self) -> float:
+        """The share of the bytes of 32-bit float weights that a build has at least after this step.
+
+        1 where it makes none smaller, a quarter where they become 8 bits; 0, which is always right, where that is not known.
+        """
+        return 0.0
+
     def fitted(self, round_to: int) -> Self:
         """The step for a device whose kernels like widths in multiples of `round_to`; itself where no width changes."""
         return self

@@ -103,6 +103,10 @@ class Distill(Pass):
         """The seconds, where they have not become steps yet."""
         return self.seconds if self.seconds is not None and self.steps is None else 0.0
 
+    def least_share(self) -> float:
+        """No weight goes."""
+        return 1.0
+
     def apply(self, model: LayeredModel, context: PassContext) -> PassReport:
         """Train."""
         from fleetfit.compress.training.distillation import distill

@@ -84,6 +84,10 @@ class Quantize(Pass):
         static = self.dtype == "int8" and self.mode == "static"
         return self.needs if static or self.keep_float == "auto" or self.max_error is not None else frozenset()
 
+    def least_share(self) -> float:
+        """What is left in floats makes it more."""
+        return {"int4": 4, "int8": 8}.get(self.dtype, 16) / 32
+
     def apply(self, model: LayeredModel, context: PassContext) -> PassReport:
         """Leave the layers as they are: the work is done on the built file."""
         what = {

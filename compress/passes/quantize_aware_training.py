@@ -47,6 +47,10 @@ class QuantizeAwareTraining(Pass):
         """Epochs times the samples of each."""
         return self.epochs * min(count, count if self.samples is None else self.samples)
 
+    def least_share(self) -> float:
+        """No weight goes."""
+        return 1.0
+
     def apply(self, model: LayeredModel, context: PassContext) -> PassReport:
         """Train."""
         from fleetfit.compress.training.fake_quantization import train_quantized

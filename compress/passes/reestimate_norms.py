@@ -26,6 +26,10 @@ class ReestimateNorms(Pass):
     samples: int = Field(default=2048, ge=2)
     """Training samples to look at, at most; fewer where their activations would not fit into memory."""
 
+    def least_share(self) -> float:
+        """No weight goes."""
+        return 1.0
+
     def apply(self, model: LayeredModel, context: PassContext) -> PassReport:
         """Measure, and store."""
         from fleetfit.compress.training.norms import reestimate_norms

@@ -78,6 +78,10 @@ class ZeroPruning(StructuredPass):
         """Only whole channels have a width to round."""
         return super().fitted(round_to) if self.pattern == "channels" else self
 
+    def least_share(self) -> float:
+        """A zero takes as many bytes as any number; how many channels go is not known beforehand."""
+        return 0.0 if self.pattern == "channels" else 1.0
+
     def wants(self) -> frozenset[Needs]:
         """Only a scan looks at data."""
         scans = self.budget is not None and self.budget.scan

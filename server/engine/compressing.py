@@ -12,7 +12,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from fleetfit.compress.recipe import Recipe
-from fleetfit.compress.tasks import Build, Compress, CompressFacts, DataFacts, Task, TaskProgress
+from fleetfit.compress.tasks import Build, Compress, CompressFacts, DataFacts, Limits, Task, TaskProgress
 from fleetfit.core.errors import FleetfitError, IntegrityError
 from fleetfit.proto.v1 import jobs_pb2
 from fleetfit.server.engine.executor import Executor, Finished
@@ -20,7 +20,7 @@ from fleetfit.server.engine.facts import metric_of
 from fleetfit.server.engine.keys import build_key, variant_key
 from fleetfit.server.engine.library import keep_artifact
 from fleetfit.server.engine.planning import MADE_FROM
-from fleetfit.server.engine.states import CandidateState, JobState, VariantState
+from fleetfit.server.engine.states import CandidateState, JobState, VariantState, follow
 from fleetfit.server.storage.artifacts import ArtifactStore
 from fleetfit.server.storage.database import Database
 from fleetfit.server.storage.tables import BuildRow, CandidateRow, DatasetRow, JobRow, ModelRow, VariantRow
@@ -35,6 +35,8 @@ class _Work:
     task: Task
     inputs: dict[str, str]
     attempt: int
+    jobs: tuple[str, ...]
+    """Whose limits the task has, in the same order."""
 
 
 class Compressor:
@@ -128,6 +130,10 @@ class Compressor:
             held = {"windows": [window.model_dump() for window in result.held], "confinement": result.confinement}
             await self._database.write(lambda session: _keep(session, work.key, facts, held))
             return
+        if result is not None and result.stopped is not None and len(result.stopped.reasons) == len(work.jobs) > 0:
+            reasons = dict(zip(work.jobs, result.stopped.reasons, strict=True))
+            await self._database.write(lambda session: _stop(session, work.key, reasons))
+            return
         if result is not None and result.error is not None:
             _log.warning("variant %s: %s\n%s", work.key[:10], result.error.message, result.error.private)
             reason = result.error.message
@@ -176,6 +182,7 @@ def _take(session: Session, threads: int) -> _Work | None:
         variant, job = found[0], found[1]
         model = session.get_one(ModelRow, job.model_id)
         data = session.get(DatasetRow, job.dataset_id) if job.dataset_id else None
+        limits = _limits_by_job(session, variant.key)
         work = Compress(
             format=model.format,  # type: ignore[arg-type]
             recipe=variant.recipe,
@@ -183,6 +190,7 @@ def _take(session: Session, threads: int) -> _Work | None:
             metric=metric_of(session, job, jobs_pb2.JobSpec.FromString(job.spec)),
             seed=variant.seed,
             threads=threads,
+            limits=list(limits.values()),
         )
         splits = {name: data.splits[name]["sha256"] for name in MADE_FROM} if data is not None else {}
         try:
@@ -199,8 +207,59 @@ def _take(session: Session, threads: int) -> _Work | None:
         inputs = {"model": model.sha256} | {f"{name}.npz": digest for name, digest in splits.items()}
         # The attempt is in the name, so that a folder of an earlier one cannot be taken for this one's.
         task = Task(task_id=f"{variant.key[:20]}.{variant.attempts}", work=work)
-        return _Work(variant.key, task, inputs, variant.attempts)
+        return _Work(variant.key, task, inputs, variant.attempts, tuple(limits))
     return None
+
+
+def _limits_by_job(session: Session, key: str) -> dict[str, Limits]:
+    """The limits of the jobs that wait for a variant; none where one of them wants it whatever it is like.
+
+    That is a job that named no limit, and any job whose baseline it is. A loss that a job allows by default is no reason to stop:
+    nobody asked for it, and what is measured then says by how much it would have to be relaxed.
+    """
+    query = (
+        select(CandidateRow.role, JobRow)
+        .join(JobRow, JobRow.id == CandidateRow.job_id)
+        .where(
+            CandidateRow.variant_key == key,
+            CandidateRow.state.in_([CandidateState.WAITING, CandidateState.COMPRESSING]),
+            JobRow.state == JobState.RUNNING,
+        )
+        .order_by(JobRow.id)
+    )
+    found: dict[str, Limits] = {}
+    for role, job in session.execute(query):
+        limits = _named_limits(jobs_pb2.JobSpec.FromString(job.spec).limits)
+        if role != "recipe" or limits == Limits():
+            return {}
+        found[job.id] = limits
+    return found
+
+
+def _named_limits(given: jobs_pb2.Limits) -> Limits:
+    return Limits(
+        max_drop_points=given.max_drop_points if given.HasField("max_drop_points") else None,
+        max_drop_percent=given.max_drop_percent if given.HasField("max_drop_percent") else None,
+        max_size_bytes=given.max_size_bytes if given.HasField("max_size_bytes") else None,
+    )
+
+
+def _stop(session: Session, key: str, reasons: dict[str, str]) -> None:
+    """Skip the candidates of the jobs whose limits a variant cannot meet.
+
+    The variant itself has not failed, and waits as if nothing had been done: a job with other limits, also one that was asked
+    for meanwhile, makes it.
+    """
+    row = session.get_one(VariantRow, key)
+    row.state, row.attempts, row.reason = VariantState.WAITING, 0, ""
+    waiting = select(CandidateRow).where(
+        CandidateRow.variant_key == key,
+        CandidateRow.job_id.in_(reasons),
+        CandidateRow.state.in_([CandidateState.WAITING, CandidateState.COMPRESSING]),
+    )
+    for candidate in session.scalars(waiting):
+        candidate.state = follow(candidate.state, CandidateState.SKIPPED)
+        candidate.reason = reasons[candidate.job_id]
 
 
 def _key_of(work: Compress, model_sha256: str, splits: dict[str, str]) -> str:

@@ -47,7 +47,9 @@ def job_progress(
     if done := [v.seconds for v in variants if v.state == VariantState.DONE and v.seconds > 0]:
         # What this model really takes, and the start of a process, which is not in the time that the host was held.
         pace = replace(pace, compress_s=sum(done) / len(done) + _START_S)
-    left_compress = _left_to_compress(list(variants), compressing, pace)
+    # One that was stopped waits for another job, which may never come.
+    wanted = {row.variant_key for row in rows if row.state not in ENDED_CANDIDATE}
+    left_compress = _left_to_compress([v for v in variants if v.key in wanted], compressing, pace)
     left_measure: defaultdict[str, float] = defaultdict(float)
     hosts = {row.device_id: _host(session, row.device_id) for row in rows}
     begun = {task.candidate_id for task in tasks}

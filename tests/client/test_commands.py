@@ -156,6 +156,11 @@ def test_enroll_prints_a_line_to_paste(server: Server) -> None:
         (("compress", "--local", "missing.pt2", "--recipe", "nothing", "-o", "out"), 1, "there is no recipe 'nothing'"),
         (("compress", "--local", "missing.pt2", "-o", "out"), 2, "--recipe NAME_OR_FILE"),
         (("compress", "m", "--data", "d", "--on", "pi", "--runtime", "ncnn"), 2, "--runtime goes with --local"),
+        (
+            ("compress", "--local", "m.pt2", "--recipe", "pruned", "-o", "out", "--p95-ms", "1"),
+            2,
+            "--local measures nothing",
+        ),
         (("compress", "m", "--data", "d", "--device-profile", "x86-amx"), 2, "--device-profile goes with --local"),
         (
             ("compress", "--local", "m.pt2", "--recipe", "pruned", "-o", "out", "--device-profile", "x86-amy"),
@@ -246,9 +251,11 @@ def test_a_recipe_is_fitted_to_the_kind_of_device(
     fleetfit.export(torch.nn.Sequential(*layers), (torch.zeros(2, 8),), exported)
     recipe.write_text("{name: cut, steps: [zero_pruning: {ratio: 0.7}]}")
     words = ["compress", "--local", str(exported), "--recipe", str(recipe), "-o", str(out), "--json"]
+    words += ["--max-size-mb", "0.0001"]
     assert cli.run([*words, *(["--device-profile", profile] if profile else [])]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert f"multiples of {width}, " in told["notes"][0]
+    assert "build.onnx has" in told["notes"][1] and "at most 100 B is allowed" in told["notes"][1]
     step = told["result"]["lineage"][-1]
     assert step["parameters_of_pass"]["round_to"] == width
     kept = -(-10 // width) * width

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from fleetfit.compress import tasks
 from fleetfit.compress.recipe import Recipe
 from fleetfit.compress.tasks import Compress, IntakeModel, TaskProgress
 from fleetfit.core.children import EXIT_OUT_OF_MEMORY, Limits
@@ -88,6 +89,16 @@ def test_a_recipe_that_lacks_its_data_is_a_result(trained: Trained, run_task: Ca
     error = ended.result.error
     assert error.code == "INVALID_RECIPE" and "--data" in error.message and "\n" not in error.message
     assert len(ended.result.held) == 1
+
+
+def test_what_is_out_of_reach_is_a_result_that_is_no_error(trained: Trained, run_task: Callable[..., Ended]) -> None:
+    text = "{name: a, steps: [quantize: {mode: dynamic}]}"
+    limits = [tasks.Limits(max_size_bytes=100), tasks.Limits(max_size_bytes=50)]
+    ended = run_task(Compress(format="onnx", recipe=text, limits=limits), {"model": trained.fixed})
+    assert ended.result is not None and ended.result.error is None and ended.result.stopped is not None, ended.result
+    first, second = ended.result.stopped.reasons
+    assert "stopped before quantize" in first and "100 bytes" in first and "50 bytes" in second
+    assert list((ended.folder / "out").iterdir()) == []
 
 
 def test_a_damaged_model_is_a_result(tmp_path: Path, run_task: Callable[..., Ended], trained: Trained) -> None:

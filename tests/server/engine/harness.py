@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -25,6 +26,7 @@ from fleetfit.compress.tasks import (
     IntakeModel,
     ModelFacts,
     SplitFile,
+    Stopped,
     Task,
     TaskError,
     TaskProgress,
@@ -62,6 +64,8 @@ class PaperExecutor:
         """How many more times the child of a recipe is killed."""
         self.errors: dict[str, TaskError] = {}
         self.raises: dict[str, Exception] = {}
+        self.losses: dict[str, float] = {}
+        """What recipes lose for good, in points: reason to stop where all who want them allow less."""
         self.gate = asyncio.Event()
         self.gate.set()
         self.running = 0
@@ -85,6 +89,8 @@ class PaperExecutor:
                 yield Finished(None, ChildOutcome("out_of_memory", -9), out)
             elif name in self.errors:
                 yield Finished(TaskResult(task_id=task.task_id, error=self.errors[name]), ChildOutcome("ok", 0), out)
+            elif stopped := self._stopped(task):
+                yield Finished(TaskResult(task_id=task.task_id, stopped=stopped), ChildOutcome("ok", 0), out)
             else:
                 yield Finished(_result(task, inputs, out), ChildOutcome("ok", 0), out)
         finally:
@@ -92,6 +98,13 @@ class PaperExecutor:
             for file in out.iterdir():
                 file.unlink()
             out.rmdir()
+
+    def _stopped(self, task: Task) -> Stopped | None:
+        limits = task.work.limits if isinstance(task.work, Compress) else []
+        allowed = [math.inf if one.max_drop_points is None else one.max_drop_points for one in limits]
+        loss = self.losses.get(_name(task), 0.0)
+        reasons = [f"stopped: it loses {loss:g}, where {points:g} is allowed" for points in allowed if points < loss]
+        return Stopped(reasons=reasons) if limits and len(reasons) == len(limits) else None
 
 
 def _name(task: Task) -> str:

@@ -26,6 +26,7 @@ from fleetfit.server.storage.tables import CandidateRow, DeviceRow, TaskRow, Var
 from .harness import (
     ALL_RECIPES,
     PRUNED,
+    TRAINED,
     House,
     PaperAgent,
     PaperExecutor,
@@ -120,6 +121,67 @@ def test_a_recipe_is_made_once_for_each_vector_width(tmp_path: Path) -> None:
             rows = await house.database.read(lambda s: [(name, recipe) for name, recipe in s.execute(keys) if recipe])
             widths = {name: Recipe.from_yaml(recipe).steps[0].parameters()["round_to"] for name, recipe in rows}
             assert widths == {"one": 8, "two": 16, "three": 16}
+
+    asyncio.run(run())
+
+
+def test_what_cannot_meet_one_jobs_limits_is_made_for_another(tmp_path: Path) -> None:
+    def within(points: float) -> jobs_pb2.JobSpec:
+        return request(PRUNED, limits=jobs_pb2.Limits(max_drop_points=points))
+
+    async def run() -> None:
+        async with House(tmp_path) as house:
+            for agent in await house.furnish("one"):
+                house.employ(agent)
+            house.executor.losses["pruned"] = 3.0
+            strict = await house.ended((await house.engine.create_job(within(1), "")).job_id)
+            assert strict.state == DONE
+            assert states(strict) == {"one original": "measured", "one pruned": "skipped"}
+            (found,) = [
+                c for c in (await house.report(strict.job_id))["devices"][0]["candidates"] if c["role"] == "recipe"
+            ]
+            assert found["status"] == "skipped" and not found["meets_limits"]
+            assert found["rejected_because"] == ["stopped: it loses 3, where 1 is allowed"]
+            with pytest.raises(Conflict, match="nothing to resume"):
+                await house.engine.resume(strict.job_id)
+            # Two wait while something else is made; it is made for neither, and each hears of its own limit.
+            house.executor.gate.clear()
+            await house.engine.create_job(request(TRAINED), "")
+            both = {points: (await house.engine.create_job(within(points), "")).job_id for points in (1, 2)}
+            house.executor.gate.set()
+            for points, job_id in both.items():
+                job = await house.ended(job_id)
+                assert [c.detail for c in job.candidates][1] == f"stopped: it loses 3, where {points} is allowed"
+            assert house.executor.runs["pruned"] == 2
+            # One that may lose more is asked for while it is made for one that may not.
+            house.executor.gate.clear()
+            first = (await house.engine.create_job(within(1), "")).job_id
+            while not house.executor.running:
+                await asyncio.sleep(0.01)
+            second = (await house.engine.create_job(within(5), "")).job_id
+            house.executor.gate.set()
+            assert states(await house.ended(first))["one pruned"] == "skipped"
+            assert states(await house.ended(second))["one pruned"] == "measured"
+            assert house.executor.runs["pruned"] == 4
+            # It is there now, for strict ones too: that it loses too much is then measured.
+            again = await house.ended((await house.engine.create_job(within(1), "")).job_id)
+            assert states(again)["one pruned"] == "measured" and house.executor.runs["pruned"] == 4
+
+    asyncio.run(run())
+
+
+def test_a_variant_is_stopped_for_nobody_who_named_no_limit(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with House(tmp_path) as house:
+            for agent in await house.furnish("one"):
+                house.employ(agent)
+            house.executor.losses |= {"pruned": 3.0, "original": 3.0, "original-retrained": 3.0}
+            quick = jobs_pb2.Limits(p95_ms=1.0)
+            job = await house.ended((await house.engine.create_job(request(PRUNED, limits=quick), "")).job_id)
+            assert set(states(job).values()) == {"measured"}
+            strict = jobs_pb2.Limits(max_drop_points=0.5)
+            job = await house.ended((await house.engine.create_job(request(limits=strict), "")).job_id)
+            assert set(states(job).values()) == {"measured"}, "baselines are made whatever they lose"
 
     asyncio.run(run())
 
