@@ -27,6 +27,7 @@ class DeviceFactsForMatching:
     cpu_flags: frozenset[str] = frozenset()
     arm_implementer: str = ""
     arm_part: str = ""
+    product: str = ""
     cores: int = 0
     memory_bytes: int | None = None
     host_name: str = ""
@@ -74,6 +75,10 @@ def _why(rule: Rule, facts: DeviceFactsForMatching) -> str:
         if facts.arm_implementer.lower() not in ("", "0x41") or facts.arm_part.lower() not in rule.arm_part:
             return ""
         reasons.append(f"its processor is Arm part {facts.arm_part}")
+    if rule.product:
+        if not any(piece.lower() in facts.product.lower() for piece in rule.product):
+            return ""
+        reasons.append(f"its firmware calls it '{facts.product}'")
     if rule.flags:
         if not set(rule.flags) <= facts.cpu_flags:
             return ""
