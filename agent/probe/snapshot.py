@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import socket
 from pathlib import Path
+from typing import Final
 
 from fleetfit.agent.probe.files import Tree
 from fleetfit.agent.probe.processor import read_processor
@@ -14,6 +16,9 @@ from fleetfit.agent.probe.readings import host_digest, meters, power_mode
 from fleetfit.proto.v1 import snapshot_pb2
 from fleetfit.runtimes.base import Availability
 from fleetfit.runtimes.registry import runtimes
+
+_DMI: Final = "/sys/devices/virtual/dmi/id"
+_EC2_INSTANCE: Final = re.compile(r"i-(?:[0-9a-f]{8}|[0-9a-f]{17})")
 
 
 def take_snapshot(
@@ -36,6 +41,7 @@ def take_snapshot(
         power_mode=power_mode(tree),
         meters=meters(tree),
         runtimes=_runtimes(),
+        product=_product(tree),
     )
     memory = _memory(tree)
     if memory is not None:
@@ -55,6 +61,15 @@ def _memory(tree: Tree) -> int | None:
     ]
     known = [value for value in (total, *limits) if value is not None and value > 0]
     return min(known, default=None)
+
+
+def _product(tree: Tree) -> str:
+    # An instance of EC2 has its id here (https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/identify_ec2_instances.html).
+    if _EC2_INSTANCE.fullmatch((tree.text(f"{_DMI}/board_asset_tag") or "").strip()):
+        return "EC2 instance"
+    return " ".join(
+        filter(None, ((tree.text(f"{_DMI}/{name}") or "").strip() for name in ("sys_vendor", "product_name")))
+    )
 
 
 def _operating_system(tree: Tree) -> snapshot_pb2.OperatingSystem:

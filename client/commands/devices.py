@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import socket
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,6 +17,7 @@ from fleetfit.client.plain import to_plain
 from fleetfit.client.requests import duration_ms, split_names
 from fleetfit.client.servers import LOOPBACK
 from fleetfit.client.tables.words import duration
+from fleetfit.core.errors import NotFound
 from fleetfit.proto.trust import split_address
 from fleetfit.proto.v1 import devices_pb2
 
@@ -64,7 +66,7 @@ def list_devices(
     with connect(server) as client:
         devices = client.devices(split_names(label))
     if as_json:
-        output.json({"devices": [to_plain(device) for device in devices]})
+        output.json({"devices": [_plain(device) for device in devices]})
     elif not devices:
         what = (
             "no device bears that label" if label else "no device is registered yet; `fleetfit devices enroll` adds one"
@@ -83,7 +85,7 @@ def show(device: Device, server: Server = "", as_json: AsJson = False) -> None:
     with connect(server) as client:
         found = client.device(device)
     if as_json:
-        output.json({"device": to_plain(found)})
+        output.json({"device": _plain(found)})
         return
     from fleetfit.client.tables.lists import device_facts
 
@@ -123,9 +125,39 @@ def resume(device: Device, server: Server = "", as_json: AsJson = False) -> None
         _tell(Output(as_json), client.resume(device), "takes work again")
 
 
+@app.command()
+def profiles(
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="One profile, in full.", show_default=False)] = "",
+    as_json: AsJson = False,
+) -> None:
+    """List the kinds of devices that are declared here, or show one. No server is asked."""
+    from fleetfit.client.tables.profiles import profile_facts, profiles_table
+    from fleetfit.device_profiles.loader import load_profiles
+
+    output = Output(as_json)
+    known = {each: profile.model_dump(mode="json") for each, profile in load_profiles().items()}
+    if not name:
+        if as_json:
+            output.json({"profiles": list(known.values())})
+        output.show(profiles_table(list(known.values())))
+        return
+    if name not in known:
+        raise NotFound(f"there is no device profile '{name}'; there are {', '.join(known)}", field="name")
+    if as_json:
+        output.json({"profile": known[name]})
+    output.show(profile_facts(known[name]))
+
+
+def _plain(device: devices_pb2.Device) -> dict[str, Any]:
+    """A device for `--json`: its profile as an object, where it was asked for alone."""
+    plain = to_plain(device)
+    text = plain.pop("profile_json")
+    return {**plain, "profile_facts": json.loads(text) if text else None}
+
+
 def _tell(output: Output, device: devices_pb2.Device, what: str) -> None:
     if output.as_json:
-        output.json({"device": to_plain(device)})
+        output.json({"device": _plain(device)})
     else:
         output.say(f"{device.name} {what}")
 

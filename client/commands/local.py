@@ -65,7 +65,7 @@ def compress_here(
     if as_json:
         output.json({"folder": str(out), "notes": [*fitting, *missed], "result": result.model_dump(mode="json")})
         return
-    from fleetfit.client.tables.lists import table
+    from fleetfit.client.tables.plain_table import table
 
     rows = []
     for step in result.lineage:

@@ -23,7 +23,7 @@ Given = Annotated[str, typer.Argument(metavar="NAME_OR_FILE", help="A recipe's n
 @app.command("list")
 def list_recipes(as_json: AsJson = False) -> None:
     """The recipes that `compress` tries unless others are named."""
-    from fleetfit.client.tables.lists import table
+    from fleetfit.client.tables.plain_table import table
     from fleetfit.compress.recipe import default_recipes
 
     output = Output(as_json)

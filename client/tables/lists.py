@@ -2,42 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from rich.table import Table
-from rich.text import Text
 
 from fleetfit.client.plain import enum_word
+from fleetfit.client.tables.plain_table import table
+from fleetfit.client.tables.profiles import profile_rows
 from fleetfit.client.tables.words import ago, condition, count, duration, job_id, shape, size
 from fleetfit.proto.v1 import common_pb2, devices_pb2, jobs_pb2, models_pb2
-
-if TYPE_CHECKING:
-    from rich.console import JustifyMethod
-
-_STATE_STYLES = {
-    "online": "green",
-    "done": "green",
-    "accepted": "green",
-    "measured": "green",
-    "failed": "red",
-    "refused": "red",
-    "running": "cyan",
-    "offline": "dim",
-    "cancelled": "dim",
-    "skipped": "dim",
-}
-
-
-def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> Table:
-    """A table of plain text. A column is its heading and `left` or `right`; a cell that is a known state gets its colour."""
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_edge=False)
-    for heading, side in columns:
-        justify: JustifyMethod = "right" if side == "right" else "left"
-        made.add_column(Text(heading), justify=justify, overflow="fold")
-    for row in rows:
-        made.add_row(*(Text(cell, style=_STATE_STYLES.get(cell, "")) for cell in row))
-    return made
 
 
 def devices_table(devices: Sequence[devices_pb2.Device]) -> Table:
@@ -70,6 +44,7 @@ def device_facts(device: devices_pb2.Device) -> Table:
             "profile",
             f"{device.profile or '-'}: {device.profile_reason}" if device.profile_reason else device.profile or "-",
         ),
+        *profile_rows(json.loads(device.profile_json) if device.profile_json else {}),
         ("emulated", "yes: its timings mean nothing" if device.emulated else "no"),
         ("board", snapshot.device_tree_model or "-"),
         ("processor", cores if device.snapshot_id else "not known yet; the agent has never connected"),

@@ -62,6 +62,7 @@ class Device(_message.Message):
     ENROLLED_UNIX_MS_FIELD_NUMBER: _builtins.int
     LAST_SEEN_UNIX_MS_FIELD_NUMBER: _builtins.int
     CURRENT_TASK_ID_FIELD_NUMBER: _builtins.int
+    PROFILE_JSON_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
     name: _builtins.str
     state: Global___DeviceState.ValueType
@@ -79,6 +80,8 @@ class Device(_message.Message):
     last_seen_unix_ms: _builtins.int
     current_task_id: _builtins.str
     """The task it holds, if any."""
+    profile_json: _builtins.str
+    """The whole profile as JSON, where one device was asked for; else empty."""
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -100,10 +103,11 @@ class Device(_message.Message):
         enrolled_unix_ms: _builtins.int = ...,
         last_seen_unix_ms: _builtins.int = ...,
         current_task_id: _builtins.str = ...,
+        profile_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "current_task_id", b"current_task_id", "device_id", b"device_id", "emulated", b"emulated", "enrolled_unix_ms", b"enrolled_unix_ms", "labels", b"labels", "last_seen_unix_ms", b"last_seen_unix_ms", "name", b"name", "paused", b"paused", "profile", b"profile", "profile_reason", b"profile_reason", "snapshot", b"snapshot", "snapshot_id", b"snapshot_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "current_task_id", b"current_task_id", "device_id", b"device_id", "emulated", b"emulated", "enrolled_unix_ms", b"enrolled_unix_ms", "labels", b"labels", "last_seen_unix_ms", b"last_seen_unix_ms", "name", b"name", "paused", b"paused", "profile", b"profile", "profile_json", b"profile_json", "profile_reason", b"profile_reason", "snapshot", b"snapshot", "snapshot_id", b"snapshot_id", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -42,6 +42,7 @@ class DeviceSnapshot(_message.Message):
     POWER_MODE_FIELD_NUMBER: _builtins.int
     METERS_FIELD_NUMBER: _builtins.int
     DISK_FREE_BYTES_FIELD_NUMBER: _builtins.int
+    PRODUCT_FIELD_NUMBER: _builtins.int
     machine: _builtins.str
     """`x86_64`, `aarch64`."""
     device_tree_model: _builtins.str
@@ -59,6 +60,8 @@ class DeviceSnapshot(_message.Message):
     """Power mode in the device's own words (`MAXN`, governor name), else empty."""
     disk_free_bytes: _builtins.int
     """Room for downloaded builds."""
+    product: _builtins.str
+    """What the firmware calls the machine: maker and product of DMI, or `EC2 instance`; else empty. Never a serial number."""
     @_builtins.property
     def device_tree_compatible(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """`compatible` strings of the device tree, most specific first."""
@@ -94,10 +97,11 @@ class DeviceSnapshot(_message.Message):
         power_mode: _builtins.str = ...,
         meters: _abc.Iterable[_builtins.str] | None = ...,
         disk_free_bytes: _builtins.int | None = ...,
+        product: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_disk_free_bytes", b"_disk_free_bytes", "_memory_bytes", b"_memory_bytes", "disk_free_bytes", b"disk_free_bytes", "memory_bytes", b"memory_bytes", "os", b"os", "processor", b"processor"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_disk_free_bytes", b"_disk_free_bytes", "_memory_bytes", b"_memory_bytes", "accelerators", b"accelerators", "device_tree_compatible", b"device_tree_compatible", "device_tree_model", b"device_tree_model", "disk_free_bytes", b"disk_free_bytes", "emulated", b"emulated", "host_digest", b"host_digest", "host_name", b"host_name", "machine", b"machine", "memory_bytes", b"memory_bytes", "meters", b"meters", "os", b"os", "power_mode", b"power_mode", "processor", b"processor", "python_version", b"python_version", "runtimes", b"runtimes", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_disk_free_bytes", b"_disk_free_bytes", "_memory_bytes", b"_memory_bytes", "accelerators", b"accelerators", "device_tree_compatible", b"device_tree_compatible", "device_tree_model", b"device_tree_model", "disk_free_bytes", b"disk_free_bytes", "emulated", b"emulated", "host_digest", b"host_digest", "host_name", b"host_name", "machine", b"machine", "memory_bytes", b"memory_bytes", "meters", b"meters", "os", b"os", "power_mode", b"power_mode", "processor", b"processor", "product", b"product", "python_version", b"python_version", "runtimes", b"runtimes", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__disk_free_bytes: _TypeAlias = _typing.Literal["disk_free_bytes"]  # noqa: Y015
     _WhichOneofArgType__disk_free_bytes: _TypeAlias = _typing.Literal["_disk_free_bytes", b"_disk_free_bytes"]  # noqa: Y015

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from fleetfit.core.digests import sha256_bytes
 from fleetfit.core.errors import InvalidInput, NotFound, PermissionDenied, Superseded
+from fleetfit.device_profiles.loader import load_profiles
 from fleetfit.device_profiles.matching import DeviceFactsForMatching, match
 from fleetfit.proto.printable import make_printable
 from fleetfit.proto.v1 import devices_pb2, snapshot_pb2, work_pb2
@@ -141,7 +142,12 @@ class Fleet:
 
     async def get(self, text: str) -> devices_pb2.Device:
         """One device by name or id."""
-        return await self._database.read(lambda session: self._message(session, find_device(session, text)))
+        device = await self._database.read(lambda session: self._message(session, find_device(session, text)))
+        if device.profile:
+            declared = load_profiles().get(device.profile)
+            profile = declared or match(facts_for_matching(device.snapshot)).profile
+            device.profile_json = profile.model_dump_json()
+        return device
 
     async def all(self, labels: Sequence[str] = ()) -> list[devices_pb2.Device]:
         """Devices that bear all the labels, by name."""
@@ -250,6 +256,7 @@ def facts_for_matching(snapshot: snapshot_pb2.DeviceSnapshot) -> DeviceFactsForM
         cpu_flags=frozenset(snapshot.processor.flags),
         arm_implementer=snapshot.processor.arm_implementer,
         arm_part=snapshot.processor.arm_part,
+        product=snapshot.product,
         cores=snapshot.processor.usable_cores,
         memory_bytes=snapshot.memory_bytes if snapshot.HasField("memory_bytes") else None,
         host_name=snapshot.host_name,

@@ -263,6 +263,20 @@ def test_a_recipe_is_fitted_to_the_kind_of_device(
     assert Recipe.from_yaml((out / "recipe.yaml").read_text()).steps[0].parameters()["round_to"] == width
 
 
+def test_profiles_are_listed_without_a_server(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["devices", "profiles", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["profiles"]
+    assert len(listed) >= 20
+    assert {one["agent"]["status"] for one in listed} >= {"tested", "expected", "container"}
+    assert cli.run(["devices", "profiles", "jetson-nano", "--json"]) == 0
+    nano = json.loads(capsys.readouterr().out)["profile"]
+    assert [mode["name"] for mode in nano["power_modes"]] == ["MAXN", "5W"]
+    assert cli.run(["devices", "profiles", "jetson-nano"]) == 0
+    assert "container: JetPack 4 is the last" in capsys.readouterr().out
+    assert cli.run(["devices", "profiles", "toaster"]) == 1
+    assert "no device profile 'toaster'; there are ampere-altra" in capsys.readouterr().err
+
+
 def test_the_client_waits_for_a_server_that_restarts(make_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     own = make_server()
     monkeypatch.setenv("FLEETFIT_CONFIG_DIR", str(own.folder / "config"))

@@ -10,9 +10,11 @@ import pytest
 from rich.console import Console, RenderableType
 
 from fleetfit.client.tables import lists
+from fleetfit.client.tables.profiles import profile_facts, profile_rows, profiles_table
 from fleetfit.client.tables.report import interval, report_parts
 from fleetfit.client.tables.report_rows import Span, rows_of
 from fleetfit.client.tables.report_text import report_csv, report_markdown
+from fleetfit.device_profiles.loader import load_profiles
 from fleetfit.proto.v1 import common_pb2, devices_pb2, jobs_pb2, models_pb2, snapshot_pb2
 
 LONG = "a-very-long-name-that-somebody-gave-to-a-thing-of-theirs-1234567"
@@ -181,6 +183,7 @@ def test_every_list_fits_80_columns_with_long_names() -> None:
     device = devices_pb2.Device(
         name=LONG, device_id="d" * 26, labels=[LONG, LONG], state=devices_pb2.DEVICE_STATE_ONLINE, paused=True, emulated=True,
         profile="x86-server-avx512-vnni", profile_reason="its flags have avx512_vnni " * 4, snapshot_id="s",
+        profile_json=load_profiles()["jetson-agx-xavier"].model_dump_json(),
         snapshot=snapshot_pb2.DeviceSnapshot(
             memory_bytes=8 << 30, runtimes=[snapshot_pb2.Runtime(name="openvino", reason='pip install "x[openvino]"')]
         ),
@@ -220,8 +223,29 @@ def test_every_list_fits_80_columns_with_long_names() -> None:
         text = printed([part])
         assert max(map(len, text.splitlines())) <= 80
         assert "\x1b" not in text
-    assert '[openvino]"' in printed([lists.device_facts(device)]), "text in brackets is not markup"
+    shown = printed([lists.device_facts(device)])
+    assert '[openvino]"' in shown, "text in brackets is not markup"
+    assert "container: JetPack 5" in shown and "EDP, 10W (10 W), 15W (15 W), 30W (30 W)" in shown
+    assert "the warm figure counts" in shown and "never run" in shown
     assert "[good]" in printed([lists.model_facts(model)])
+
+
+def test_profiles_fit_80_columns() -> None:
+    profiles = [profile.model_dump(mode="json") for profile in load_profiles().values()]
+    for part in (profiles_table(profiles), *map(profile_facts, profiles)):
+        assert max(map(len, printed([part]).splitlines())) <= 80
+    shown = printed([profile_facts(load_profiles()["jetson-thor"].model_dump(mode="json"))])
+    assert "130 W: " in shown and "2.6 GHz at most" in shown and "ridgerun" in shown
+
+
+def test_a_profile_of_an_older_or_newer_server_is_shown_as_far_as_it_is_known() -> None:
+    assert profile_rows({}) == []
+    assert profile_rows({"notes": ["as it was"], "round_to": 8}) == [
+        ("seen running", "never run"),
+        ("note", "as it was"),
+    ]
+    newer = {"agent": {"status": "dreamt of", "reason": "it may be", "mood": 3}, "runs": {"x": {"kind": "guessed"}}}
+    assert profile_rows(newer) == [("runs the agent", "dreamt of: it may be"), ("seen running", "x guessed")]
 
 
 def test_a_long_name_is_parted_behind_hyphens() -> None:

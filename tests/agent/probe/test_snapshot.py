@@ -67,6 +67,24 @@ def test_an_x86_server(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("files", "product"),
+    [
+        ({}, ""),
+        (
+            {"sys_vendor": "ADLINK\n", "product_name": "Ampere Altra Developer Platform\n"},
+            "ADLINK Ampere Altra Developer Platform",
+        ),
+        ({"sys_vendor": "Maker\n", "board_asset_tag": "rack-7\n"}, "Maker"),
+        # Which instance it is stays on the machine.
+        ({"sys_vendor": "Amazon EC2\n", "board_asset_tag": "i-0af01c0123456789a\n"}, "EC2 instance"),
+    ],
+)
+def test_what_the_firmware_calls_the_machine(tmp_path: Path, files: dict[str, str], product: str) -> None:
+    tree = plant(tmp_path, X86_SERVER | {f"/sys/devices/virtual/dmi/id/{name}": text for name, text in files.items()})
+    assert take_snapshot(tree).product == product
+
+
+@pytest.mark.parametrize(
     ("files", "cores", "memory"), [(CONTAINER_V2, 2, 2 << 30), (CONTAINER_V1, 1, 1 << 30)], ids=["v2", "v1"]
 )
 def test_a_container_with_limits(tmp_path: Path, files: dict[str, str], cores: int, memory: int) -> None:

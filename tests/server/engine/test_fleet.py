@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 
 import pytest
@@ -49,6 +50,27 @@ def test_the_newest_session_wins(fleet: Fleet, database: Database, make_snapshot
             await database.read(lambda session: check_session(session, device, first))
         await fleet.leave(device, second)
         assert not fleet.online(device)
+
+    asyncio.run(run())
+
+
+def test_a_device_is_shown_with_its_profile(fleet: Fleet, make_snapshot: MakeSnapshot) -> None:
+    async def run() -> None:
+        device, _ = await fleet.register("board", [], "1")
+        assert not (await fleet.get("board")).profile_json
+        snapshot = make_snapshot()
+        snapshot.machine, snapshot.product = "aarch64", "EC2 instance"
+        snapshot.processor.arm_implementer, snapshot.processor.arm_part = "0x41", "0xd4f"
+        await fleet.hello(device, work_pb2.HelloRequest(agent_version="1", snapshot=snapshot))
+        shown = await fleet.get("board")
+        assert shown.profile == "graviton-4" and "its firmware calls it 'EC2 instance'" in shown.profile_reason
+        assert json.loads(shown.profile_json)["agent"]["status"] == "expected"
+        assert [one.profile_json for one in await fleet.all()] == [""], "lists stay small"
+        snapshot.processor.arm_part = "0xabc"
+        await fleet.hello(device, work_pb2.HelloRequest(agent_version="1", snapshot=snapshot))
+        made = json.loads((await fleet.get("board")).profile_json)
+        assert (made["name"], made["agent"]["status"]) == ("generic", "unknown")
+        assert "what its agent found is all that is known" in made["notes"][0]
 
     asyncio.run(run())
 
