@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from fleetfit.compress.recipe import Recipe
 from fleetfit.compress.tasks import WAITING_FOR_HOST, Compress, CompressFacts, IntakeData, Limits
@@ -26,6 +27,7 @@ def compress_local(
     threads: int = 1,
     runtimes: Sequence[str] = ("onnxruntime",),
     limits: Limits | None = None,
+    compute: Literal["auto", "cpu", "cuda"] = "cpu",
     report: Callable[[float, str], None] = lambda fraction, activity: None,
 ) -> CompressFacts:
     """Carry `recipe` out on a `.pt2` or `.onnx` file and put the builds for `runtimes` and the changed model into `out`.
@@ -80,6 +82,7 @@ def compress_local(
             seed=seed,
             threads=threads,
             runtimes=list(runtimes),
+            compute=compute,
             limits=[limits] if limits is not None else [],
         )
         result = run_recipe(work, sources, made, report)

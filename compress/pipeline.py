@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from fleetfit.compress.arrays import read_split
+from fleetfit.compress.compute import choose_device, described, generators
 from fleetfit.compress.export.base import Exporter
 from fleetfit.compress.export.registry import DEFAULT, exporter
 from fleetfit.compress.exporter import (
@@ -59,7 +60,10 @@ def run_recipe(work: Compress, sources: Sources, out: Path, report: Report) -> C
     Deterministic for the same work, sources, versions, instruction set and number of threads. Raises InvalidRecipe and
     InvalidModel with a sentence for the report.
     """
-    with _reproducible(work):
+    device = choose_device(work.compute)
+    # What was chosen once holds for all passes.
+    work = work.model_copy(update={"compute": device.type})
+    with _reproducible(work, device):
         recipe = Recipe.from_yaml(work.recipe) if work.recipe.strip() else Recipe.original()
         exporters = _exporters(recipe, work)
         train = read_split(sources.train) if sources.train is not None else None
@@ -72,11 +76,11 @@ def run_recipe(work: Compress, sources: Sources, out: Path, report: Report) -> C
 
 
 @contextmanager
-def _reproducible(work: Compress) -> Iterator[None]:
+def _reproducible(work: Compress, device: torch.device) -> Iterator[None]:
     """Seed, threads and deterministic kernels, and afterwards what the caller had: this may run in a user's process."""
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=generators(device)):
         torch.manual_seed(work.seed)
         torch.set_num_threads(work.threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -169,7 +173,7 @@ def _from_layers(
         notes=missed,
         parameters=lineage[-1].parameters,
         macs=lineage[-1].macs,
-        environment=environment(work.threads),
+        environment=environment(work.threads, work.compute),
     )
 
 
@@ -229,7 +233,7 @@ def _from_onnx(
         builds=[build],
         parameters=facts.parameters,
         macs=facts.macs,
-        environment=environment(work.threads),
+        environment=environment(work.threads, work.compute),
     )
 
 
@@ -248,6 +252,7 @@ def _context(
         metric=work.metric,
         task=work.task,
         seed=work.seed,
+        compute=work.compute,
         report=lambda part, activity: None,
     )
 
@@ -433,8 +438,8 @@ def _not_finite(model: LayeredModel) -> set[str]:
     return {key for key, value in tensors if not bool(torch.isfinite(value).all())}
 
 
-def environment(threads: int) -> dict[str, str]:
-    """The numeric environment that results depend on: versions, instruction set, threads."""
+def environment(threads: int, compute: str = "cpu") -> dict[str, str]:
+    """The numeric environment that results depend on: versions, instruction set, threads, where training passes compute."""
     import onnx
     import onnxruntime
 
@@ -447,4 +452,5 @@ def environment(threads: int) -> dict[str, str]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "machine": platform.machine(),
         "threads": str(threads),
+        "compute": described(choose_device(compute)),
     }

@@ -81,6 +81,8 @@ class Compress(_Strict):
     threads: int = 1
     runtimes: list[str] = ["onnxruntime"]
     """The runtimes to make builds for."""
+    compute: Literal["auto", "cpu", "cuda"] = "cpu"
+    """Where passes that train do so; `auto` is CUDA where PyTorch has it."""
     limits: list[Limits] = []
     """Of those for whom it is made: once none of these can be met any more, it stops. They change nothing in what is made,
     so they are no part of a variant's key."""

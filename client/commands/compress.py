@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -80,6 +80,10 @@ def fit(
             metavar="NAME", help="With --local: the kind of device to fit widths to, as `devices show` names it."
         ),
     ] = "",
+    compute: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        typer.Option(help="With --local: where training steps compute; auto takes CUDA where PyTorch has it."),
+    ] = "cpu",
     server: Server = "",
     as_json: AsJson = False,
 ) -> None:
@@ -111,11 +115,16 @@ def fit(
             device_profile=device_profile,
             max_drop=max_drop,
             max_size_mb=max_size_mb,
+            compute=compute,
             as_json=as_json,
         )
         return
     if runtime:
         raise UsageError("--runtime goes with --local; leave it out", field="runtime")
+    if compute != "cpu":
+        raise UsageError(
+            "--compute goes with --local; a server computes where `fleetfit server --compute` says", field="compute"
+        )
     if device_profile:
         raise UsageError(
             "--device-profile goes with --local; leave it out, devices have theirs", field="device_profile"

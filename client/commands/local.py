@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from fleetfit.client.commands.recipes import read_recipe
 from fleetfit.client.output import Output
@@ -33,6 +33,7 @@ def compress_here(
     device_profile: str,
     max_drop: str,
     max_size_mb: float | None,
+    compute: Literal["auto", "cpu", "cuda"],
     as_json: bool,
 ) -> None:
     """Carry the recipe out, fitted to the device of that profile, and show what each of its steps did."""
@@ -59,6 +60,7 @@ def compress_here(
             threads=threads[0] if threads else 1,
             runtimes=runtimes or ["onnxruntime"],
             limits=limits,
+            compute=compute,
             report=lambda fraction, activity: told(activity, fraction),
         )
     missed = _missed(result, limits)

@@ -20,11 +20,14 @@ def batch_size(model: LayeredModel, wanted: int) -> int:
 
 
 def take(model: LayeredModel, arrays: Arrays, rows: NDArray[np.int64]) -> dict[str, torch.Tensor]:
-    """The inputs of these samples, as the model takes them."""
+    """The inputs of these samples, as the model takes them, on its device."""
     missing = [tensor.name for tensor in model.inputs if tensor.name not in arrays.inputs]
     if missing:
         raise InvalidData(f"the data have no array named {missing[0]}, which the model takes")
-    return {t.name: torch.from_numpy(np.ascontiguousarray(arrays.inputs[t.name][rows])) for t in model.inputs}
+    device = model.device
+    return {
+        t.name: torch.from_numpy(np.ascontiguousarray(arrays.inputs[t.name][rows])).to(device) for t in model.inputs
+    }
 
 
 def in_order(model: LayeredModel, arrays: Arrays, wanted: int) -> Iterator[tuple[dict[str, torch.Tensor], int]]:
@@ -42,7 +45,7 @@ def in_order(model: LayeredModel, arrays: Arrays, wanted: int) -> Iterator[tuple
 
 
 def outputs_over(model: LayeredModel, arrays: Arrays, wanted: int = 512) -> dict[str, torch.Tensor]:
-    """All outputs for all samples, in evaluation mode, without gradients."""
+    """All outputs for all samples, on the processor, in evaluation mode, without gradients."""
     parts: dict[str, list[torch.Tensor]] = {tensor.name: [] for tensor in model.outputs}
     training = model.module.training
     model.module.eval()
@@ -50,7 +53,7 @@ def outputs_over(model: LayeredModel, arrays: Arrays, wanted: int = 512) -> dict
         with torch.no_grad():
             for inputs, real in in_order(model, arrays, wanted):
                 for name, value in model.call(inputs).items():
-                    parts[name].append(value[:real])
+                    parts[name].append(value.cpu()[:real])
     finally:
         model.module.train(training)
     return {name: torch.cat(values) for name, values in parts.items()}

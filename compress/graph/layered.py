@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -49,6 +50,12 @@ class LayeredModel:
         """What `module` returned, by the outputs' names."""
         values = [result] if isinstance(result, torch.Tensor) else list(result)
         return dict(zip((tensor.name for tensor in self.outputs), values, strict=True))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and so the inputs must be: the processor but for a pass that trains elsewhere."""
+        tensors = itertools.chain(self.module.parameters(), self.module.buffers())
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     def sample_batch(self) -> int:
         """The number of samples in `sample_inputs`."""

@@ -78,6 +78,8 @@ class PassContext:
     seed: int
     report: Callable[[float, str], None]
     environment: dict[str, str] = field(default_factory=dict)
+    compute: str = "cpu"
+    """Where passes that train do so: `cpu` or `cuda`. They leave the model on the processor."""
 
     def training_data(self, asking: str) -> Arrays:
         """The training split. Raises InvalidRecipe where the job has no dataset."""

@@ -74,7 +74,7 @@ class Augmenter:
 
     def _flip(self, count: int, height: int, width: int) -> Callable[[torch.Tensor], torch.Tensor]:
         chosen = torch.from_numpy(self._numbers.random(count) < 0.5)[:, None, None, None]
-        return lambda x: torch.where(chosen, x.flip(-1), x)
+        return lambda x: torch.where(chosen.to(x.device), x.flip(-1), x)
 
     def _shift(self, count: int, height: int, width: int) -> Callable[[torch.Tensor], torch.Tensor]:
         rows, columns = (self._moved(count, side) for side in (height, width))
@@ -94,7 +94,7 @@ class Augmenter:
             at = torch.arange(side)
             inside.append((at >= first) & (at < first + size))
         hidden = (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
-        return lambda x: torch.where(hidden, x.mean((0, 2, 3), keepdim=True), x)
+        return lambda x: torch.where(hidden.to(x.device), x.mean((0, 2, 3), keepdim=True), x)
 
     def _mix(self, batch: Augmented, count: int) -> None:
         # Any share is as likely as any other, as where a teacher labels the mixtures (Beyer et al. 2022).

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from fleetfit.compress.compute import CPU, choose_device, described, generators, placed
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.graph.batches import batch_size, outputs_over, spread_rows, take
 from fleetfit.compress.passes.base import MOST_EPOCHS, Arrays, PassContext, PassReport
@@ -52,10 +53,11 @@ def distill(
     data = context.training_data("distill")
     if settings.samples is not None:
         data = spread_rows(data, settings.samples, context.seed)
-    trainable = [p for p in model.module.parameters() if p.requires_grad and p.is_floating_point()]
-    if not trainable:
-        raise InvalidRecipe("distill finds no weight to train in this model; leave the step out")
-    with torch.random.fork_rng(devices=[]):
+    device = choose_device(context.compute)
+    with torch.random.fork_rng(devices=generators(device)), placed(model, device):
+        trainable = [p for p in model.module.parameters() if p.requires_grad and p.is_floating_point()]
+        if not trainable:
+            raise InvalidRecipe("distill finds no weight to train in this model; leave the step out")
         return _Distillation(model, settings, context, data, trainable, after_step, began).run()
 
 
@@ -86,7 +88,7 @@ class _Distillation:
             raise InvalidData(f"distill needs at least {self.batch} training samples and there are {len(data)}")
         self.features: Features | None = None
         self._begin()
-        self.teacher = Teacher(context.teacher, data)
+        self.teacher = Teacher(context.teacher, data, model.device)
         self.targets = None if data.targets is None else torch.from_numpy(np.ascontiguousarray(data.targets))
         asking = time.perf_counter()
         some = self.teacher.some(_KINDS_FROM)
@@ -97,7 +99,7 @@ class _Distillation:
             some = {judged.output: some[judged.output], **some}
         self.loss = DistillationLoss.for_outputs(
             some,
-            None if self.targets is None else self.targets[:_KINDS_FROM],
+            None if self.targets is None else self.targets[:_KINDS_FROM].to(model.device),
             task=context.task,
             temperature=settings.temperature,
             label_weight=settings.label_weight,
@@ -219,7 +221,7 @@ class _Distillation:
 
     def _loss(self, rows: NDArray[np.int64]) -> torch.Tensor:
         inputs = take(self.model, self.data, rows)
-        targets = None if self.targets is None else self.targets[torch.from_numpy(rows)]
+        targets = None if self.targets is None else self.targets[torch.from_numpy(rows)].to(self.model.device)
         changed = Augmented(inputs) if self.augment is None else self.augment(inputs)
         student = self.model.call(changed.inputs)
         # What is in memory is the answer to inputs as they are, and has no features.
@@ -265,6 +267,8 @@ class _Distillation:
         weights = {name: "" if weight == 1 else f", times {weight:g}" for name, weight in self.loss.weights.items()}
         kinds = ", ".join(f"{name} as {kind.value}{weights[name]}" for name, kind in self.loss.kinds.items())
         notes = [f"{trained.done} steps of {self.batch} samples; the original's outputs: {kinds}", *self.notes]
+        if self.model.device != CPU:
+            notes.append(f"trained on {described(self.model.device)}")
         if self.context.validation is None:
             return notes
         if trained.at == 0:

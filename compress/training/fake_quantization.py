@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import nn
 
+from fleetfit.compress.compute import choose_device, placed
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.graph.batches import outputs_over, spread_rows
 from fleetfit.compress.graph.kinds import TRANSPOSED
@@ -39,7 +40,8 @@ def train_quantized(model: LayeredModel, settings: QuantizeAwareTraining, contex
         )
     names = ("epochs", "temperature", "label_weight", "learning_rate", "batch", "patience", "samples")
     wanted = Distill.model_validate({name: getattr(settings, name) for name in names})
-    with fake_quantized(model.module, settings.bits) as layers:
+    # Ranges are read where they are used.
+    with placed(model, choose_device(context.compute)), fake_quantized(model.module, settings.bits) as layers:
         outputs_over(model, spread_rows(data, settings.calibration_samples, context.seed))
         for layer in layers:
             layer.watching = False

@@ -183,7 +183,7 @@ def _least_squares(x: torch.Tensor, y: torch.Tensor) -> nn.Linear:
     x, y = x - mean_x, y - mean_y
     gram = x.T @ x
     ridge = _RIDGE * float(gram.diagonal().mean()) + 1e-12
-    weight = torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype), x.T @ y).T
+    weight = torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), x.T @ y).T
     layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     layer.weight = nn.Parameter(weight.float().contiguous())
     layer.bias = nn.Parameter((mean_y - weight @ mean_x).float())

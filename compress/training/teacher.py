@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fleetfit.compress.compute import CPU, move
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.graph.batches import as_images, outputs_over
 from fleetfit.compress.passes.base import Arrays
@@ -16,10 +17,14 @@ _AHEAD = 1024
 
 
 class Teacher:
-    """Answers for rows of a split, from memory where it was asked before. The model it is made from is not changed."""
+    """Answers for rows of a split, from memory where it was asked before. The model it is made from is not changed.
 
-    def __init__(self, model: LayeredModel, data: Arrays) -> None:
+    It is asked on `device`, and so are its answers; the memory of them is the processor's.
+    """
+
+    def __init__(self, model: LayeredModel, data: Arrays, device: torch.device = CPU) -> None:
         self.model = model.clone()
+        move(self.model, device)
         as_images(self.model.module)
         self._data = data
         self._known = np.zeros(len(data), dtype=np.bool_)
@@ -31,7 +36,8 @@ class Teacher:
         if len(missing):
             self._ask(missing)
         index = torch.from_numpy(rows)
-        return {name: values[index] for name, values in self._answers.items()}
+        device = self.model.device
+        return {name: values[index].to(device) for name, values in self._answers.items()}
 
     def prepare(self, rows: NDArray[np.int64]) -> None:
         """Ask for many rows at once: quicker than batch by batch."""

@@ -142,6 +142,7 @@ class Trainer:
             start = time.perf_counter()
             self._step(optimizer, number, _MEASURED_STEPS + 1)
             if number > 1:
+                _wait_for(self.model.device)
                 times.append(time.perf_counter() - start)
                 if time.perf_counter() - began > _MEASURED_SHARE * budget:
                     break
@@ -211,6 +212,12 @@ class Average:
             with torch.no_grad():
                 for key, value in kept.items():
                     state[key].copy_(value)
+
+
+def _wait_for(device: torch.device) -> None:
+    """Until what was asked of a device is done: CUDA answers before."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 @contextmanager

@@ -161,6 +161,7 @@ def test_enroll_prints_a_line_to_paste(server: Server) -> None:
             2,
             "--local measures nothing",
         ),
+        (("compress", "m", "--data", "d", "--compute", "auto"), 2, "--compute goes with --local"),
         (("compress", "m", "--data", "d", "--device-profile", "x86-amx"), 2, "--device-profile goes with --local"),
         (
             ("compress", "--local", "m.pt2", "--recipe", "pruned", "-o", "out", "--device-profile", "x86-amy"),
