@@ -98,6 +98,51 @@ def low_rank() -> str:
     return "\n".join([*lines, ""])
 
 
+def peers() -> list[str]:
+    """What each peer reached beside us; nothing before the benchmark was run in full."""
+    path = RESULTS / "peers.json"
+    if not path.exists():
+        return []
+    result = json.loads(path.read_text())
+    figures, compared = result["figures"], result["figures"]["compared"]
+    sets = ", ".join(result["machine"]["instruction_sets"]) or "no vector extension that we look for"
+    versions = ", ".join(f"{name} {version}" for name, version in figures["versions"].items())
+    lines = [
+        "## Beside other tools",
+        "",
+        f"A residual network of {figures['parameters']} parameters on Fashion-MNIST ({figures['test_accuracy']:.2f} % on test), "
+        f"compressed by fleetfit and by others with {figures['seeds']} seeds, {figures['tuning_epochs']} epochs of fine-tuning "
+        "for each that trains (`python -m benchmarks.peers`). Medians, least to most; one thread, a batch of one, "
+        f"{result['machine']['processor']} ({sets}); {versions}:",
+        "",
+        "| tool | times as fast | in its own runtime | kilobytes | drop on test, points |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, found in figures["summary"].items():
+        own = _middle(found["times_as_fast_in_openvino"], 2) if "times_as_fast_in_openvino" in found else ""
+        kilobytes = {part: value / 1000 for part, value in found["bytes"].items()}
+        cells = [_middle(found["times_as_fast"], 2), own, _middle(kilobytes, 0), _middle(found["test_drop"], 2)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += [f"| {one['entry']}, seed {one['seed']} | not run: {one['error']} | | | |" for one in figures["not_run"]]
+    return [
+        *lines,
+        "",
+        f"fleetfit is {compared['over_best_default']:.2f} times as fast as the best in ONNX Runtime at its defaults "
+        f"({compared['best_default']}), {compared['over_best_default_in_any_runtime']:.2f} times as the best in any runtime "
+        f"({compared['best_default_in_any_runtime']}), {compared['over_expert']:.2f} times as the expert, and has "
+        f"{compared['bytes_over_smallest']:.2f} times the bytes of the smallest ({compared['smallest']}).",
+    ]
+
+
+def composition() -> str:
+    """The comparison with the peers."""
+    return "\n".join([*peers(), ""])
+
+
+def _middle(found: dict[str, float], digits: int) -> str:
+    return f"{found['median']:.{digits}f} ({found['least']:.{digits}f} to {found['most']:.{digits}f})"
+
+
 def _spread(points: tuple[dict[str, Any], ...], name: str) -> dict[str, float]:
     values = [point[name] for point in points]
     return {"mean": statistics.fmean(values), "least": min(values), "most": max(values)}
@@ -107,6 +152,7 @@ SECTIONS: Final[dict[str, Callable[[], str]]] = {
     "README.md": readme,
     "docs/techniques/pruning.md": pruning,
     "docs/techniques/low-rank.md": low_rank,
+    "docs/techniques/composition.md": composition,
 }
 """What stands between a document's marks."""
 

@@ -30,11 +30,12 @@ def machine() -> dict[str, Any]:
         "instruction_sets": [flag for flag in wanted if flag in processor.flags],
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": f"{platform.system()} {platform.machine()}",
-        "versions": {"python": platform.python_version(), **_versions("torch", "onnxruntime", "numpy")},
+        "versions": {"python": platform.python_version(), **versions("torch", "onnxruntime", "numpy")},
     }
 
 
-def _versions(*names: str) -> dict[str, str]:
+def versions(*names: str) -> dict[str, str]:
+    """Of installed packages."""
     found = {}
     for name in names:
         try:

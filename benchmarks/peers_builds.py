@@ -13,7 +13,7 @@ at their defaults is taken from
   https://docs.openvino.ai/2024/openvino-workflow/model-preparation/conversion-parameters.html;
 - Olive: the pass `OnnxStaticQuantization` with nothing but calibration data, https://microsoft.github.io/Olive/.
 
-They are installed with `pip install torch-pruning==1.6.1 nncf==3.4.0 olive-ai==0.13.0 openvino`, which changes none of our versions.
+Install them with `pip install torch-pruning==1.6.1 nncf==3.4.0 olive-ai==0.13.0 openvino`; none of our versions changes.
 """
 
 from __future__ import annotations

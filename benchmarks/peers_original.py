@@ -84,6 +84,8 @@ def splits(settings: Settings) -> Splits:
     order = np.random.default_rng(0).permutation(len(found.images))
     known = Split(_floats(found.images), found.targets.astype(np.int64))
     rows, held_out = order[:-HELD_OUT][: settings.train], order[-HELD_OUT:]
+    if settings == QUICK:
+        held_out = held_out[: settings.train]
     return Splits(
         Split(known.images[rows], known.targets[rows]),
         Split(known.images[held_out], known.targets[held_out]),
@@ -118,9 +120,7 @@ class Residual(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(1, WIDTHS[0], 5, 2, 2, bias=False), nn.BatchNorm2d(WIDTHS[0]), nn.ReLU()
-        )
+        self.stem = nn.Sequential(nn.Conv2d(1, WIDTHS[0], 5, 2, 2, bias=False), nn.BatchNorm2d(WIDTHS[0]), nn.ReLU())
         blocks, before = [], WIDTHS[0]
         for stage, width in enumerate(WIDTHS):
             for number in range(BLOCKS):
@@ -191,9 +191,13 @@ def train(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-        say(f"  epoch {epoch + 1} of {epochs}: loss {float(loss):.3f}, {time.monotonic() - began:.0f} s")
+        say(f"  epoch {epoch + 1} of {epochs}: loss {float(loss.detach()):.3f}, {time.monotonic() - began:.0f} s")
         if resume is not None:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+            state = {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+            }
             torch.save({"epoch": epoch + 1, **state}, resume)
     model.eval()
 
