@@ -319,9 +319,9 @@ ENTRIES: dict[str, tuple[Make, str, bool]] = {
 }
 
 
-def made(settings: Settings, only: list[str] | None = None) -> tuple[Work, list[dict[str, Any]]]:
+def made(settings: Settings, only: list[str] | None = None, threads: int = 1) -> tuple[Work, list[dict[str, Any]]]:
     """All builds, those that are missing made now: a line for each entry and seed, with `error` where one cannot be made."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     data = splits(settings)
     work = Work(settings, data, original(settings, data))
     exported = settings.folder() / "original.onnx"
@@ -369,7 +369,10 @@ def _one(work: Work, name: str, make: Make, kind: str, seed: int) -> dict[str, A
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers_builds")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="for training; more than one pays on a quiet machine only"
+    )
     parser.add_argument("entries", nargs="*", choices=[*ENTRIES, []])
     options = parser.parse_args()
-    _, all_lines = made(QUICK if options.quick else FULL, options.entries)
+    _, all_lines = made(QUICK if options.quick else FULL, options.entries, options.threads)
     sys.exit(any("error" in line for line in all_lines))
