@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from fleetfit.device_profiles.loader import load_profiles
-from fleetfit.device_profiles.schema import USUAL_ROUND_TO, DeviceProfile, Rule
+from fleetfit.device_profiles.schema import USUAL_ROUND_TO, Agent, DeviceProfile, Rule
 
 _RECIPES: Final = [
     *("int8-dynamic", "int8-static", "low-rank", "pruned", "pruned-int8", "pruned-low-rank", "small-and-quick")
@@ -98,6 +98,7 @@ def _generic(facts: DeviceFactsForMatching) -> DeviceProfile:
         runtimes=["onnxruntime"],
         recipes=list(_RECIPES),
         round_to=USUAL_ROUND_TO,
+        agent=Agent(status="unknown", reason="it runs on this device, but no profile says from which image on"),
         notes=["no profile is declared for this kind of device; what its agent found is all that is known"],
     )
 

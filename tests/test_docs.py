@@ -15,6 +15,7 @@ DOCUMENTS = [
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "docs/decisions.md",
+    "docs/devices/README.md",
     *(
         f"docs/techniques/{name}.md"
         for name in ("README", "pruning", "low-rank", "quantization", "distillation", "export", "composition")
