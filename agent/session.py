@@ -254,12 +254,14 @@ class Agent:
         """Report everything in the spool, the oldest first, each until it is acknowledged or refused for good."""
         for spooled in self._spool:
             try:
+                outputs = await upload_file(channel, spooled.outputs) if spooled.outputs.exists() else None
                 reference = await upload_file(channel, spooled.path)
                 request = work_pb2.ReportTaskRequest(
                     session_number=self._session_number,
                     task_id=spooled.task_id,
                     fence=spooled.fence,
                     result=reference,
+                    outputs=outputs,
                 )
                 await self._call(stub.ReportTask(request, timeout=_CALL_S))
                 log.info("task %s: reported", spooled.task_id)

@@ -19,6 +19,11 @@ class Spooled:
     fence: int
     path: Path
 
+    @property
+    def outputs(self) -> Path:
+        """Where the outputs lie that the result names, if it names any."""
+        return self.path.with_name(f"{self.task_id}.{self.fence}.npz")
+
 
 class Spool:
     """A folder of results; a name holds the task and the fencing token, so the file alone says what to report."""
@@ -27,18 +32,21 @@ class Spool:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def put(self, task_id: str, fence: int, result: Path) -> Spooled:
-        """Move a result into the spool, durably."""
-        path = self._folder / f"{task_id}.{fence}.pb.gz"
-        with result.open("rb") as file:
-            os.fsync(file.fileno())
-        result.replace(path)
+    def put(self, task_id: str, fence: int, result: Path, outputs: Path | None = None) -> Spooled:
+        """Move a result, and the outputs that it names, into the spool, durably."""
+        spooled = Spooled(task_id, fence, self._folder / f"{task_id}.{fence}.pb.gz")
+        # The result last: it is what says that there is something to report.
+        for source, target in ((outputs, spooled.outputs), (result, spooled.path)):
+            if source is not None and source.exists():
+                with source.open("rb") as file:
+                    os.fsync(file.fileno())
+                source.replace(target)
         descriptor = os.open(self._folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        return Spooled(task_id, fence, path)
+        return spooled
 
     def __iter__(self) -> Iterator[Spooled]:
         for path in sorted(self._folder.iterdir()):
@@ -49,3 +57,4 @@ class Spool:
     def drop(self, spooled: Spooled) -> None:
         """Forget a result: it was acknowledged, or is no longer wanted."""
         spooled.path.unlink(missing_ok=True)
+        spooled.outputs.unlink(missing_ok=True)

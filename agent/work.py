@@ -24,6 +24,8 @@ from fleetfit.core.errors import ExhaustedResource, FleetfitError, InvalidInput
 from fleetfit.proto.v1 import common_pb2, measurement_pb2, work_pb2
 
 Status = measurement_pb2.MeasurementStatus
+# Where the measuring child leaves what a scorer wants; `measuring/trials.py`, which needs NumPy, names it too.
+OUTPUTS: Final = "outputs.npz"
 _PASSING: Final = frozenset(
     {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "INTERNAL", "UNKNOWN", "CANCELLED", "DATA_LOSS"}
 )
@@ -71,7 +73,7 @@ class Worker:
                     raise
                 message = f"the device's disk is full; make room in {self._folder.parent}, then resume the job"
                 result = self._failure(taskdir, Status.MEASUREMENT_STATUS_DISK_FULL, message)
-            return self._spool.put(lease.task_id, lease.fence, result)
+            return self._spool.put(lease.task_id, lease.fence, result, taskdir / OUTPUTS)
         except OSError as error:
             if not is_full(error):
                 raise

@@ -2,6 +2,9 @@
 
 Two names stand for families: `top5_accuracy` (any number from 2) and `f1@0.5` (any threshold). Each may name the output
 that it judges, as in `accuracy:logits`.
+
+A user's own metric is `user:NAME`. It is computed on the user's machine only; what its values mean travels in its judged name,
+`user:NAME,lower,UNIT` (see `judged_name`).
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from typing import Final, Literal
 
 from fleetfit.core.errors import InvalidInput
 
+USER: Final = "user"
 CLASSIFICATION: Final = "classification"
 MULTILABEL: Final = "multilabel"
 REGRESSION: Final = "regression"
@@ -44,6 +48,11 @@ class MetricInfo:
     """The output that is judged; empty for the model's first."""
 
     @property
+    def is_user(self) -> bool:
+        """Whether it is a user's own, which nothing but the user's own process can compute."""
+        return self.base == USER
+
+    @property
     def needs_targets(self) -> bool:
         """Whether outputs are compared with targets, and not with the original's outputs."""
         return bool(self.tasks)
@@ -69,11 +78,14 @@ METRIC_NAMES: Final = (*METRICS, "topK_accuracy (such as top5_accuracy)", "f1@TH
 DEFAULT_METRIC: Final = {CLASSIFICATION: "accuracy", MULTILABEL: "f1@0.5", REGRESSION: "mean_absolute_error"}
 
 _TOP: Final = re.compile(r"top([2-9]|[1-9][0-9]{1,5})_accuracy")
+_USER: Final = re.compile(r"(user:([A-Za-z0-9][A-Za-z0-9_.-]{0,63}))(?:,(higher|lower),([^,]{0,32}))?")
 _F1: Final = re.compile(r"f1@(-?[0-9]{1,9}(?:\.[0-9]{1,9})?)")
 
 
 def known_metric(name: str) -> MetricInfo | None:
     """The metric of that name, or None."""
+    if found := _USER.fullmatch(name):
+        return MetricInfo(found[1], found[4] or "", found[3] != "lower", (), "2%", "mean", USER)
     if ":" in name:
         rest, _, output = name.partition(":")
         info = known_metric(rest)
@@ -85,6 +97,18 @@ def known_metric(name: str) -> MetricInfo | None:
     if found := _F1.fullmatch(name):
         return MetricInfo(name, "points", True, (MULTILABEL,), "1", "f1", "f1", threshold=float(found[1]))
     return None
+
+
+def judged_name(name: str, *, lower_is_better: bool, unit: str) -> str:
+    """The name under which a user's metric is judged: `user:NAME` with its direction and unit. Raises InvalidInput."""
+    full = f"user:{name},{'lower' if lower_is_better else 'higher'},{unit}"
+    if not _USER.fullmatch(full):
+        raise InvalidInput(
+            "a metric's name has letters, digits, '_', '.' or '-', at most 64, and its unit at most 32 characters and no comma; "
+            "choose others with --name and --unit",
+            field="name",
+        )
+    return full
 
 
 def metric_info(name: str) -> MetricInfo:

@@ -53,6 +53,8 @@ def metric_value(metric: str, scores: Floats) -> Interval:
         half = _Z95 / (1 + _Z95**2 / n) * math.sqrt(mean * (1 - mean) / n + _Z95**2 / (4 * n * n))
         return _points(mean, min(centre - half, mean), max(centre + half, mean))
     low, high = _mean_bounds(np.asarray(scores, dtype=np.float64))
+    if info.is_user:
+        return Interval(mean, low, high)
     # Errors are never below 0, a cosine never above 1.
     return Interval(mean, low, min(high, 1.0)) if info.higher_is_better else Interval(mean, max(low, 0.0), high)
 

@@ -9,5 +9,5 @@ PROTOCOL_VERSION: Final = 1
 MINIMUM_PROTOCOL_VERSION: Final = 1
 
 # Named abilities: what either side may rely on in the other beyond the version number.
-AGENT_CAPABILITIES: Final = ("measure.solo", "measure.pair", "measure.metric")
+AGENT_CAPABILITIES: Final = ("measure.solo", "measure.pair", "measure.metric", "measure.outputs")
 SERVER_CAPABILITIES: Final = ("artifacts.resume", "session.wake")

@@ -24,8 +24,10 @@ from numpy.typing import NDArray
 
 from fleetfit.agent.measuring.inputs import fixed_batch, metric_batches, timing_feeds
 from fleetfit.agent.measuring.memory import memory_bytes, reset_peak
+from fleetfit.agent.measuring.outputs import OutputsFile
 from fleetfit.agent.measuring.split import open_split
 from fleetfit.agent.measuring.timing import block_size, take_samples, time_once, warm_up
+from fleetfit.core.digests import sha256_file
 from fleetfit.core.errors import FleetfitError, InvalidData, InvalidModel
 from fleetfit.core.metrics import metric_info
 from fleetfit.core.statistics import metric_value, score_samples
@@ -35,6 +37,7 @@ from fleetfit.runtimes.base import LoadedModel
 from fleetfit.runtimes.registry import runtime
 
 EXIT_NOT_LOADABLE: Final = 3
+OUTPUTS: Final = "outputs.npz"
 _METRIC_BATCH: Final = 64
 # As float32 32 MiB: what a report may weigh, several times over.
 _MOST_SCORES: Final = 8 << 20
@@ -83,7 +86,9 @@ class Trial:
             run.peak_memory_bytes = memory_bytes("VmHWM")
             del call
         self._step(0.2, now=True)
-        if task.data_artifact_name and task.metric:
+        if task.data_artifact_name and task.return_outputs:
+            self._outputs(model, result)
+        elif task.data_artifact_name and task.metric:
             self._metric(model, result)
         model.close()
         return result
@@ -167,6 +172,26 @@ class Trial:
         run.window.end_monotonic_ns = time.monotonic_ns()
         if original is not None and original is not model:
             original.close()
+
+    def _outputs(self, model: LoadedModel, result: measurement_pb2.MeasurementResult) -> None:
+        """The outputs for the split, for somebody else to score."""
+        task, run = self._task, result.metric
+        run.split = task.split
+        run.window.begin_monotonic_ns = time.monotonic_ns()
+        wanted = [spec.name for spec in task.candidate.outputs]
+        size = fixed_batch(task.candidate) or _METRIC_BATCH
+        with open_split(self._taskdir / "in" / task.data_artifact_name) as split:
+            if not split.count:
+                raise InvalidData(f"the {task.split} split is empty; push data with more samples")
+            kept = OutputsFile(self._taskdir, split.count)
+            for feeds, _, real in metric_batches(task, split, size, targets_needed=False):
+                kept.add(_judged(model, feeds, real, wanted), real)
+                self._step(0.2 + 0.8 * kept.done / split.count)
+        path = self._taskdir / OUTPUTS
+        kept.close(path)
+        run.outputs.sha256, run.outputs.size_bytes = sha256_file(path), path.stat().st_size
+        run.count = kept.done
+        run.window.end_monotonic_ns = time.monotonic_ns()
 
     def _original(self, model: LoadedModel) -> LoadedModel | None:
         """What the metric compares with: the original, loaded only where a metric needs it. It may be the candidate."""

@@ -43,6 +43,12 @@ def compress_here(
         raise UsageError("no folder is named; give -o DIR for the build and its lineage", field="output")
     if len(threads) > 1:
         raise UsageError("--local computes with one number of threads; give one", field="threads")
+    if metric.startswith("user:") or (":" in metric and "." in metric.partition(":")[0]):
+        raise UsageError(
+            "--local judges by fleetfit's own metrics; score with your own after it, or let devices measure with --on and "
+            "`fleetfit scorer`",
+            field="metric",
+        )
     # The only command that compresses: these are not imported by any other.
     from fleetfit.compress.local import compress_local
 

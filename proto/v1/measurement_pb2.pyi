@@ -163,6 +163,7 @@ class MeasureTask(_message.Message):
     METRIC_FIELD_NUMBER: _builtins.int
     METHOD_FIELD_NUMBER: _builtins.int
     METRIC_ONLY_FIELD_NUMBER: _builtins.int
+    RETURN_OUTPUTS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     threads: _builtins.int
     batch: _builtins.int
@@ -173,6 +174,8 @@ class MeasureTask(_message.Message):
     metric: _builtins.str
     metric_only: _builtins.bool
     """Only the metric is wanted: no latency, no pairs."""
+    return_outputs: _builtins.bool
+    """The outputs for the split are wanted instead of a metric: somebody else scores them. Needs `measure.outputs`."""
     @_builtins.property
     def candidate(self) -> Global___BuildRef: ...
     @_builtins.property
@@ -194,10 +197,11 @@ class MeasureTask(_message.Message):
         metric: _builtins.str = ...,
         method: Global___Method | None = ...,
         metric_only: _builtins.bool = ...,
+        return_outputs: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "candidate", b"candidate", "method", b"method"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "batch", b"batch", "candidate", b"candidate", "data_artifact_name", b"data_artifact_name", "job_id", b"job_id", "method", b"method", "metric", b"metric", "metric_only", b"metric_only", "split", b"split", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "batch", b"batch", "candidate", b"candidate", "data_artifact_name", b"data_artifact_name", "job_id", b"job_id", "method", b"method", "metric", b"metric", "metric_only", b"metric_only", "return_outputs", b"return_outputs", "split", b"split", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -345,6 +349,7 @@ class MetricRun(_message.Message):
     COUNT_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
     WINDOW_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
     metric: _builtins.str
     split: _builtins.str
     value: _builtins.float
@@ -357,6 +362,10 @@ class MetricRun(_message.Message):
 
     @_builtins.property
     def window(self) -> Global___Window: ...
+    @_builtins.property
+    def outputs(self) -> _common_pb2.ArtifactRef:
+        """Instead of scores: an .npz with one array for each output, one row per sample in the split's order, uploaded before."""
+
     def __init__(
         self,
         *,
@@ -366,10 +375,11 @@ class MetricRun(_message.Message):
         count: _builtins.int = ...,
         scores: _abc.Iterable[_builtins.float] | None = ...,
         window: Global___Window | None = ...,
+        outputs: _common_pb2.ArtifactRef | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["outputs", b"outputs", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "metric", b"metric", "scores", b"scores", "split", b"split", "value", b"value", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "metric", b"metric", "outputs", b"outputs", "scores", b"scores", "split", b"split", "value", b"value", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -359,12 +359,17 @@ class ReportTaskRequest(_message.Message):
     TASK_ID_FIELD_NUMBER: _builtins.int
     FENCE_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
     session_number: _builtins.int
     task_id: _builtins.str
     fence: _builtins.int
     @_builtins.property
     def result(self) -> _common_pb2.ArtifactRef:
         """A serialized, gzip-compressed MeasurementResult, uploaded before."""
+
+    @_builtins.property
+    def outputs(self) -> _common_pb2.ArtifactRef:
+        """What the result's metric names as outputs, uploaded before."""
 
     def __init__(
         self,
@@ -373,10 +378,11 @@ class ReportTaskRequest(_message.Message):
         task_id: _builtins.str = ...,
         fence: _builtins.int = ...,
         result: _common_pb2.ArtifactRef | None = ...,
+        outputs: _common_pb2.ArtifactRef | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["outputs", b"outputs", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "result", b"result", "session_number", b"session_number", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "outputs", b"outputs", "result", b"result", "session_number", b"session_number", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -16,7 +16,7 @@ from fleetfit.compress.tasks import Build, Compress, CompressFacts, DataFacts, L
 from fleetfit.core.errors import FleetfitError, IntegrityError
 from fleetfit.proto.v1 import jobs_pb2
 from fleetfit.server.engine.executor import Executor, Finished
-from fleetfit.server.engine.facts import metric_of
+from fleetfit.server.engine.facts import metric_of, trained_by
 from fleetfit.server.engine.keys import build_key, variant_key
 from fleetfit.server.engine.library import keep_artifact
 from fleetfit.server.engine.planning import MADE_FROM
@@ -187,7 +187,7 @@ def _take(session: Session, threads: int) -> _Work | None:
             format=model.format,  # type: ignore[arg-type]
             recipe=variant.recipe,
             task=DataFacts.model_validate(data.facts).task if data is not None else "",
-            metric=metric_of(session, job, jobs_pb2.JobSpec.FromString(job.spec)),
+            metric=trained_by(metric_of(session, job, jobs_pb2.JobSpec.FromString(job.spec))),
             seed=variant.seed,
             threads=threads,
             limits=list(limits.values()),

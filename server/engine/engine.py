@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from fleetfit.core.durations import duration
 from fleetfit.core.errors import ChildFailed, Conflict, ExhaustedResource, FleetfitError, NotFound
 from fleetfit.proto.methods import named_method
-from fleetfit.proto.v1 import jobs_pb2, models_pb2, reports_pb2, work_pb2
+from fleetfit.proto.v1 import jobs_pb2, models_pb2, reports_pb2, scoring_pb2, work_pb2
 from fleetfit.server.engine.builds import find_build
 from fleetfit.server.engine.compressing import Compressor, jobs_wanting
 from fleetfit.server.engine.estimates import plan_message
@@ -32,6 +32,7 @@ from fleetfit.server.engine.leases import DEFAULT_LEASE_MS, Leases, fail_task
 from fleetfit.server.engine.library import Library
 from fleetfit.server.engine.lookup import find_device, find_job
 from fleetfit.server.engine.progress import Pace, job_progress
+from fleetfit.server.engine.scoring import Scoring
 from fleetfit.server.engine.states import ENDED_JOB, JobState, TaskState
 from fleetfit.server.report.build import build_report
 from fleetfit.server.storage.artifacts import ArtifactStore
@@ -99,6 +100,7 @@ class Engine:
             lease_ms=self.settings.lease_ms,
             changed=self._may_advance,
         )
+        self.scoring = Scoring(database, store, lease_ms=self.settings.lease_ms, changed=self._may_advance)
         self._compressor = Compressor(database, store, executor, self.settings.compress_threads, self._variant_changed)
         self._ingestion = Ingestion(database, store, scratch / "reports", self._may_advance)
         # Variants whose rows changed, until the flow loop has found the jobs that want them.
@@ -109,11 +111,12 @@ class Engine:
         self._store.sweep()
         await self._compressor.recover()
         await self.leases.extend_all()
+        await self.scoring.extend_all()
         self._to_advance.update(dict.fromkeys(await self._running_jobs()))
         steps = {
             "intake": self.library.check_next,
             "compress": self._compressor.make_next,
-            "ingest": self._ingestion.settle_next,
+            "ingest": self._settle_next,
             "flow": self._advance_next,
         }
         self._loops = [asyncio.create_task(self._forever(name, step)) for name, step in steps.items()]
@@ -268,6 +271,14 @@ class Engine:
         """Whether one of the device's open tasks reads this content."""
         return await self.leases.may_download(device_id, sha256)
 
+    # Scorers
+
+    async def report_scores(self, owner: str, request: scoring_pb2.ReportScoringRequest) -> bool:
+        """Take a scorer's scores, or why there are none. Raises LeaseLost, or NotFound where they were not uploaded."""
+        first = await self.scoring.report(owner, request)
+        self._bells["ingest"].set()
+        return first
+
     # Reports
 
     async def report_json(self, text: str, device: str = "") -> str:
@@ -303,10 +314,14 @@ class Engine:
 
     # What happens by itself
 
+    async def _settle_next(self) -> bool:
+        return await self._ingestion.settle_next() or await self._ingestion.settle_scores_next()
+
     def _message(self, session: Session, job: JobRow) -> jobs_pb2.Job:
         message = job_message(session, job)
         online = {row.id: self.fleet.online(row.id) for row in session.scalars(select(DeviceRow))}
-        progress = job_progress(session, job, self._pace(), self._compressor.progress, online)
+        missing = self.scoring.missing(session, job)
+        progress = job_progress(session, job, self._pace(), self._compressor.progress, online, missing)
         message.progress.CopyFrom(progress)
         return message
 
@@ -414,6 +429,7 @@ class Engine:
             try:
                 for device_id in await self.leases.expire():
                     self.fleet.wake(device_id)
+                await self.scoring.expire()
                 await self._give_up_on_the_absent()
                 await self._use_up_budgets()
             except ExhaustedResource as error:

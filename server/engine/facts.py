@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from fleetfit.compress.tasks import CompressFacts, DataFacts
 from fleetfit.core.digests import short
+from fleetfit.core.metrics import judged_name, known_metric
 from fleetfit.proto.v1 import jobs_pb2
 from fleetfit.server.engine.fleet import read_snapshot
 from fleetfit.server.engine.planning import OBJECTIVES, limits_of
@@ -22,17 +23,42 @@ from fleetfit.server.storage.tables import (
     JobRow,
     MeasurementRow,
     ModelRow,
+    ScorerRow,
     VariantRow,
 )
 
 
 def metric_of(session: Session, job: JobRow, spec: jobs_pb2.JobSpec) -> str:
-    """The job's metric; empty where nothing can be judged."""
+    """The job's metric, a user's own under its judged name; empty where nothing can be judged."""
     data = session.get(DatasetRow, job.dataset_id) if job.dataset_id else None
     if data is None or data.facts is None:
         return ""
     facts = DataFacts.model_validate(data.facts)
-    return spec.metric or facts.metric
+    name = spec.metric or facts.metric
+    info = known_metric(name)
+    if info is None or not info.is_user:
+        return name
+    scorer = session.get(ScorerRow, job.scorer_id) if job.scorer_id else _newest_scorer(session, job.owner, name)
+    if scorer is None:
+        return name
+    return judged_name(scorer.name, lower_is_better=scorer.lower_is_better, unit=scorer.unit)
+
+
+def _newest_scorer(session: Session, owner: str, metric: str) -> ScorerRow | None:
+    name = metric.partition(":")[2]
+    query = select(ScorerRow).where(ScorerRow.owner == owner, ScorerRow.name == name).order_by(ScorerRow.seen_ms.desc())
+    return session.scalars(query).first()
+
+
+def is_user_metric(name: str) -> bool:
+    """Whether a metric is a user's own."""
+    info = known_metric(name)
+    return info is not None and info.is_user
+
+
+def trained_by(metric: str) -> str:
+    """What compression judges by: the job's metric, or nothing (the loss then) where only the user can compute it."""
+    return "" if is_user_metric(metric) else metric
 
 
 def read_facts(session: Session, job: JobRow) -> JobFacts:

@@ -84,6 +84,7 @@ class Fleet:
             row.session_number += 1
             row.snapshot_id = snapshot_id
             row.agent_version = request.agent_version
+            row.capabilities = sorted(set(request.capabilities))
             row.profile, row.profile_reason = matched.profile.name, matched.reason
             row.last_seen_ms = now_ms()
             return row.session_number, row.name

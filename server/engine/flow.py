@@ -11,6 +11,7 @@ from fleetfit.core.durations import duration
 from fleetfit.proto.v1 import jobs_pb2
 from fleetfit.server.engine.facts import metric_of, read_facts
 from fleetfit.server.engine.leases import original_of
+from fleetfit.server.engine.scoring import scores_of_job
 from fleetfit.server.engine.states import (
     ENDED_CANDIDATE,
     ENDED_TASK,
@@ -157,6 +158,8 @@ def _compared(session: Session, job: JobRow, device_id: str, split: str, wanted:
         .where(CandidateRow.job_id == job.id, CandidateRow.device_id == device_id, MeasurementRow.split == split)
     ).all()
     raw = {row.candidate_id: row.raw_sha256 for row in measured}
+    if job.scorer_id:
+        raw = scores_of_job(session, job, device_id, split)
     if not raw:
         return True
     wanted.drops.append((device_id, split, raw))

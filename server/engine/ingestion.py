@@ -17,14 +17,16 @@ from fleetfit.core.children import Limits, run_child
 from fleetfit.core.digests import key_of
 from fleetfit.core.errors import ChildFailed, FleetfitError
 from fleetfit.proto.v1 import jobs_pb2
-from fleetfit.server.engine.facts import metric_of
+from fleetfit.server.engine.facts import is_user_metric, metric_of
 from fleetfit.server.engine.leases import fail_task
+from fleetfit.server.engine.scoring import keep_scores, next_scores
 from fleetfit.server.engine.states import CandidateState, TaskState
 from fleetfit.server.report.summary import Drops, MeasurementSummary
 from fleetfit.server.storage.artifacts import ArtifactStore
 from fleetfit.server.storage.database import Database
 from fleetfit.server.storage.ids import new_id, now_ms
 from fleetfit.server.storage.tables import (
+    ArtifactRow,
     BuildRow,
     CandidateRow,
     ConditionRow,
@@ -71,6 +73,26 @@ class Ingestion:
         self._changed(job_id)
         return True
 
+    async def settle_scores_next(self) -> bool:
+        """Check the oldest reported scores and keep their figure. False where nothing was reported."""
+        reported = await self._database.read(next_scores)
+        if reported is None:
+            return False
+        source = self._folder / f"{new_id()}.scores.json"
+        wanted = {"metric": reported.metric, "split": reported.split, "count": reported.count}
+        wanted["path"] = str(self._store.path(reported.sha256).resolve())
+        await asyncio.to_thread(source.write_text, json.dumps(wanted))
+        try:
+            answer = json.loads(await self._child("scored", source))
+        except (FleetfitError, ValueError) as error:
+            _log.warning("scoring %s: its scores cannot be read: %s", reported.id, error)
+            answer = {"refused": "the scores cannot be read; run the scorer again, then resume the job"}
+        finally:
+            source.unlink(missing_ok=True)
+        await self._database.write(lambda session: keep_scores(session, reported.id, answer))
+        self._changed(reported.job_id)
+        return True
+
     async def compare(self, job_id: str, device_id: str, split: str, raw: dict[str, str]) -> None:
         """Compute and keep the paired losses of a device's candidates. Raises ChildFailed."""
         wanted = await self._database.read(lambda session: self._comparison(session, job_id, raw))
@@ -106,7 +128,8 @@ class Ingestion:
             row = session.get_one(CandidateRow, candidate_id)
             described = {"id": row.id, "role": row.role, "threads": row.threads, "batch": row.batch}
             candidates.append(described | {"path": str(self._store.path(digest).resolve())})
-        return {"metric": metric_of(session, job, jobs_pb2.JobSpec.FromString(job.spec)), "candidates": candidates}
+        metric = metric_of(session, job, jobs_pb2.JobSpec.FromString(job.spec))
+        return {"metric": metric, "scored": is_user_metric(metric), "candidates": candidates}
 
     async def _child(self, module: str, source: Path) -> str:
         out = self._folder / f"{new_id()}.out"
@@ -159,9 +182,14 @@ def _keep(session: Session, task_id: str, digest: str, summary: MeasurementSumma
         return
     candidate = session.get_one(CandidateRow, task.candidate_id)
     device = session.get_one(DeviceRow, task.device_id)
-    task.state = TaskState.DONE
+    job = session.get_one(JobRow, task.job_id)
+    awaits = task.split and is_user_metric(metric_of(session, job, jobs_pb2.JobSpec.FromString(job.spec)))
+    if awaits and (summary.outputs is None or session.get(ArtifactRow, summary.outputs.sha256) is None):
+        fail_task(session, task, f"{device.name} returned no outputs to score; update its agent, then resume the job")
+        return
+    task.state = TaskState.SCORING if awaits else TaskState.DONE
     if candidate.state == CandidateState.MEASURING:
-        candidate.state, candidate.reason = CandidateState.MEASURED, ""
+        candidate.state, candidate.reason = CandidateState.SCORING if awaits else CandidateState.MEASURED, ""
     condition = {"threads": candidate.threads, "batch": candidate.batch, "runtime": summary.runtime}
     condition |= {"runtime_version": summary.runtime_version, "details": summary.condition}
     condition_id = key_of(condition)

@@ -13,6 +13,7 @@ from fleetfit.compress.tasks import DataFacts, ModelFacts
 from fleetfit.core.errors import Conflict, InvalidInput, UnsupportedHere
 from fleetfit.device_profiles.matching import match
 from fleetfit.proto.v1 import jobs_pb2
+from fleetfit.server.engine.facts import is_user_metric
 from fleetfit.server.engine.fleet import facts_for_matching, read_snapshot
 from fleetfit.server.engine.library import check_state
 from fleetfit.server.engine.lookup import find_dataset, find_devices, find_model
@@ -26,6 +27,7 @@ from fleetfit.server.engine.planning import (
     plan_candidates,
     width_notes,
 )
+from fleetfit.server.engine.scoring import TRAINED_BY_LOSS, rescore, scorer_command
 from fleetfit.server.engine.states import CandidateState, JobState, TaskState, VariantState
 from fleetfit.server.storage.ids import new_id, now_ms
 from fleetfit.server.storage.tables import (
@@ -36,6 +38,7 @@ from fleetfit.server.storage.tables import (
     JobRow,
     MeasurementRow,
     ModelRow,
+    ScoringRow,
     TaskRow,
     VariantRow,
 )
@@ -70,7 +73,10 @@ class Request:
             spec, self.model, self.data, self.devices, recipes, compress_threads=compress_threads
         )
         self.notes = width_notes(self.devices, recipes)
-        check_wishes(spec, judged_by(spec, self.data))
+        metric = judged_by(spec, self.data)
+        check_wishes(spec, metric)
+        if is_user_metric(metric):
+            self.notes.append(f"{metric} is computed by `{scorer_command(metric)}` on your machine; {TRAINED_BY_LOSS}")
 
 
 def insert_job(session: Session, request: Request, owner: str, request_id: str) -> JobRow:
@@ -162,8 +168,13 @@ def resume_job(session: Session, job: JobRow) -> None:
     again = {TaskState.FAILED, TaskState.CANCELLED}
     if job.state == JobState.DONE and not failed and not any(task.state in again for task in tasks):
         raise Conflict(f"the job {job.id[-6:]} is done and nothing in it failed; there is nothing to resume")
+    rescored = rescore(session, job, tasks)
+    failed -= rescored
+    tasks = [task for task in tasks if task.state != TaskState.SCORING]
     for task in tasks:
         if task.candidate_id in failed:
+            measured = select(MeasurementRow.id).where(MeasurementRow.task_id == task.id)
+            session.execute(delete(ScoringRow).where(ScoringRow.measurement_id.in_(measured)))
             session.execute(delete(MeasurementRow).where(MeasurementRow.task_id == task.id))
         if task.candidate_id in failed or task.state in again:
             # The fence grows: an agent that still holds the old lease, or sends its report again, must not be believed.
@@ -179,7 +190,7 @@ def resume_job(session: Session, job: JobRow) -> None:
             variant = session.get_one(VariantRow, row.variant_key)
             if variant.state == VariantState.FAILED:
                 variant.state, variant.attempts, variant.reason = VariantState.WAITING, 0, ""
-    if failed:
+    if failed or rescored:
         # Computed over the candidates that there were.
         session.execute(delete(DropsRow).where(DropsRow.job_id == job.id))
     else:
@@ -236,7 +247,15 @@ def _planned_devices(session: Session, spec: jobs_pb2.JobSpec) -> list[PlannedDe
         if snapshot is not None:
             profile = match(facts_for_matching(snapshot)).profile
             found.append(
-                PlannedDevice(row.id, row.name, snapshot, frozenset(profile.recipes), profile.name, profile.round_to)
+                PlannedDevice(
+                    row.id,
+                    row.name,
+                    snapshot,
+                    frozenset(profile.recipes),
+                    profile.name,
+                    profile.round_to,
+                    frozenset(row.capabilities),
+                )
             )
         else:
             unknown.append(row)

@@ -151,15 +151,19 @@ class Leases:
     async def report(self, device_id: str, request: work_pb2.ReportTaskRequest) -> bool:
         """Take a task's result; False where the same report was accepted before. Raises LeaseLost for an older fence."""
         size = self._store.path(request.result.sha256).stat().st_size
+        outputs = request.outputs.sha256 if request.HasField("outputs") else ""
+        outputs_size = self._store.path(outputs).stat().st_size if outputs else 0
 
         def accept(session: Session) -> bool:
             check_session(session, device_id, request.session_number)
             task = self._held(session, device_id, request.task_id, request.fence)
-            if task.state in (TaskState.REPORTED, TaskState.DONE, TaskState.FAILED):
+            if task.state in (TaskState.REPORTED, TaskState.SCORING, TaskState.DONE, TaskState.FAILED):
                 return False
             if task.state == TaskState.CANCELLED:
                 raise LeaseLost(f"the task {request.task_id} was cancelled; drop its result")
             keep_artifact(session, request.result.sha256, size)
+            if outputs:
+                keep_artifact(session, outputs, outputs_size)
             task.state = TaskState.REPORTED
             task.result_sha256, task.result_fence = request.result.sha256, request.fence
             return True
@@ -229,7 +233,8 @@ class Leases:
         )
         facts = (session.get_one(DatasetRow, job.dataset_id).facts or {}) if job.dataset_id and task.split else {}
         judged = known_metric(spec.metric or facts.get("metric", ""))
-        compares = judged is not None and not judged.needs_targets
+        returns = judged is not None and judged.is_user
+        compares = judged is not None and not judged.needs_targets and not returns
         if not task.metric_only or compares:
             baseline = original_of(session, candidate)
             measure.baseline.CopyFrom(_ref(_build_of(session, baseline.variant_key, baseline.runtime), "baseline"))
@@ -247,6 +252,7 @@ class Leases:
                     name=measure.data_artifact_name, artifact=_artifact(split["sha256"], split["size_bytes"])
                 )
             )
+            measure.return_outputs = returns
             measure.metric = judged.name if judged is not None and (compares or facts.get("targets")) else ""
         return work_pb2.TaskLease(
             task_id=task.id, fence=task.fence, lease_ms=self._lease_ms, measure=measure, artifacts=named
@@ -257,7 +263,9 @@ def fail_task(session: Session, task: TaskRow, reason: str) -> None:
     """End a task without a result, and with it the candidate that waits for its first one."""
     task.state = TaskState.FAILED
     candidate = session.get_one(CandidateRow, task.candidate_id)
-    if candidate.state == CandidateState.MEASURING:
+    if candidate.state == CandidateState.MEASURING or (
+        candidate.state == CandidateState.SCORING and not task.metric_only
+    ):
         candidate.state, candidate.reason = CandidateState.FAILED, reason
 
 

@@ -83,7 +83,11 @@ class Library:
         """Register uploaded arrays, to be checked and split; the dataset's id."""
         _check_name(request.name)
         if request.metric:
-            metric_info(request.metric)
+            if metric_info(request.metric).is_user:
+                raise InvalidInput(
+                    f"{request.metric} belongs to a job, not to a dataset; give it to `fleetfit compress` with --metric",
+                    field="metric",
+                )
         if request.seed < 0:
             raise InvalidInput(f"the seed {request.seed} is negative; give 0 or more", field="seed")
         sha256, test = request.artifact.sha256, request.test_artifact.sha256

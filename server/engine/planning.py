@@ -23,6 +23,9 @@ MADE_FROM: Final[tuple[str, ...]] = ("train", "validation")
 # The runtimes that compression makes builds for.
 _BUILT_FOR: Final = ("onnxruntime",)
 _FLOAT_BYTES: Final = 4
+# What an agent says that can, and what it returns at most for one build and split.
+RETURNS_OUTPUTS: Final = "measure.outputs"
+MOST_OUTPUT_BYTES: Final = 256 << 20
 # First guesses, replaced by what earlier work really took: seconds to load, export and check a model; bytes of a graph.
 _FIXED_COMPRESS_S: Final = 8.0
 _MACS_PER_S: Final = 2e10
@@ -72,6 +75,7 @@ class PlannedDevice:
     recipes: frozenset[str] = frozenset()
     profile: str = GENERIC
     round_to: int = USUAL_ROUND_TO
+    capabilities: frozenset[str] = frozenset()
 
     def takes(self, recipe: Recipe) -> bool:
         """Whether a recipe of the default set is meant for this kind of device."""
@@ -113,6 +117,9 @@ def plan_candidates(
         _check_fit(model, data)
     metric = judged_by(spec, data)
     _check_output(metric, model)
+    returns_outputs = bool(metric) and metric_info(metric).is_user
+    if returns_outputs and data is not None:
+        _check_returns(metric, model, data, devices)
     wanted = _with_roles(spec, model, data, recipes)
     splits = {} if data is None else {name: data.splits[name] for name in MADE_FROM if name in data.splits}
     task = data.facts.task if data is not None else ""
@@ -136,7 +143,7 @@ def plan_candidates(
                         model.sha256,
                         splits,
                         recipe,
-                        metric=metric,
+                        metric="" if returns_outputs else metric,
                         task=task,
                         seed=spec.seed,
                         threads=compress_threads,
@@ -168,6 +175,8 @@ def width_notes(devices: Sequence[PlannedDevice], recipes: Sequence[Recipe]) -> 
 def judged_by(spec: jobs_pb2.JobSpec, data: PlannedData | None) -> str:
     """The metric of a job; empty where nothing can be judged."""
     name = spec.metric or (data.facts.metric if data is not None else "")
+    if "," in name:
+        raise InvalidInput(f"'{name}' is no metric's name; write user:NAME", field="metric")
     if not name:
         return ""
     tasks = metric_info(name).tasks
@@ -184,6 +193,27 @@ def judged_by(spec: jobs_pb2.JobSpec, data: PlannedData | None) -> str:
             field="metric",
         )
     return name
+
+
+def _check_returns(metric: str, model: PlannedModel, data: PlannedData, devices: Sequence[PlannedDevice]) -> None:
+    """Raise InvalidInput where outputs cannot be returned for the user's metric."""
+    old = [device.name for device in devices if RETURNS_OUTPUTS not in device.capabilities]
+    if old:
+        raise InvalidInput(
+            f"the agent of {', '.join(old)} cannot return outputs, which {metric} is computed from; update fleetfit there",
+            field="devices",
+        )
+    shapes = [tensor.shape[1:] for tensor in model.facts.outputs]
+    if all(size > 0 for shape in shapes for size in shape):
+        row = sum(math.prod(shape) * _FLOAT_BYTES for shape in shapes)
+        most = max((split.count for split in data.facts.splits if split.name in ("validation", "test")), default=0)
+        if row * most > MOST_OUTPUT_BYTES:
+            raise InvalidInput(
+                f"the outputs of {model.name} for {most} samples are {row * most / 1e6:.0f} MB, and at most "
+                f"{MOST_OUTPUT_BYTES / 1e6:.0f} MB are returned for {metric}; push fewer samples, or export a model that "
+                "returns less",
+                field="metric",
+            )
 
 
 def _check_output(metric: str, model: PlannedModel) -> None:

@@ -36,8 +36,9 @@ def job_progress(
     pace: Pace,
     compressing: Mapping[str, TaskProgress],
     online: Mapping[str, bool],
+    missing_scorer: str = "",
 ) -> common_pb2.Progress:
-    """Progress of a job. `compressing` is by variant key, `online` by device id."""
+    """Progress of a job. `compressing` is by variant key, `online` by device id; `missing_scorer` is the command to start it."""
     rows = session.scalars(select(CandidateRow).where(CandidateRow.job_id == job.id)).all()
     if job.state != JobState.RUNNING:
         return common_pb2.Progress(activity=job.state, fraction=1.0 if job.state == JobState.DONE else 0.0)
@@ -68,7 +69,13 @@ def job_progress(
     total_left = left_compress + sum(left_measure.values())
     fraction = done_s / (done_s + total_left) if done_s + total_left > 0 else 0.0
     progress = common_pb2.Progress(fraction=min(fraction, 0.99), remaining_ms=int(left_s * 1000))
-    progress.activity = _words(session, recipes, list(variants), compressing, list(tasks), (ended, len(rows)), online)
+    words = _words(session, recipes, list(variants), compressing, list(tasks), (ended, len(rows)), online)
+    unscored = sum(task.state == TaskState.SCORING for task in tasks)
+    if unscored and missing_scorer:
+        words = f"{unscored} measurements wait for their scores: run `{missing_scorer}`; {words}"
+    elif unscored:
+        words = f"{unscored} measurements are being scored on their user's machine; {words}"
+    progress.activity = words
     return progress
 
 

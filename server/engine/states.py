@@ -1,4 +1,4 @@
-"""The states of jobs, variants, candidates and tasks, and which may follow which. Pure."""
+"""The states of jobs, variants, candidates, tasks and scorings, and which may follow which. Pure."""
 
 from __future__ import annotations
 
@@ -32,22 +32,43 @@ class CandidateState(StrEnum):
     WAITING = "waiting"
     COMPRESSING = "compressing"
     MEASURING = "measuring"
+    SCORING = "scoring"
     MEASURED = "measured"
     FAILED = "failed"
     SKIPPED = "skipped"
 
 
 class TaskState(StrEnum):
-    """A measurement: `reported` is between an agent's report and the end of its analysis."""
+    """A measurement: `reported` is between an agent's report and the end of its analysis, `scoring` until a user has scored it."""
+
+    WAITING = "waiting"
+    LEASED = "leased"
+    REPORTED = "reported"
+    SCORING = "scoring"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class ScoringState(StrEnum):
+    """One measurement's outputs at one scorer: `reported` is between its report and the check of its scores."""
 
     WAITING = "waiting"
     LEASED = "leased"
     REPORTED = "reported"
     DONE = "done"
     FAILED = "failed"
-    CANCELLED = "cancelled"
 
 
+_SCORING: Final = {
+    ScoringState.WAITING: {ScoringState.LEASED},
+    # Lost and free again; reported; failed where it was lost too often, or its metric raised.
+    ScoringState.LEASED: {ScoringState.WAITING, ScoringState.REPORTED, ScoringState.FAILED},
+    ScoringState.REPORTED: {ScoringState.DONE, ScoringState.FAILED},
+    ScoringState.DONE: set(),
+    # Only a resumed job leaves this again.
+    ScoringState.FAILED: {ScoringState.WAITING},
+}
 ENDED_CANDIDATE: Final = frozenset({CandidateState.MEASURED, CandidateState.FAILED, CandidateState.SKIPPED})
 ENDED_TASK: Final = frozenset({TaskState.DONE, TaskState.FAILED, TaskState.CANCELLED})
 ENDED_JOB: Final = frozenset({JobState.DONE, JobState.FAILED, JobState.CANCELLED})
@@ -65,10 +86,16 @@ _CANDIDATE: Final = {
         CandidateState.FAILED,
         CandidateState.SKIPPED,
     },
-    CandidateState.MEASURING: {CandidateState.MEASURED, CandidateState.FAILED, CandidateState.SKIPPED},
-    CandidateState.MEASURED: set(),
+    CandidateState.MEASURING: {
+        CandidateState.MEASURED,
+        CandidateState.SCORING,
+        CandidateState.FAILED,
+        CandidateState.SKIPPED,
+    },
+    CandidateState.SCORING: {CandidateState.MEASURED, CandidateState.FAILED},
     # Only a resumed job leaves these again.
-    CandidateState.FAILED: {CandidateState.WAITING},
+    CandidateState.MEASURED: {CandidateState.SCORING},
+    CandidateState.FAILED: {CandidateState.WAITING, CandidateState.SCORING},
     CandidateState.SKIPPED: {CandidateState.WAITING},
 }
 
@@ -78,6 +105,14 @@ def follow(present: str, wanted: CandidateState) -> CandidateState:
     before = CandidateState(present)
     if wanted is not before and wanted not in _CANDIDATE[before]:
         raise Conflict(f"a candidate that is {before} cannot become {wanted}; this is a bug, please report it")
+    return wanted
+
+
+def follow_scoring(present: str, wanted: ScoringState) -> ScoringState:
+    """`wanted`, if a scoring may go there from `present`. Raises Conflict."""
+    before = ScoringState(present)
+    if wanted not in _SCORING[before]:
+        raise Conflict(f"a scoring that is {before} cannot become {wanted}; this is a bug, please report it")
     return wanted
 
 

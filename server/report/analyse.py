@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from fleetfit.core.statistics import Interval, median_interval, metric_value, percentile, ratio_interval
 from fleetfit.proto.printable import make_printable
 from fleetfit.proto.v1 import measurement_pb2
-from fleetfit.server.report.summary import Figure, Latency, MeasurementSummary, MetricSummary
+from fleetfit.server.report.summary import Figure, Latency, MeasurementSummary, MetricSummary, OutputsSummary
 
 _MS: Final = 1e-6
 # The same bounds by which an agent calls its device quiet.
@@ -54,6 +54,7 @@ def summarize(raw: measurement_pb2.MeasurementResult) -> MeasurementSummary:
         ratio=_ratio(raw, notes),
         peak_memory_bytes=_memory(raw, notes),
         metric=_metric(raw),
+        outputs=_outputs(raw),
         trust=_trust(raw, notes),
         runtime=raw.runtime,
         runtime_version=raw.runtime_version,
@@ -126,6 +127,13 @@ def _metric(raw: measurement_pb2.MeasurementResult) -> MetricSummary | None:
     scores = scores_of(raw)
     value = metric_value(raw.metric.metric, scores)
     return MetricSummary(name=raw.metric.metric, split=raw.metric.split, figure=figure(value), n=len(scores))
+
+
+def _outputs(raw: measurement_pb2.MeasurementResult) -> OutputsSummary | None:
+    if not raw.metric.HasField("outputs"):
+        return None
+    named = raw.metric.outputs
+    return OutputsSummary(sha256=named.sha256, size_bytes=named.size_bytes, split=raw.metric.split, n=raw.metric.count)
 
 
 def scores_of(raw: measurement_pb2.MeasurementResult) -> NDArray[np.float32]:

@@ -37,7 +37,7 @@ def build_report(facts: JobFacts) -> Report:
         job=facts.job_id,
         model=facts.model,
         metric=MetricReport(
-            name=facts.metric,
+            name=info.name if info else facts.metric,
             unit=info.unit if info else "",
             higher_is_better=info.higher_is_better if info else True,
         ),

@@ -1,6 +1,7 @@
 """`python -m fleetfit.server.report.drops IN.json OUT.json`: how much each candidate of a device loses, sample by sample.
 
-IN is `{"metric": str, "candidates": [{"id", "role", "threads", "batch", "path"}]}`, the paths being raw results.
+IN is `{"metric": str, "candidates": [{"id", "role", "threads", "batch", "path"}]}`, the paths being raw results, or, with
+`"scored": true`, the scores of a user's metric.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from fleetfit.core.metrics import metric_info
 from fleetfit.core.statistics import metric_value, paired_drop
 from fleetfit.server.report.analyse import figure, read_result, scores_of, write
+from fleetfit.server.report.scored import read_scores
 from fleetfit.server.report.summary import Drops, Figure
 
 Scores = NDArray[np.floating[Any]]
@@ -69,7 +71,8 @@ def main(arguments: Sequence[str]) -> int:
     wanted = json.loads(source.read_text())
     found = []
     for one in wanted["candidates"]:
-        scores = scores_of(read_result(Path(one["path"])))
+        path = Path(one["path"])
+        scores: Scores = read_scores(path) if wanted.get("scored") else scores_of(read_result(path))
         if len(scores):
             found.append(Scored(one["id"], one["role"], (one["threads"], one["batch"]), scores))
     write(compare(wanted["metric"], found).model_dump_json(), out)

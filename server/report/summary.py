@@ -39,6 +39,15 @@ class MetricSummary(_Frozen):
     n: int
 
 
+class OutputsSummary(_Frozen):
+    """The outputs that a device returned for `n` samples of `split`: an artifact, to be scored elsewhere."""
+
+    sha256: str
+    size_bytes: int
+    split: str
+    n: int
+
+
 class MeasurementSummary(_Frozen):
     """One measurement. `status` is `measured` or what went wrong (`not_loadable`, `out_of_memory`, ...)."""
 
@@ -50,6 +59,7 @@ class MeasurementSummary(_Frozen):
     peak_memory_bytes: int | None = None
     """Resident memory of the trial's process at its peak, over what the runtime needs without a model."""
     metric: MetricSummary | None = None
+    outputs: OutputsSummary | None = None
     trust: str = "clean"
     """`clean`, `noisy` or `throttled`."""
     runtime: str = ""

@@ -27,8 +27,11 @@ def times(ratio: Figure) -> str:
 def loss(metric: str, drop: Figure) -> str:
     """`loses 0.31 points of accuracy (-0.10 to 0.72)`, or gains; for errors `raises the mean absolute error by ...`."""
     info = known_metric(metric)
-    base, _, output = metric.partition(":")
-    name = _PROPER.get(base, base.replace("_", " ")) + (f" of {output}" if output else "")
+    if info is not None and info.is_user:
+        name = info.name
+    else:
+        base, _, output = metric.partition(":")
+        name = _PROPER.get(base, base.replace("_", " ")) + (f" of {output}" if output else "")
     higher_is_better = info is None or info.higher_is_better
     if not higher_is_better:
         verb, sign = ("raises", 1) if drop.value >= 0 else ("lowers", -1)

@@ -20,11 +20,16 @@ def admit_people(people: People) -> Callable[[str, Context], None]:
     def admit(method: str, context: Context) -> None:
         if method.startswith(_OPEN_SERVICES):
             return
-        metadata: Any = context.invocation_metadata() or ()
-        values = [value for key, value in metadata if key == "authorization"]
-        people.identify(str(values[0]) if len(values) == 1 else "")
+        person_of(context, people)
 
     return admit
+
+
+def person_of(context: Context, people: People) -> str:
+    """Who calls. Raises Unauthenticated."""
+    metadata: Any = context.invocation_metadata() or ()
+    values = [value for key, value in metadata if key == "authorization"]
+    return people.identify(str(values[0]) if len(values) == 1 else "")
 
 
 def admit_devices(method: str, context: Context) -> None:

@@ -8,7 +8,9 @@ from typing import Final
 from fleetfit.core.errors import ExhaustedResource, InvalidInput
 from fleetfit.proto.v1 import jobs_pb2, jobs_pb2_grpc, reports_pb2, reports_pb2_grpc
 from fleetfit.server.engine.engine import Engine
+from fleetfit.server.security.people import People
 from fleetfit.server.services.edge import Context
+from fleetfit.server.services.identity import person_of
 
 _MOST_LISTED: Final = 1000
 # gRPC's own limit on a message is 4 MiB; some of it is not content.
@@ -18,14 +20,16 @@ _MOST_REPORT_BYTES: Final = (4 << 20) - (64 << 10)
 class Jobs(jobs_pb2_grpc.JobsServicer):
     """See proto/v1/jobs.proto."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, people: People) -> None:
         self._engine = engine
+        self._people = people
 
     async def PlanJob(self, request: jobs_pb2.PlanJobRequest, context: Context) -> jobs_pb2.PlanJobResponse:
         return jobs_pb2.PlanJobResponse(plan=await self._engine.plan(request.spec))
 
     async def CreateJob(self, request: jobs_pb2.CreateJobRequest, context: Context) -> jobs_pb2.CreateJobResponse:
-        return jobs_pb2.CreateJobResponse(job=await self._engine.create_job(request.spec, request.request_id))
+        owner = person_of(context, self._people)
+        return jobs_pb2.CreateJobResponse(job=await self._engine.create_job(request.spec, request.request_id, owner))
 
     async def GetJob(self, request: jobs_pb2.GetJobRequest, context: Context) -> jobs_pb2.GetJobResponse:
         return jobs_pb2.GetJobResponse(job=await self._engine.job(request.job))

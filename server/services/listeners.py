@@ -21,6 +21,7 @@ from fleetfit.proto.v1 import (
     jobs_pb2_grpc,
     models_pb2_grpc,
     reports_pb2_grpc,
+    scoring_pb2_grpc,
     work_pb2_grpc,
 )
 from fleetfit.server.engine.engine import Engine
@@ -40,10 +41,11 @@ from fleetfit.server.services.enrolment import Enrolment
 from fleetfit.server.services.identity import admit_devices, admit_people, device_of
 from fleetfit.server.services.jobs import Jobs, Reports
 from fleetfit.server.services.library import Datasets, Models
+from fleetfit.server.services.scoring import Scoring
 from fleetfit.server.storage.artifacts import ArtifactStore
 
 _STOP_S: Final = 3.0
-_PEOPLE: Final = ("Devices", "Enrolment", "Artifacts", "Models", "Datasets", "Jobs", "Reports")
+_PEOPLE: Final = ("Devices", "Enrolment", "Artifacts", "Models", "Datasets", "Jobs", "Reports", "Scoring")
 _AGENTS: Final = ("AgentWork", "Artifacts")
 
 
@@ -115,7 +117,8 @@ def people_listener(parts: Parts, agent_address: str) -> Listener:
     artifacts_pb2_grpc.add_ArtifactsServicer_to_server(artifacts, server)
     models_pb2_grpc.add_ModelsServicer_to_server(Models(engine), server)
     models_pb2_grpc.add_DatasetsServicer_to_server(Datasets(engine), server)
-    jobs_pb2_grpc.add_JobsServicer_to_server(Jobs(engine), server)
+    jobs_pb2_grpc.add_JobsServicer_to_server(Jobs(engine, parts.people), server)
+    scoring_pb2_grpc.add_ScoringServicer_to_server(Scoring(engine, parts.people), server)
     reports_pb2_grpc.add_ReportsServicer_to_server(Reports(engine), server)
     return listener
 

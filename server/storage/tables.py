@@ -107,6 +107,7 @@ class DeviceRow(Base):
     profile_reason: Mapped[str]
     session_number: Mapped[int]
     snapshot_id: Mapped[str | None] = mapped_column(ForeignKey("device_snapshot.id"))
+    capabilities: Mapped[list[str]] = mapped_column(default=list)
     enrolled_ms: Mapped[int]
     last_seen_ms: Mapped[int]
 
@@ -129,7 +130,10 @@ class ConditionRow(Base):
 
 
 class JobRow(Base):
-    """A user's request. `spec` is a serialized JobSpec; `report` the final report's JSON."""
+    """A user's request. `spec` is a serialized JobSpec; `report` the final report's JSON.
+
+    `scorer_id` is the only scorer that may score it, once one has begun: figures of two metrics cannot be compared.
+    """
 
     __tablename__ = "job"
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -141,6 +145,7 @@ class JobRow(Base):
     state: Mapped[str] = mapped_column(index=True)
     reason: Mapped[str]
     report: Mapped[str | None]
+    scorer_id: Mapped[str] = mapped_column(default="")
     created_ms: Mapped[int]
     finished_ms: Mapped[int]
 
@@ -243,3 +248,33 @@ class DropsRow(Base):
     device_id: Mapped[str] = mapped_column(ForeignKey("device.id"), primary_key=True)
     split: Mapped[str] = mapped_column(primary_key=True)
     content: Mapped[dict[str, Any]]
+
+
+class ScorerRow(Base):
+    """A user's own metric, by the digest of its owner, name, source, direction and unit."""
+
+    __tablename__ = "scorer"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    owner: Mapped[str]
+    name: Mapped[str]
+    source_sha256: Mapped[str]
+    lower_is_better: Mapped[bool]
+    unit: Mapped[str]
+    seen_ms: Mapped[int]
+
+
+class ScoringRow(Base):
+    """One measurement's outputs under one scorer. `metric` is `server.report.summary.MetricSummary` once they are scored."""
+
+    __tablename__ = "scoring"
+    __table_args__ = (UniqueConstraint("measurement_id", "scorer_id"),)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    measurement_id: Mapped[str] = mapped_column(ForeignKey("measurement.id"))
+    scorer_id: Mapped[str] = mapped_column(ForeignKey("scorer.id"))
+    state: Mapped[str] = mapped_column(index=True)
+    fence: Mapped[int]
+    lease_deadline_ms: Mapped[int]
+    attempts: Mapped[int]
+    scores_sha256: Mapped[str]
+    reason: Mapped[str]
+    metric: Mapped[dict[str, Any] | None]
