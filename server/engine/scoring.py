@@ -308,7 +308,8 @@ def rescore(session: Session, job: JobRow, tasks: Sequence[TaskRow]) -> set[str]
         task.state = TaskState.SCORING
         candidate = session.get_one(CandidateRow, task.candidate_id)
         if not task.metric_only:
-            candidate.state, candidate.reason = follow(candidate.state, CandidateState.SCORING), ""
+            # No step forward, so `follow` has no say: a figure of the old metric is taken back.
+            candidate.state, candidate.reason = CandidateState.SCORING, ""
             candidates.add(candidate.id)
     session.flush()
     return candidates

@@ -93,9 +93,9 @@ _CANDIDATE: Final = {
         CandidateState.SKIPPED,
     },
     CandidateState.SCORING: {CandidateState.MEASURED, CandidateState.FAILED},
+    CandidateState.MEASURED: set(),
     # Only a resumed job leaves these again.
-    CandidateState.MEASURED: {CandidateState.SCORING},
-    CandidateState.FAILED: {CandidateState.WAITING, CandidateState.SCORING},
+    CandidateState.FAILED: {CandidateState.WAITING},
     CandidateState.SKIPPED: {CandidateState.WAITING},
 }
 

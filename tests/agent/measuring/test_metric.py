@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fleetfit.agent.measuring import outputs
+from fleetfit.core.digests import sha256_file
 from fleetfit.core.statistics import metric_value, score_samples
 from fleetfit.server.report.analyse import scores_of
 
@@ -148,3 +150,32 @@ def test_without_targets_a_build_is_judged_beside_the_original(tmp_path: Path, m
 def test_without_the_original_there_is_nothing_to_agree_with(tmp_path: Path) -> None:
     prepare(tmp_path, affine(), data={"x": inputs(4)}, metric="agreement", metric_only=True)
     assert "needs the original beside the build" in refused_here(tmp_path)
+
+
+def test_outputs_are_returned_in_the_split_s_order_and_named_by_their_digest(tmp_path: Path) -> None:
+    x = inputs(150)
+    prepare(tmp_path, affine(), data={"x": x}, metric="", metric_only=True, return_outputs=True)
+    metric = solo_here(tmp_path).metric
+    path = tmp_path / "outputs.npz"
+    assert (metric.split, metric.count, metric.outputs.sha256) == ("validation", 150, sha256_file(path))
+    assert metric.outputs.size_bytes == path.stat().st_size and not metric.scores
+    with np.load(path, allow_pickle=False) as found:
+        assert found.files == ["scores"]
+        np.testing.assert_allclose(found["scores"], x @ WEIGHTS, rtol=1e-5, atol=1e-6)
+
+
+def test_outputs_of_a_fixed_batch_leave_its_padding_out(tmp_path: Path) -> None:
+    x = inputs(10)
+    prepare(tmp_path, affine(batch=4), data={"x": x}, batch=4, metric="", metric_only=True, return_outputs=True)
+    assert solo_here(tmp_path).metric.count == 10
+    with np.load(tmp_path / "outputs.npz", allow_pickle=False) as found:
+        np.testing.assert_allclose(found["scores"], x @ WEIGHTS, rtol=1e-5, atol=1e-6)
+
+
+def test_outputs_that_are_too_large_are_refused_before_they_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outputs, "MOST_BYTES", 70_000)
+    prepare(tmp_path, affine(), data={"x": inputs(1000)}, metric="", metric_only=True, return_outputs=True)
+    assert "push fewer samples" in refused_here(tmp_path)
+    assert not list(tmp_path.glob("output*"))

@@ -8,8 +8,10 @@ from fleetfit.core.errors import Conflict
 from fleetfit.server.engine.states import (
     ENDED_CANDIDATE,
     CandidateState,
+    ScoringState,
     VariantState,
     follow,
+    follow_scoring,
     next_candidate_state,
 )
 
@@ -51,6 +53,22 @@ def test_every_step_that_is_proposed_is_allowed(present: str, variant: VariantSt
     assert measure == (state is CandidateState.MEASURING)
     assert measure == (variant is original is VariantState.DONE)
     assert (state in ENDED_CANDIDATE) == (VariantState.FAILED in (variant, original))
+
+
+@given(path=st.lists(st.sampled_from(list(ScoringState)), max_size=12))
+def test_scores_count_only_after_a_lease_and_their_report(path: list[ScoringState]) -> None:
+    present = ScoringState.WAITING
+    been = [present]
+    for wanted in path:
+        try:
+            present = follow_scoring(str(present), wanted)
+        except Conflict:
+            continue
+        been.append(present)
+    if ScoringState.DONE in been:
+        at = been.index(ScoringState.DONE)
+        assert been[at - 2 : at] == [ScoringState.LEASED, ScoringState.REPORTED]
+        assert been[at:] == [ScoringState.DONE]
 
 
 def test_an_unknown_state_is_an_error() -> None:
