@@ -43,6 +43,7 @@ _SUMMARIES: Final = {
     "recipes": "List, check and explain recipes.",
     "jobs": "List, watch, cancel or resume jobs.",
     "report": "What was measured for a job, and what was chosen, and why.",
+    "scorer": "Judge jobs by a metric of your own, on this machine.",
     "pull": "Fetch the build that was chosen for a device.",
 }
 # Which extra brings what a command imports.

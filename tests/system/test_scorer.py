@@ -31,7 +31,6 @@ margin.unit = "logits"
 @pytest.mark.timeout(300)
 def test_a_killed_scorer_s_outputs_are_scored_by_another(make_fleet: Callable[..., Fleet], goods: Path) -> None:
     fleet = make_fleet()
-    fleet.start_server()
     fleet.start_agent("left")
     fleet.run("models", "push", "dense.pt2", cwd=goods)
     fleet.run("data", "push", "dense.npz", "--model", "dense", cwd=goods)
