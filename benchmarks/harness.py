@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import sys
+import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -45,13 +46,55 @@ def versions(*names: str) -> dict[str, str]:
     return found
 
 
+class Parts:
+    """Figures of finished parts of a benchmark, kept in a file of JSON lines, so that a run that was cut off goes on."""
+
+    def __init__(self, file: Path | None, seconds: float = float("inf")) -> None:
+        self._file, self._end = file, time.monotonic() + seconds
+        lines = file.read_text().splitlines() if file and file.exists() else []
+        self._known = {line["part"]: line["figures"] for line in map(json.loads, lines)}
+
+    def reachable(self, name: str) -> bool:
+        """Whether the part is known, or there is time left to make it."""
+        return name in self._known or time.monotonic() < self._end
+
+    def part(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The figures of the part with this name, made where they are not known; the name says all that decides them."""
+        if name not in self._known:
+            began = time.monotonic()
+            # As it is read back, so that a run in one go and one in two give the same.
+            self._known[name] = json.loads(json.dumps({**make(), "seconds": time.monotonic() - began}))
+            print(f"{name}: {self._known[name]}", file=sys.stderr, flush=True)
+            if self._file:
+                with self._file.open("a") as file:
+                    file.write(json.dumps({"part": name, "figures": self._known[name]}) + "\n")
+        found: dict[str, Any] = self._known[name]
+        return found
+
+
 def run(name: str, benchmark: Callable[[bool], Outcome]) -> int:
     """Run a benchmark and show its result; a full run's is kept in `benchmarks/results/`. 1 where the claim fails."""
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=benchmark.__doc__)
+    return _run(name, benchmark.__doc__, lambda options: benchmark(options.quick), in_parts=False)
+
+
+def run_in_parts(name: str, benchmark: Callable[[bool, Parts], Outcome]) -> int:
+    """The same for a benchmark that can go on where it was cut off; the file of its parts is given by `--lines`."""
+    return _run(name, benchmark.__doc__, lambda options: benchmark(options.quick, _parts(options)), in_parts=True)
+
+
+def _parts(options: argparse.Namespace) -> Parts:
+    return Parts(options.lines, options.seconds)
+
+
+def _run(name: str, what: str | None, benchmark: Callable[[argparse.Namespace], Outcome], *, in_parts: bool) -> int:
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=what)
     parser.add_argument("--quick", action="store_true", help="a trial within a minute; its figures say little")
     parser.add_argument("--json", action="store_true", help="the result as JSON on the last line")
+    if in_parts:
+        parser.add_argument("--lines", type=Path, help="a file of JSON lines to go on with")
+        parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no other part after so long")
     options = parser.parse_args()
-    claim, figures, holds = benchmark(options.quick)
+    claim, figures, holds = benchmark(options)
     result = {"claim": claim, "figures": figures, "holds": holds, "machine": machine()}
     if not options.quick:
         (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")

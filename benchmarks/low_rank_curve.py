@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from benchmarks.harness import Outcome, run
-from benchmarks.training import accuracy, trained
+from benchmarks.training import accuracy, convolutional, pictures, trained
 from fleetfit.client.demo.images import load_images
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.passes.base import Arrays, PassContext
@@ -43,7 +42,7 @@ def low_rank_curve(quick: bool) -> Outcome:
     images = load_images(lambda text: print(text, file=sys.stderr))
     order = np.random.default_rng(0).permutation(len(images.images))
     rows, held_out = order[: TRAINED_ON // (8 if quick else 1)], order[-HELD_OUT:]
-    known, test = _floats(images.images), _floats(images.test_images)
+    known, test = pictures(images.images), pictures(images.test_images)
     original = _train(1 if quick else EPOCHS, known[rows], images.targets[rows])
     name = original.inputs[0].name
     context = PassContext(Arrays({name: known[rows]}, None), None, None, "", "", 0, lambda part, activity: None)
@@ -98,18 +97,9 @@ def _line(figures: dict[str, Any]) -> str:
     )
 
 
-def _floats(images: np.ndarray) -> np.ndarray:
-    return images.reshape(-1, 1, 28, 28).astype(np.float32) / 255
-
-
 def _train(epochs: int, images: np.ndarray, targets: np.ndarray) -> LayeredModel:
     torch.manual_seed(0)
-    layers: list[nn.Module] = []
-    for before, after, stride in ((1, 16, 1), (16, 32, 2), (32, 64, 1), (64, 64, 2)):
-        layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-    head = [nn.MaxPool2d(2), nn.Flatten(), nn.Linear(576, 128), nn.ReLU(), nn.Linear(128, 10)]
-    model = nn.Sequential(*layers, *head).to(memory_format=torch.channels_last)
-    return trained(model, images, targets, epochs=epochs, batch=BATCH, learning_rate=4e-3)
+    return trained(convolutional(), images, targets, epochs=epochs, batch=BATCH, learning_rate=4e-3)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -16,6 +17,20 @@ from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.graph.batches import outputs_over
 from fleetfit.compress.intake.pt2 import load_pt2
 from fleetfit.compress.passes.base import Arrays
+
+
+def convolutional() -> nn.Module:
+    """Four convolutions of 3x3 with batch norm and ReLU, and two linear layers, for pictures of shape (batch, 1, 28, 28)."""
+    layers: list[nn.Module] = []
+    for before, after, stride in ((1, 16, 1), (16, 32, 2), (32, 64, 1), (64, 64, 2)):
+        layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+    head = [nn.MaxPool2d(2), nn.Flatten(), nn.Linear(576, 128), nn.ReLU(), nn.Linear(128, 10)]
+    return nn.Sequential(*layers, *head).to(memory_format=torch.channels_last)
+
+
+def pictures(images: NDArray[Any]) -> NDArray[np.float32]:
+    """Fashion-MNIST's bytes as floats from 0 to 1, shape (count, 1, 28, 28)."""
+    return images.reshape(-1, 1, 28, 28).astype(np.float32) / 255
 
 
 def trained(
