@@ -37,7 +37,7 @@ class Distill(Pass):
 
     needs: ClassVar = frozenset({Needs.LAYERS, Needs.DATA, Needs.TRAINING})
     stage: ClassVar = Stage.RECOVER
-    version: ClassVar = 2
+    version: ClassVar = 3
 
     epochs: float | None = Field(default=None, gt=0, le=MOST_EPOCHS)
     """How long it trains: 3 where none of `epochs`, `steps` and `seconds` is given."""

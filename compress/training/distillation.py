@@ -83,6 +83,7 @@ class _Distillation:
         # One step sees `batch` samples; a model that takes only smaller ones sees them one after the other.
         self.chunk = batch_size(model, min(settings.batch, len(data)))
         self.batch = max(self.chunk, min(settings.batch, len(data)) // self.chunk * self.chunk)
+        self.frozen_norms = self.chunk < _SMALLEST_NORM_BATCH
         self.per_epoch = len(data) // self.batch
         if self.per_epoch == 0:
             raise InvalidData(f"distill needs at least {self.batch} training samples and there are {len(data)}")
@@ -117,7 +118,9 @@ class _Distillation:
         if self.settings.features is not None:
             rows = np.arange(self.chunk if not self.model.dynamic_batch else min(_FEATURES_FROM, len(self.data)))
             samples = take(self.model, self.data, rows)
-            self.features = Features(self.model, self.teacher.model, self.settings.features, samples)
+            self.features = Features(
+                self.model, self.teacher.model, self.settings.features, samples, frozen_norms=self.frozen_norms
+            )
             self.notes += self.features.said()
         try:
             return self._train()
@@ -151,7 +154,7 @@ class _Distillation:
             [*self.trainable, *(self.features.parameters() if self.features is not None else ())],
             self._gradients,
             self._judge,
-            frozen_norms=self.chunk < _SMALLEST_NORM_BATCH,
+            frozen_norms=self.frozen_norms,
             after_step=self.after_step,
         )
 

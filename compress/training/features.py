@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from fleetfit.compress.graph import LayeredModel
+from fleetfit.compress.graph.kinds import BATCH_NORMS
 from fleetfit.compress.structure.walk import shapes_of
 from fleetfit.core.errors import InvalidRecipe
 
@@ -78,6 +79,8 @@ class Features:
         wanted: Names or patterns of layers of the original, or "auto": the last layer of each of the last three stages
             (sizes of feature maps; in transformers thirds of the layers) and the last hidden layer before the output.
         samples: Inputs to find widths, variances and the maps' beginnings with.
+        frozen_norms: Whether the student trains with the statistics its batch norms have. Where it does not, the maps begin
+            from what it gives with those of `samples`: after a cut the stored ones are those of another network.
 
     Raises:
         InvalidRecipe: A pattern fits no layer, or no layer can be matched.
@@ -89,6 +92,8 @@ class Features:
         teacher: LayeredModel,
         wanted: Sequence[str] | Literal["auto"],
         samples: dict[str, torch.Tensor],
+        *,
+        frozen_norms: bool = False,
     ) -> None:
         self.notes: list[str] = []
         names = _last_of_stages(teacher) if wanted == "auto" else _named(teacher, wanted)
@@ -98,7 +103,7 @@ class Features:
         self._theirs = Capture(teacher.module, list(found))
         self.pairs: list[_Pair] = []
         try:
-            self._prepare(student, teacher, found, samples)
+            self._prepare(student, teacher, found, samples, frozen_norms)
         except BaseException:
             self.close()
             raise
@@ -146,14 +151,26 @@ class Features:
             self.notes.append(f"features of {', '.join(names)} are not matched: {why}")
 
     def _prepare(
-        self, student: LayeredModel, teacher: LayeredModel, found: dict[str, str], samples: dict[str, torch.Tensor]
+        self,
+        student: LayeredModel,
+        teacher: LayeredModel,
+        found: dict[str, str],
+        samples: dict[str, torch.Tensor],
+        frozen_norms: bool,
     ) -> None:
         modes = student.module.training, teacher.module.training
+        stored = {name: value.clone() for name, value in student.module.named_buffers()}
         try:
             with torch.no_grad():
                 for model in (student, teacher):
                     model.module.eval()
+                if not frozen_norms:
+                    for layer in student.module.modules():
+                        layer.train(isinstance(layer, BATCH_NORMS))
+                for model in (student, teacher):
                     model.call(samples)
+                for name, value in student.module.named_buffers():
+                    value.copy_(stored[name])
         finally:
             student.module.train(modes[0])
             teacher.module.train(modes[1])

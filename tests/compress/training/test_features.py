@@ -121,6 +121,47 @@ def test_a_pruned_layer_is_mapped_back_to_the_originals_width(stages: LayeredMod
     assert torch.equal(projector.weight, begun)
 
 
+class Normed(nn.Module):
+    """A batch norm before what is matched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.last = nn.Conv2d(6, 4, 3, padding=1)
+        self.head = nn.Linear(4 * 64, 3)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.head(functional.relu(self.last(functional.relu(self.norm(self.conv(image))))).flatten(1))
+
+
+def test_a_map_begins_from_what_the_student_gives_while_it_trains(tmp_path: Path) -> None:
+    # As after a hard cut: the stored statistics are those of another network, and in evaluation hardly anything comes through.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        teacher = _load(Normed(), torch.randn(3, 1, 8, 8), tmp_path)
+    student = teacher.clone()
+    mask = torch.ones(4, dtype=torch.bool)
+    mask[3] = False
+    remove_units(student, analyse(student), {"last": mask})
+    norm = student.module.get_submodule("norm")
+    norm.running_var.fill_(1e6)  # type: ignore[union-attr,operator]
+    features = Features(student, teacher, ["last"], _images())
+    assert torch.equal(norm.running_var, torch.full((6,), 1e6))  # type: ignore[arg-type]
+    teacher.module.eval()
+    teacher.call(_images())
+    student.module.train()
+    student.call(_images())
+    # 1 is what a map gives that knows nothing.
+    assert float(features.loss().detach()) < 1
+    features.close()
+    frozen = Features(student, teacher, ["last"], _images(), frozen_norms=True)
+    for model in (student, teacher):
+        model.module.eval()
+        model.call(_images())
+    assert float(frozen.loss().detach()) < 1
+
+
 def test_a_layer_that_was_split_is_matched_by_its_last_part(stages: LayeredModel) -> None:
     from fleetfit.compress.passes.base import Arrays, PassContext
     from fleetfit.compress.passes.low_rank import LowRank
