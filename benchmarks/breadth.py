@@ -106,7 +106,7 @@ def examine(one: Architecture, folder: Path, last: str = STAGES[-1]) -> dict[str
     def low_rank() -> str:
         smaller = state["model"].clone()
         before = smaller.parameters_count()
-        notes = LowRank(ratio=0.25).apply(smaller, context()).notes
+        notes = LowRank(ratio=0.25, layers="all", method="channel").apply(smaller, context()).notes
         if smaller.parameters_count() >= before:
             return f"refused: no layer was split; {notes[:2]}"
         state["model"] = smaller

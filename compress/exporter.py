@@ -36,11 +36,10 @@ def export_onnx(model: LayeredModel) -> bytes:
 
     Raises InvalidModel where the exporter cannot express it.
     """
-    program = model.exported()
     with quiet():
         try:
             exported = torch.onnx.export(
-                program,
+                _contiguous(model.exported()),
                 input_names=[tensor.name for tensor in model.inputs],
                 output_names=[tensor.name for tensor in model.outputs],
                 dynamo=True,
@@ -57,6 +56,24 @@ def export_onnx(model: LayeredModel) -> bytes:
                 private=f"{type(error).__name__}: {error}",
             ) from error
     return _cleaned(content)
+
+
+def _contiguous(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program, in place, with what attention gives laid out in order.
+
+    How scaled_dot_product_attention lays out its result depends on the kernel. A view that fits the kernel of the export does
+    not fit what the exporter puts in its place (with a mask, `view size is not compatible`). The copy is an Identity in ONNX.
+    """
+    graph = program.graph_module.graph
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.scaled_dot_product_attention.default):
+        with graph.inserting_after(node):
+            copy = graph.call_function(
+                torch.ops.aten.clone.default, (node,), {"memory_format": torch.contiguous_format}
+            )
+        copy.meta = {**node.meta, "val": node.meta["val"].clone(memory_format=torch.contiguous_format)}
+        node.replace_all_uses_with(copy, delete_user_cb=lambda user, copy=copy: user is not copy)
+    program.graph_module.recompile()
+    return program
 
 
 def _cleaned(content: bytes) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -98,3 +100,25 @@ def test_several_inputs_and_outputs_keep_their_names_and_dtypes(tmp_path_factory
     assert prove_equal(model, content, None) < 1e-4
     got = session.run({"tokens": np.zeros((4, 5), np.int64), "scale": np.ones((4, 1), np.float32)})
     assert (got["logits"].dtype, got["best"].dtype) == (np.float32, np.int64)
+
+
+class _Attended(nn.Module):
+    """Attention with scores added for every sample, as in T5 and Swin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(8, 24)
+        self.bias = nn.Parameter(torch.randn(1, 2, 5, 5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        query, key, value = (part.unflatten(2, (2, 4)).transpose(1, 2) for part in self.project(x).chunk(3, -1))
+        mixed = nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=self.bias.expand(len(x), 2, 5, 5)
+        )
+        return mixed.transpose(1, 2).reshape(len(x), 5, 8)
+
+
+def test_attention_with_added_scores_is_expressed(tmp_path: Path) -> None:
+    path = export(_Attended().eval(), (torch.randn(2, 5, 8),), tmp_path / "attended.pt2")
+    model = load_pt2(path)
+    assert prove_equal(model, export_onnx(model), None) < 1e-5
