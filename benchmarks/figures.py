@@ -143,6 +143,41 @@ def _middle(found: dict[str, float], digits: int) -> str:
     return f"{found['median']:.{digits}f} ({found['least']:.{digits}f} to {found['most']:.{digits}f})"
 
 
+def architectures() -> str:
+    """Every architecture of the breadth benchmark, and what works with it."""
+    result = json.loads((RESULTS / "breadth.json").read_text())
+    stages = list(result["figures"]["stages"])
+    each = result["each"]
+    lines = [
+        f"{len(each)} architectures (`python -m benchmarks.breadth`)"
+        + (f"; {len(result['not_run'])} more were not run" if result["not_run"] else "")
+        + f". The bar {'holds' if result['holds'] else 'does not hold'}: {result['claim']}.",
+        "",
+        f"| architecture | from | parameters | fewer MACs | int8 | {' | '.join(stages)} |",
+        f"| {' | '.join(['---'] * (5 + len(stages)))} |",
+    ]
+    for one in each:
+        int8 = ", ".join(mode for mode, text in one.get("int8", {}).items() if text == "ok")
+        cells = [one["name"], one.get("source", ""), str(one.get("parameters", ""))]
+        cells += [f"{1 - one['macs_left']:.0%}" if "macs_left" in one else "", int8]
+        texts = [one["stages"].get(stage, "not run") for stage in stages]
+        lines.append(f"| {' | '.join([*cells, *('yes' if t == 'ok' else t.split(':')[0] for t in texts)])} |")
+    failed = [
+        f"- {one['name']}, {stage}: {_one_line(text)}"
+        for one in each
+        for stage, text in one["stages"].items()
+        if text.startswith(("refused", "wrong"))
+    ]
+    if failed:
+        lines += ["", "What failed, with the reason:", "", *failed]
+    return "\n".join([*lines, ""])
+
+
+def _one_line(text: str) -> str:
+    # The part in brackets is the library's own message.
+    return " ".join(text.split(" [")[0].split()).replace("|", "\\|").replace("*", "\\*").replace("_", "\\_")
+
+
 def _spread(points: tuple[dict[str, Any], ...], name: str) -> dict[str, float]:
     values = [point[name] for point in points]
     return {"mean": statistics.fmean(values), "least": min(values), "most": max(values)}
@@ -153,6 +188,7 @@ SECTIONS: Final[dict[str, Callable[[], str]]] = {
     "docs/techniques/pruning.md": pruning,
     "docs/techniques/low-rank.md": low_rank,
     "docs/techniques/composition.md": composition,
+    "docs/architectures.md": architectures,
 }
 """What stands between a document's marks."""
 

@@ -16,6 +16,7 @@ DOCUMENTS = [
     "CHANGELOG.md",
     "docs/decisions.md",
     "docs/devices/README.md",
+    "docs/architectures.md",
     *(
         f"docs/techniques/{name}.md"
         for name in ("README", "pruning", "low-rank", "quantization", "distillation", "export", "composition")
