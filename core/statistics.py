@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from fleetfit.core.errors import InvalidData
 from fleetfit.core.metrics import CLASSIFICATION, metric_info
 from fleetfit.core.statistics_auroc import auroc_drop, auroc_value
+from fleetfit.core.statistics_detection import map_drop, map_point, map_value
 from fleetfit.core.statistics_f1 import f1_drop, f1_value
 from fleetfit.core.statistics_scores import score_samples as score_samples
 from fleetfit.core.statistics_student import student_quantile
@@ -36,8 +37,9 @@ class Interval:
 def metric_value(metric: str, scores: Floats) -> Interval:
     """The metric over the scores of `score_samples`, with its 95 % interval.
 
-    Wilson's for shares of right samples, Student's for means of errors, a bootstrap's for F1, DeLong's for AUROC; all but
-    errors are in points, 0 to 100. Raises InvalidData where there are no scores, or where the metric is not defined for them.
+    Wilson's for shares of right samples, Student's for means of errors, a bootstrap's for F1 and for boxes, DeLong's for
+    AUROC; all but errors are in points, 0 to 100. Raises InvalidData where there are no scores, or where the metric is not
+    defined for them.
     Source of the first: E. B. Wilson, JASA 22 (1927).
     """
     n, info = len(scores), metric_info(metric)
@@ -47,6 +49,8 @@ def metric_value(metric: str, scores: Floats) -> Interval:
         return _points(*f1_value(scores, classes=CLASSIFICATION in info.tasks))
     if info.kind == "auroc":
         return _points(*auroc_value(scores))
+    if info.kind == "map":
+        return _points(*map_value(info, scores))
     mean = float(np.mean(scores, dtype=np.float64))
     if info.kind == "share":
         centre = (mean + _Z95**2 / (2 * n)) / (1 + _Z95**2 / n)
@@ -57,6 +61,14 @@ def metric_value(metric: str, scores: Floats) -> Interval:
         return Interval(mean, low, high)
     # Errors are never below 0, a cosine never above 1.
     return Interval(mean, low, min(high, 1.0)) if info.higher_is_better else Interval(mean, max(low, 0.0), high)
+
+
+def metric_point(metric: str, scores: Floats) -> float:
+    """`metric_value` without its interval, for where that takes long and nobody reads it."""
+    info = metric_info(metric)
+    if info.kind == "map" and len(scores):
+        return 100 * map_point(info, scores)
+    return metric_value(metric, scores).value
 
 
 def _points(value: float, low: float, high: float) -> Interval:
@@ -87,6 +99,8 @@ def paired_drop(metric: str, scores: Floats, reference: Floats) -> Interval:
         return _points(*f1_drop(scores, reference, classes=CLASSIFICATION in info.tasks))
     if info.kind == "auroc":
         return _points(*auroc_drop(scores, reference))
+    if info.kind == "map":
+        return _points(*map_drop(info, scores, reference))
     ours, theirs = scores.astype(np.float64), reference.astype(np.float64)
     worse = theirs - ours if info.higher_is_better else ours - theirs
     mean = float(worse.mean())

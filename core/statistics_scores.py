@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fleetfit.core.errors import InvalidData
 from fleetfit.core.metrics import MULTILABEL, MetricInfo, metric_info
+from fleetfit.core.statistics_detection import match_images
 
 Numbers = NDArray[Any]
 Scores = NDArray[np.float32]
@@ -31,6 +32,7 @@ def score_samples(
     - F1 at a threshold: (N, labels), twice the label plus 1 where it was given;
     - agreement: (N,), 1 where the original chooses the same class; cosine: (N,), of the sample's values and the original's;
       kl: (N,), the Kullback-Leibler divergence of the class probabilities from the original's, in nats;
+    - average precision: see `match_images` of core/statistics_detection.py;
     - AUROC: (N, 1 + classes), the class and each class's score; or (N, 1 + 2 * labels): -1, the labels, their scores.
 
     Class scores have the shape (N, classes), or (N,) or (N, 1) for two classes; of equal scores the first counts as larger.
@@ -40,6 +42,10 @@ def score_samples(
     fit or an output is not an array of numbers, one row per sample.
     """
     info = metric_info(metric)
+    if info.kind == "map":
+        if targets is None:
+            raise InvalidData(f"{metric} needs targets, and the data has none; choose agreement, cosine or kl")
+        return match_images(info, {name: _rows(value) for name, value in outputs.items()}, targets)
     output = _rows(judged_output(info, outputs))
     if not info.needs_targets:
         return _beside(info, output, reference)
@@ -65,6 +71,8 @@ def score_samples(
 
 def judged_output(info: MetricInfo, outputs: Mapping[str, Numbers]) -> Numbers:
     """The output that a metric judges. Raises InvalidData, naming those there are, where it names none of them."""
+    if info.kind == "map":
+        return outputs[info.detection_outputs({name: value.shape for name, value in outputs.items()})[-1]]
     if not info.output:
         return next(iter(outputs.values()))
     if info.output not in outputs:

@@ -30,7 +30,7 @@ from fleetfit.agent.measuring.timing import block_size, take_samples, time_once,
 from fleetfit.core.digests import sha256_file
 from fleetfit.core.errors import FleetfitError, InvalidData, InvalidModel
 from fleetfit.core.metrics import metric_info
-from fleetfit.core.statistics import metric_value, score_samples
+from fleetfit.core.statistics import metric_point, score_samples
 from fleetfit.core.statistics_scores import judged_output
 from fleetfit.proto.v1 import measurement_pb2
 from fleetfit.runtimes.base import LoadedModel
@@ -168,7 +168,7 @@ class Trial:
             result.notes.append(f"{strange} of {len(scores)} outputs are not numbers (NaN) and count as wrong")
         run.scores.extend(scores.reshape(-1).tolist())
         run.count = len(scores)
-        run.value = metric_value(task.metric, scores).value
+        run.value = metric_point(task.metric, scores)
         run.window.end_monotonic_ns = time.monotonic_ns()
         if original is not None and original is not model:
             original.close()

@@ -24,7 +24,7 @@ from fleetfit.compress.training.teacher import Teacher
 from fleetfit.compress.training.trainer import AfterStep, Score, Trained, Trainer
 from fleetfit.core.errors import InvalidData, InvalidRecipe
 from fleetfit.core.metrics import known_metric, metric_info
-from fleetfit.core.statistics import metric_value, score_samples
+from fleetfit.core.statistics import metric_point, score_samples
 
 if TYPE_CHECKING:
     from fleetfit.compress.passes.distill import Distill
@@ -263,7 +263,7 @@ class _Distillation:
             {name: value.numpy() for name, value in given.items()} for given in (outputs, self.teacher_validation)
         )
         scores = score_samples(self.context.metric, ours, validation.targets, theirs)
-        value = metric_value(self.context.metric, scores).value
+        value = metric_point(self.context.metric, scores)
         return (value if metric_info(self.context.metric).higher_is_better else -value), -loss
 
     def _said(self, trained: Trained) -> list[str]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetfit.core.metrics import metric_info
-from fleetfit.core.statistics import metric_value, paired_drop
+from fleetfit.core.statistics import metric_point, paired_drop
 from fleetfit.server.report.analyse import figure, read_result, scores_of, write
 from fleetfit.server.report.scored import read_scores
 from fleetfit.server.report.summary import Drops, Figure
@@ -61,7 +61,7 @@ def compare(metric: str, candidates: Sequence[Scored]) -> Drops:
 
 
 def _goodness(metric: str, one: Scored) -> float:
-    value = metric_value(metric, one.scores).value
+    value = metric_point(metric, one.scores)
     return value if metric_info(metric).higher_is_better else -value
 
 
