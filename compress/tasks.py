@@ -75,7 +75,7 @@ class Compress(_Strict):
     format: Literal["pt2", "onnx"]
     recipe: str
     """Canonical recipe, YAML; empty for the model as it is."""
-    task: Literal["classification", "multilabel", "regression", ""] = ""
+    task: Literal["classification", "multilabel", "regression", "detection", ""] = ""
     metric: str = ""
     seed: int = 0
     threads: int = 1
@@ -177,7 +177,7 @@ class DataFacts(_Strict):
 
     inputs: list[Tensor]
     targets: Tensor | None
-    task: Literal["classification", "multilabel", "regression", ""]
+    task: Literal["classification", "multilabel", "regression", "detection", ""]
     classes: int = 0
     metric: str
     splits: list[SplitFile]

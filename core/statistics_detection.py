@@ -110,7 +110,7 @@ def _overlaps(a: Floats, b: Floats) -> Floats:
     shared = np.clip(far - near, 0, None).prod(axis=-1)
     areas = [np.clip(one[..., 2:] - one[..., :2], 0, None).prod(axis=-1) for one in (a, b)]
     whole = areas[0][:, :, None] + areas[1][:, None, :] - shared
-    return np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0)
+    return np.asarray(np.divide(shared, whole, out=np.zeros_like(shared), where=whole > 0), dtype=np.float64)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from fleetfit.client.output import Output
 from fleetfit.client.plain import to_plain
 from fleetfit.client.progress import Follower
 from fleetfit.core.errors import InvalidInput
-from fleetfit.core.metrics import DEFAULT_METRIC, METRIC_NAMES, metric_info
+from fleetfit.core.metrics import BOX_FORMATS, DEFAULT_METRIC, DETECTION, METRIC_NAMES, metric_info, with_boxes
 
 app = application("Push and list datasets.")
 
@@ -43,6 +43,9 @@ def push(
         ),
     ] = "",
     task: Annotated[str, typer.Option(help=f"{', '.join(_TASKS)}; stands for its usual metric.")] = "",
+    boxes: Annotated[
+        str, typer.Option(help=f"How the model and 'targets' write boxes: {', '.join(BOX_FORMATS)}; for detection.")
+    ] = "",
     seed: Seed = 0,
     server: Server = "",
     as_json: AsJson = False,
@@ -51,7 +54,7 @@ def push(
     output = Output(as_json)
     with connect(server) as client, Follower() as told:
         found = client.push_dataset(
-            data, name, model=model, test=test, metric=chosen_metric(metric, task), seed=seed, on_progress=told
+            data, name, model=model, test=test, metric=chosen_metric(metric, task, boxes), seed=seed, on_progress=told
         )
     if as_json:
         output.json({"dataset": to_plain(found)})
@@ -64,7 +67,15 @@ def push(
     )
 
 
-def chosen_metric(metric: str, task: str) -> str:
+def chosen_metric(metric: str, task: str, boxes: str = "") -> str:
+    """The metric as `_chosen` has it, with how boxes are written. Raises InvalidInput."""
+    chosen = _chosen(metric, task or (DETECTION if boxes else ""))
+    if chosen and metric_info(chosen).kind == "map" and not boxes and "@" not in chosen:
+        raise InvalidInput(f"boxes are judged: give --boxes, one of {', '.join(BOX_FORMATS)}", field="boxes")
+    return with_boxes(chosen, boxes) if boxes else chosen
+
+
+def _chosen(metric: str, task: str) -> str:
     """The metric that was named, or a task's usual one; empty where neither was. Raises InvalidInput."""
     if task and task not in _TASKS:
         raise InvalidInput(f"there is no task '{task}'; choose one of {', '.join(_TASKS)}", field="task")

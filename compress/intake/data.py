@@ -9,12 +9,14 @@ from typing import Literal
 import numpy as np
 
 from fleetfit.compress.intake.arrays import Array, read_arrays
+from fleetfit.compress.intake.boxes import check_boxes
 from fleetfit.compress.intake.splits import split_at_random, split_by_group
 from fleetfit.compress.tasks import DataFacts, IntakeData, SplitFile, Tensor
 from fleetfit.core.errors import InvalidData
 from fleetfit.core.metrics import (
     CLASSIFICATION,
     DEFAULT_METRIC,
+    DETECTION,
     METRIC_NAMES,
     MULTILABEL,
     REGRESSION,
@@ -71,6 +73,8 @@ def check_and_split(data: Path, test: Path | None, work: IntakeData, out: Path) 
             classes = max(classes, _check_labels(part, what, work, metric, notes))
         elif part is not None and task == "multilabel":
             classes = _check_zeros_and_ones(part, what, work, metric, notes)
+        elif part is not None and task == "detection":
+            classes = max(classes, check_boxes(part.targets, what, work.outputs, metric))
         elif part is not None and task == "regression":
             _check_values(part, what, work, notes)
     if dataset.groups is not None:
@@ -188,13 +192,16 @@ def _agree(dataset: _Dataset, own: _Dataset) -> None:
             )
 
 
-def _task(dataset: _Dataset, work: IntakeData) -> tuple[Literal["classification", "multilabel", "regression", ""], str]:
+def _task(
+    dataset: _Dataset, work: IntakeData
+) -> tuple[Literal["classification", "multilabel", "regression", "detection", ""], str]:
     """What is predicted, and the metric that counts."""
     metric = work.metric
     info = known_metric(metric)
     if metric and info is None:
         raise InvalidData(f"There is no metric {metric!r}; use one of {', '.join(METRIC_NAMES)}.", field="metric")
-    _judged_output(work)
+    if info is None or info.kind != "map":
+        _judged_output(work)
     if dataset.targets is None:
         if info is not None and info.needs_targets:
             raise InvalidData(
@@ -214,9 +221,11 @@ def _task(dataset: _Dataset, work: IntakeData) -> tuple[Literal["classification"
 
 def _task_of(
     info: MetricInfo, targets: Array, work: IntakeData
-) -> Literal["classification", "multilabel", "regression"]:
+) -> Literal["classification", "multilabel", "regression", "detection"]:
     if REGRESSION in info.tasks:
         return "regression"
+    if DETECTION in info.tasks:
+        return "detection"
     if CLASSIFICATION not in info.tasks:
         return "multilabel"
     # AUROC judges both: one class index for each sample, or a 0 or 1 for each value of the output.

@@ -116,8 +116,9 @@ class DistillationLoss:
         weights = {name: asked.get(name, ("auto", 1.0))[1] for name in teacher}
         label_kind = kind_of(teacher[first], classifies=task == "classification")
         labels = targets is not None and label_weight > 0 and label_kind is not Kind.NOTHING
-        # Labels of several kinds at once say nothing about the values that stand for them; the teacher's outputs do.
-        labels = labels and task != "multilabel"
+        # Boxes would first have to be matched with targets; labels of several kinds at once say nothing about the values that
+        # stand for them; the teacher's outputs do.
+        labels = labels and task not in ("multilabel", "detection")
         scale = 1.0
         if targets is not None and task != "classification":
             labels = labels and targets.numel() == teacher[first].numel()

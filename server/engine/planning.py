@@ -217,8 +217,8 @@ def _check_returns(metric: str, model: PlannedModel, data: PlannedData, devices:
 
 
 def _check_output(metric: str, model: PlannedModel) -> None:
-    output, names = metric_info(metric).output if metric else "", [tensor.name for tensor in model.facts.outputs]
-    if output and output not in names:
+    judged, names = metric_info(metric).outputs if metric else (), [tensor.name for tensor in model.facts.outputs]
+    if not set(judged) <= set(names):
         raise InvalidInput(
             f"'{metric}' names an output that {model.name} has not; its outputs are {', '.join(names)}", field="metric"
         )
