@@ -54,9 +54,27 @@ def _axis(output: torch.Tensor) -> int:
     return 1 if output.dim() >= 4 else -1
 
 
-def _chosen(name: str, output: torch.Tensor, asked: str, classifies: bool) -> Kind:
+def _kind_of_detections(name: str, teacher: Mapping[str, torch.Tensor]) -> Kind:
+    """What an output of a detector is: boxes are values; scores of each class are learned one by one, or together."""
+    shapes = [value.shape for value in teacher.values() if value.dim() == 3]
+    output = teacher[name]
+    if output.dim() != 3 or output.shape[2] == 4 or not output.is_floating_point():
+        return kind_of(output, classifies=False)
+    if output.shape[2] == 6 and not any(shape[2] == 4 for shape in shapes):
+        # A class's number is no amount, and a difference from it says nothing.
+        return Kind.NOTHING
+    kind = _distribution(output)
+    if kind is Kind.PROBABILITIES:
+        return kind
+    return Kind.VALUES if 0 <= float(output.min()) and float(output.max()) <= 1 else Kind.BINARY_LOGIT
+
+
+def _chosen(name: str, teacher: Mapping[str, torch.Tensor], asked: str, task: str) -> Kind:
+    output = teacher[name]
+    if asked == "auto" and task == "detection":
+        return _kind_of_detections(name, teacher)
     if asked == "auto":
-        return kind_of(output, classifies=classifies)
+        return kind_of(output, classifies=task == "classification" and name == next(iter(teacher)))
     if asked != "none" and not output.is_floating_point():
         raise InvalidRecipe(
             f"distill: the output {name} has whole numbers, which nothing can be learned from; give it none"
@@ -108,8 +126,7 @@ class DistillationLoss:
         first = next(iter(teacher))
         kinds, scales = {}, {}
         for name, value in teacher.items():
-            classifies = task == "classification" and name == first
-            kinds[name] = _chosen(name, value, asked.get(name, ("auto", 1.0))[0], classifies)
+            kinds[name] = _chosen(name, teacher, asked.get(name, ("auto", 1.0))[0], task)
             exact = value.double()
             spread = (exact - exact.mean()).abs().mean() if kinds[name] is Kind.ABSOLUTE else exact.var(unbiased=False)
             scales[name] = float(spread.clamp_min(1e-12))
@@ -127,6 +144,11 @@ class DistillationLoss:
             labels = False
         loss = cls(kinds, weights, scales, temperature, label_weight, labels, label_kind, scale)
         if not labels and not loss.matched():
+            if task == "detection" and not asked:
+                raise InvalidRecipe(
+                    f"distill: {first} holds boxes, scores and the numbers of classes at once, which no loss can compare; "
+                    "export the model with boxes (N, K, 4) and scores (N, K, classes), or leave distill out"
+                )
             raise InvalidRecipe(
                 "distill: no output and no label is left to learn from; give an output a loss and a weight"
             )

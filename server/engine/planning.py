@@ -10,7 +10,7 @@ from typing import Final
 from fleetfit.compress.recipe import Recipe, control_for
 from fleetfit.compress.tasks import DataFacts, ModelFacts
 from fleetfit.core.errors import InvalidData, InvalidInput, InvalidRecipe
-from fleetfit.core.metrics import metric_info
+from fleetfit.core.metrics import USER, metric_info, with_boxes
 from fleetfit.device_profiles.matching import GENERIC
 from fleetfit.device_profiles.schema import USUAL_ROUND_TO
 from fleetfit.proto.v1 import jobs_pb2, snapshot_pb2
@@ -175,11 +175,12 @@ def width_notes(devices: Sequence[PlannedDevice], recipes: Sequence[Recipe]) -> 
 def judged_by(spec: jobs_pb2.JobSpec, data: PlannedData | None) -> str:
     """The metric of a job; empty where nothing can be judged."""
     name = spec.metric or (data.facts.metric if data is not None else "")
-    if "," in name:
+    if name.startswith(f"{USER}:") and "," in name:
         raise InvalidInput(f"'{name}' is no metric's name; write user:NAME", field="metric")
     if not name:
         return ""
-    tasks = metric_info(name).tasks
+    info = metric_info(name)
+    tasks = info.tasks
     if data is None or (tasks and data.facts.targets is None):
         raise InvalidInput(
             f"'{name}' needs a dataset{' with targets' if tasks else ''}; name one with --data"
@@ -192,6 +193,15 @@ def judged_by(spec: jobs_pb2.JobSpec, data: PlannedData | None) -> str:
             f"leave --metric out to use {data.facts.metric}",
             field="metric",
         )
+    if info.kind == "map":
+        declared = metric_info(data.facts.metric).boxes
+        if "@" in name and info.boxes != declared:
+            raise InvalidInput(
+                f"'{name}' reads boxes as {info.boxes}, and those of {data.name} were declared as {declared}; write "
+                f"{info.base}@{declared}, or push the data again with --boxes {info.boxes}",
+                field="metric",
+            )
+        name = with_boxes(name, declared)
     return name
 
 

@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
 
+from fleetfit.client.export import export
 from fleetfit.compress.exporter import OnnxSession
 from fleetfit.compress.intake.pt2 import load_pt2
 from fleetfit.compress.local import compress_local
@@ -102,3 +105,50 @@ def test_the_same_seed_gives_the_same_build_and_another_does_not(trained: Traine
         facts = compress_local(trained.model, trained.data, recipe, tmp_path / str(number), seed=seed)
         digests.append(facts.builds[0].sha256)
     assert digests[0] == digests[1] != digests[2]
+
+
+class _Detector(nn.Module):
+    """One box of one of two classes in each picture of 8 x 8: where it is bright, by how bright it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(64, 48)
+        self.boxes = nn.Linear(48, 4)
+        self.scores = nn.Linear(48, 2)
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = functional.relu(self.hidden(image.flatten(1)))
+        return self.boxes(x).unsqueeze(1), self.scores(x).sigmoid().unsqueeze(1)
+
+
+def test_a_detector_is_pruned_recovered_and_judged_by_its_boxes(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    corner, size = random.integers(0, 3, (480, 2)), random.integers(3, 6, (480, 2))
+    classes = random.integers(0, 2, 480)
+    images = np.zeros((480, 8, 8), np.float32)
+    for image, (x, y), (w, h), which in zip(images, corner, size, classes, strict=True):
+        image[y : y + h, x : x + w] = 1.0 - 0.5 * which
+    boxes = np.concatenate([corner, corner + size], axis=1).astype(np.float32)
+    targets = np.full((480, 2, 5), -1, np.float32)
+    targets[:, 0, :4], targets[:, 0, 4] = boxes, classes
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = _Detector()
+        x, wanted, kind = torch.from_numpy(images), torch.from_numpy(boxes), torch.from_numpy(classes)
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+        for _ in range(300):
+            found, scores = model(x)
+            loss = functional.mse_loss(found[:, 0], wanted) + functional.binary_cross_entropy(
+                scores[:, 0], functional.one_hot(kind, 2).float()
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    export(model.eval(), (x[:2],), tmp_path / "detector.pt2")
+    np.savez(tmp_path / "d.npz", image=images, targets=targets)
+    recipe = Recipe.from_yaml(
+        "name: d\nsteps: [activation_pruning: {ratio: 0.5}, distill: {epochs: 20, learning_rate: 0.003}, quantize: {}]"
+    )
+    facts = compress_local(tmp_path / "detector.pt2", tmp_path / "d.npz", recipe, tmp_path / "out", metric="map@xyxy")
+    before, cut, recovered, _ = [step.metric.value for step in facts.lineage if step.metric is not None]
+    assert before > 60 and cut < before - 5 and recovered > cut + 5

@@ -32,6 +32,24 @@ def test_each_output_is_what_the_task_and_its_values_say() -> None:
     assert _loss({"p": scores[:, 0]}, "classification").kinds["p"] is Kind.BINARY_LOGIT
 
 
+def test_a_detectors_boxes_are_values_and_its_scores_are_not() -> None:
+    boxes, scores = _numbers(9, 7, 4), _numbers(9, 7, 6, seed=1)
+    for given, kind in (
+        (scores, Kind.BINARY_LOGIT),
+        (scores.sigmoid(), Kind.VALUES),
+        (scores.softmax(-1), Kind.PROBABILITIES),
+    ):
+        assert _loss({"boxes": boxes, "scores": given}, "detection").kinds == {"boxes": Kind.VALUES, "scores": kind}
+    loss = _loss({"boxes": boxes, "scores": scores}, "detection", targets=_numbers(9, 3, 5))
+    assert not loss.labels
+    same = {"boxes": boxes, "scores": scores}
+    assert float(loss(same, same, None)) == pytest.approx(0, abs=1e-5)
+    other = {"boxes": boxes, "scores": scores.roll(1, 0)}
+    assert float(loss(other, same, None)) > 0.1
+    with pytest.raises(InvalidRecipe, match="numbers of classes at once"):
+        _loss({"detections": _numbers(9, 7, 6)}, "detection")
+
+
 @pytest.mark.parametrize("shape", [(6, 4), (6, 5, 4), (6, 4, 3, 2)])
 def test_divergence_is_the_mean_over_samples_and_places(shape: tuple[int, ...]) -> None:
     ours, theirs = _numbers(*shape), _numbers(*shape, seed=1)

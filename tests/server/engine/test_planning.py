@@ -315,3 +315,17 @@ def test_the_environment_is_in_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
 @given(parts=st.tuples(st.text(max_size=3), st.text(max_size=3), st.text(max_size=3)))
 def test_build_keys_do_not_run_into_each_other(parts: tuple[str, str, str]) -> None:
     assert (build_key(*parts) == build_key("a", "b", "c")) == (parts == ("a", "b", "c"))
+
+
+def test_boxes_are_judged_as_their_dataset_declares_them(planned_data: PlannedData) -> None:
+    declared = planned_data.facts.model_copy(update={"task": "detection", "metric": "map@cxcywh"})
+    boxes = replace(planned_data, facts=declared)
+    for asked, judged in (
+        ("", "map@cxcywh"),
+        ("map50", "map50@cxcywh"),
+        ("map75@cxcywh:b,s", "map75@cxcywh:b,s"),
+        ("map:b,s", "map@cxcywh:b,s"),
+    ):
+        assert judged_by(jobs_pb2.JobSpec(kind=1, metric=asked), boxes) == judged
+    with pytest.raises(InvalidInput, match=r"reads boxes as xyxy, and those of flowers .* write map50@cxcywh"):
+        judged_by(jobs_pb2.JobSpec(kind=1, metric="map50@xyxy"), boxes)
