@@ -33,7 +33,7 @@ from fleetfit.compress.intake.pt2 import load_pt2
 from fleetfit.compress.passes.base import Arrays, Pass, PassContext, PassReport, QuantizedBuild
 from fleetfit.compress.reach import Loss, check_reach
 from fleetfit.compress.recipe import Recipe
-from fleetfit.compress.tasks import Build, Compress, CompressFacts, Score, Step, Tensor
+from fleetfit.compress.tasks import Build, Compress, CompressFacts, Score, Step, Tensor, Trainable
 from fleetfit.core.digests import sha256_file
 from fleetfit.core.errors import FleetfitError, InternalError, InvalidModel, InvalidRecipe, UsageError
 from fleetfit.core.metrics import metric_info
@@ -153,7 +153,8 @@ def _from_layers(
         score = judge.score_onnx(content, _only_batch(model.inputs))
         notes = [*lineage[-1].notes, *quantized.notes]
         lineage[-1] = lineage[-1].model_copy(update={"weight_bytes": len(content), "metric": score, "notes": notes})
-    model.save_pt2(out / "variant.pt2")
+    kept = out / "variant.pt2"
+    model.save_pt2(kept)
     builds, missed = [], []
     if DEFAULT in work.runtimes:
         builds.append(_write_build(content, quantized, model.inputs, model.outputs, difference, out))
@@ -171,6 +172,7 @@ def _from_layers(
         lineage=lineage,
         builds=builds,
         notes=missed,
+        trainable=Trainable(file=kept.name, size_bytes=kept.stat().st_size, sha256=sha256_file(kept)),
         parameters=lineage[-1].parameters,
         macs=lineage[-1].macs,
         environment=environment(work.threads, work.compute),

@@ -152,6 +152,14 @@ class Build(_Strict):
     """Largest absolute difference between this build's outputs in its runtime and PyTorch's, on real inputs."""
 
 
+class Trainable(_Strict):
+    """The float network with its layers in `out/`, as `load_pt2` reads it: before a last `quantize`."""
+
+    file: FileName
+    size_bytes: int
+    sha256: str
+
+
 class ModelFacts(_Strict):
     """What intake found in a model."""
 
@@ -194,6 +202,8 @@ class CompressFacts(_Strict):
     environment: dict[str, str]
     """Versions, instruction set, threads: the numeric environment."""
     notes: list[str] = []
+    trainable: Trainable | None = None
+    """None for ONNX files, which have no layers, and for what an older version made."""
 
 
 class TaskError(_Strict):

@@ -118,12 +118,14 @@ class LayeredModel:
             return torch.export.export(clone, tuple(samples), dynamic_shapes=shapes)
 
     def save_pt2(self, path: Path) -> None:
-        """Write the model as an archive that `load_pt2` reads."""
+        """Write the model as an archive that `load_pt2` reads, `sparse` included; the same model gives the same bytes."""
+        present = {name for name, _ in self.module.named_parameters(remove_duplicate=False)}
         facts = {
             "inputs": [tensor.name for tensor in self.inputs],
             "outputs": [tensor.name for tensor in self.outputs],
             "dynamic_batch": self.dynamic_batch,
             "notes": [],
+            "sparse": sorted(self.sparse & present),
             "torch": torch.__version__,
         }
         # In memory first: PyTorch's writer aborts the process where a write fails, as on a full disk.

@@ -36,6 +36,7 @@ _OLDEST_TORCH = (2, 6)
 _JSON_LIMIT = 256 << 20
 _SAMPLES_LIMIT = 1 << 30
 _SMALL_LIMIT = 1 << 20
+_MOST_SPARSE = 10_000
 _LEGACY_PROGRAM = "serialized_exported_program.json"
 _LEGACY_PICKLES = ("serialized_state_dict.pt", "serialized_constants.pt", "serialized_example_inputs.pt")
 _MODERN = re.compile(
@@ -58,7 +59,7 @@ class CheckedArchive:
     weights: dict[str, Any] = field(repr=False)
     constants: dict[str, Any] = field(repr=False)
     facts: dict[str, Any]
-    """What `fleetfit.export` noted: input and output names, the torch version; empty for other archives."""
+    """What fleetfit noted: names of inputs, outputs and weights whose zeros stay, the torch version; empty for others'."""
     payloads: tuple[str, ...] = ()
 
     def read(self, name: str) -> bytes:
@@ -229,7 +230,7 @@ def _load_json(text: str, name: str) -> dict[str, Any]:
 def _facts(text: str) -> dict[str, Any]:
     facts = _load_json(text, FACTS_FILE)
     kept: dict[str, Any] = {}
-    for key in ("inputs", "outputs", "notes"):
+    for key in ("inputs", "outputs", "notes", "sparse"):
         value = facts.get(key, [])
         if not isinstance(value, list) or not all(isinstance(part, str) and len(part) < 2000 for part in value):
             _refuse(f"has an unreadable {FACTS_FILE}")
@@ -241,6 +242,8 @@ def _facts(text: str) -> dict[str, Any]:
     for name in kept["outputs"]:
         if not re.fullmatch(r"[A-Za-z0-9_.]{1,100}", name):
             _refuse(f"names an output {name[:60]!r}, which is not a plain name")
+    if len(kept["sparse"]) > _MOST_SPARSE:
+        _refuse(f"names {len(kept['sparse'])} weights whose zeros are to stay, more than {_MOST_SPARSE}")
     for key in ("torch", "name"):
         if isinstance(facts.get(key), str):
             kept[key] = facts[key][:200]

@@ -76,6 +76,7 @@ def load_pt2(path: Path, *, progress: Report | None = None) -> LayeredModel:
         report("comparing the outputs", 0.8)
         relayered = _as_list(module)
         _prove(expected, _run(relayered, samples), "its sample inputs")
+        sparse = _sparse(module, archive)
         notes = list(archive.facts.get("notes", []))
         dynamic = _prove_second_batch(original, relayered, samples, _is_dynamic(program), notes)
     return LayeredModel(
@@ -85,6 +86,7 @@ def load_pt2(path: Path, *, progress: Report | None = None) -> LayeredModel:
         dict(zip(inputs, samples, strict=True)),
         dynamic,
         notes,
+        sparse,
     )
 
 
@@ -181,6 +183,17 @@ def _output_names(program: torch.export.ExportedProgram, archive: CheckedArchive
     if spec is not None and spec.type is dict and spec.num_leaves == count == len(spec.context):
         return [str(key) for key in spec.context]
     return ["output"] if count == 1 else [f"output_{index}" for index in range(count)]
+
+
+def _sparse(module: torch.nn.Module, archive: CheckedArchive) -> set[str]:
+    """The weights whose zeros are to stay; a name that relayering does not know would let them fill silently."""
+    stated = set(archive.facts.get("sparse", []))
+    unknown = sorted(stated - {name for name, _ in module.named_parameters(remove_duplicate=False)})
+    if unknown:
+        raise InvalidModel(
+            f"{WHAT} says that the zeros of {unknown[0][:100]!r} are to stay and has no such weight; {CURE}."
+        )
+    return stated
 
 
 def _runner(program: torch.export.ExportedProgram) -> Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]:

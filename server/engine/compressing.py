@@ -12,7 +12,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from fleetfit.compress.recipe import Recipe
-from fleetfit.compress.tasks import Build, Compress, CompressFacts, DataFacts, Limits, Task, TaskProgress
+from fleetfit.compress.tasks import Build, Compress, CompressFacts, DataFacts, Limits, Task, TaskProgress, Trainable
 from fleetfit.core.errors import FleetfitError, IntegrityError
 from fleetfit.proto.v1 import jobs_pb2
 from fleetfit.server.engine.executor import Executor, Finished
@@ -122,11 +122,14 @@ class Compressor:
     async def _settle(self, work: _Work, finished: Finished) -> None:
         result = finished.result
         if result is not None and result.compress is not None:
-            for build in result.compress.builds:
-                taken = await asyncio.to_thread(self._store.put, finished.out / build.file)
-                if taken != (build.sha256, build.size_bytes):
-                    raise IntegrityError(f"the build {build.file} changed after it was checked; resume the job")
             facts = result.compress
+            files: list[Build | Trainable] = [*facts.builds]
+            if facts.trainable is not None:
+                files.append(facts.trainable)
+            for made in files:
+                taken = await asyncio.to_thread(self._store.put, finished.out / made.file)
+                if taken != (made.sha256, made.size_bytes):
+                    raise IntegrityError(f"{made.file} changed after it was checked; resume the job")
             held = {"windows": [window.model_dump() for window in result.held], "confinement": result.confinement}
             await self._database.write(lambda session: _keep(session, work.key, facts, held))
             return
@@ -304,6 +307,8 @@ def _keep(session: Session, key: str, facts: CompressFacts, held: dict[str, Any]
     row = session.get_one(VariantRow, key)
     row.facts, row.held = facts.model_dump(), held
     row.seconds = sum(w["end_monotonic_ns"] - w["begin_monotonic_ns"] for w in held["windows"]) / 1e9
+    if facts.trainable is not None:
+        keep_artifact(session, facts.trainable.sha256, facts.trainable.size_bytes)
     for build in facts.builds:
         keep_artifact(session, build.sha256, build.size_bytes)
         name = build_key(key, build.runtime, build.format)

@@ -63,14 +63,16 @@ def test_all_passes_in_one_recipe_leave_builds_and_a_lineage(trained: Trained, r
     assert (build.size_bytes, build.sha256) == (path.stat().st_size, sha256_file(path))
     assert 0 < build.integer_operators <= build.total_operators
     assert [tensor.name for tensor in build.inputs] == ["image"]
-    assert (ended.folder / "out" / "variant.pt2").exists()
+    variant = ended.folder / "out" / "variant.pt2"
+    assert facts.trainable is not None and facts.trainable.file == variant.name
+    assert (facts.trainable.size_bytes, facts.trainable.sha256) == (variant.stat().st_size, sha256_file(variant))
     (window,) = result.held
     assert began < window.begin_monotonic_ns < window.end_monotonic_ns < time.monotonic_ns()
     assert "rlimits" in result.confinement
     # A fresh process finds the same bytes: they may be stored under the key of their inputs.
     again = run_task(_work(RECIPE), _files(trained)).result
     assert again is not None and again.compress is not None
-    assert again.compress.builds == facts.builds
+    assert again.compress.builds == facts.builds and again.compress.trainable == facts.trainable
     progress = TaskProgress.model_validate_json((ended.folder / "progress.json").read_text())
     assert progress.fraction > 0.8 and progress.remaining_s is not None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,28 @@ def test_a_fixed_batch_stays_fixed_when_saved(tmp_path: Path, model: LayeredMode
     program = torch.export.load(tmp_path / "fixed.pt2")
     with pytest.raises(Exception, match="shape|Guard"):
         program.module()(torch.randn(5, 2, 7, 7))
+
+
+def test_kept_zeros_survive_a_file(tmp_path: Path, model: LayeredModel) -> None:
+    clone = model.clone()
+    clone.sparse = {"fc.weight", "conv.weight", "gone.weight"}
+    clone.save_pt2(tmp_path / "sparse.pt2")
+    assert load_pt2(tmp_path / "sparse.pt2").sparse == {"fc.weight", "conv.weight"}
+    assert model.sparse == set()
+
+
+@pytest.mark.parametrize(
+    ("sparse", "said"),
+    [(["elsewhere.weight"], "'elsewhere.weight' are to stay"), ("fc.weight", "unreadable"), ([1], "unreadable")]
+    + [([f"w{n}" for n in range(10_001)], "10001 weights")],
+)
+def test_what_is_no_list_of_its_weights_is_refused(
+    tmp_path: Path, model: LayeredModel, sparse: object, said: str
+) -> None:
+    facts = {"inputs": ["x"], "outputs": ["output"], "dynamic_batch": True, "sparse": sparse}
+    torch.export.save(model.exported(), tmp_path / "m.pt2", extra_files={"fleetfit.json": json.dumps(facts)})
+    with pytest.raises(InvalidModel, match=said):
+        load_pt2(tmp_path / "m.pt2")
 
 
 def test_attention_and_recurrence_count(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from fleetfit.compress.tasks import (
     TaskProgress,
     TaskResult,
     Tensor,
+    Trainable,
     Window,
 )
 from fleetfit.core.children import ChildOutcome
@@ -140,7 +141,10 @@ def _result(task: Task, inputs: Mapping[str, str], out: Path) -> TaskResult:
         file="build.onnx", runtime="onnxruntime", format="onnx", size_bytes=(out / "build.onnx").stat().st_size,
         sha256=sha256_file(out / "build.onnx"), inputs=[INPUT], outputs=[OUTPUT],
     )  # fmt: skip
-    facts = CompressFacts(lineage=[], builds=[build], parameters=100, macs=100, environment={})
+    layers = out / "variant.pt2"
+    layers.write_bytes(f"layers of {inputs['model']} {task.work.recipe}".encode())
+    kept = Trainable(file=layers.name, size_bytes=layers.stat().st_size, sha256=sha256_file(layers))
+    facts = CompressFacts(lineage=[], builds=[build], parameters=100, macs=100, environment={}, trainable=kept)
     window = Window(begin_monotonic_ns=0, end_monotonic_ns=10**9)
     return TaskResult(task_id=task.task_id, compress=facts, held=[window])
 

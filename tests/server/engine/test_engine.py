@@ -14,7 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from fleetfit.compress.recipe import Recipe
-from fleetfit.compress.tasks import TaskError
+from fleetfit.compress.tasks import CompressFacts, TaskError
 from fleetfit.core.errors import Conflict, ExhaustedResource, InvalidInput, NotFound, UnsupportedHere
 from fleetfit.proto.v1 import common_pb2, jobs_pb2, models_pb2, work_pb2
 from fleetfit.server.engine import compressing, engine
@@ -76,6 +76,10 @@ def test_a_whole_job(tmp_path: Path) -> None:
             only = json.loads(await house.engine.report_json("last", "two"))
             assert [d["device"] for d in only["devices"]] == ["two"]
             assert (await house.engine.report_html("last")).startswith(b"<html>")
+            variants = await house.database.read(lambda session: list(session.scalars(select(VariantRow.facts))))
+            kept = [CompressFacts.model_validate(facts).trainable for facts in variants]
+            assert len(kept) == len(ALL_RECIPES) and all(one is not None for one in kept)
+            assert all(b"layers of" in house.store.path(one.sha256).read_bytes() for one in kept if one is not None)
 
     asyncio.run(run())
 
