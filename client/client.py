@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from fleetfit.client.connection import Connection
-from fleetfit.client.pulling import Pulled, place_build
+from fleetfit.client.pulling import Download, Pulled, PulledVariant, place_build, place_variant
 from fleetfit.client.pushing import Source, check_npz, open_source
 from fleetfit.client.requests import Wanted, job_spec, name_for
 from fleetfit.client.servers import Credential, find_server
@@ -282,11 +282,21 @@ class Client:
         """
         request = reports_pb2.GetBuildRequest(job=job, device=device, variant=variant)
         answer = self._connection.call(self._reports.GetBuild, request)
+        return place_build(answer, Path(folder), self._downloader(on_progress))
 
+    def pull_trainable(self, variant: str, folder: str | Path, *, on_progress: OnProgress = _ignore) -> PulledVariant:
+        """Put a variant's network, before it was quantized, into a new folder for `fleetfit.trainable`, with a `train.py`.
+
+        `variant` is the name that reports show, or its beginning. Raises Conflict where there is nothing to train.
+        """
+        answer = self._connection.call(self._models.GetVariant, models_pb2.GetVariantRequest(variant=variant))
+        return place_variant(answer, Path(folder), self._downloader(on_progress))
+
+    def _downloader(self, on_progress: OnProgress) -> Download:
         def download(artifact: common_pb2.ArtifactRef, path: Path) -> None:
             self._connection.download(artifact, path, _moving(f"fetching {path.name}", on_progress))
 
-        return place_build(answer, Path(folder), download)
+        return download
 
 
 def _spec(wanted: Wanted | jobs_pb2.JobSpec) -> jobs_pb2.JobSpec:

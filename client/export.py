@@ -79,6 +79,7 @@ def export(
     if not isinstance(model, torch.nn.Module):
         raise InvalidModel(f"export takes a torch.nn.Module, not a {type(model).__name__}; give it the model itself.")
     # Copies: a slice of a whole dataset would take the dataset into the archive.
+    model, sparse = _unheld(model)
     samples = {key: value.detach().clone() for key, value in _bind_samples(torch, model, sample_inputs).items()}
     notes: list[str] = []
     target = Path(path)
@@ -89,6 +90,7 @@ def export(
         "outputs": outputs,
         "dynamic_batch": dynamic,
         "notes": notes,
+        "sparse": sparse,
         "torch": str(torch.__version__),
         "name": name or type(model).__name__,
     }
@@ -104,6 +106,13 @@ def export(
     finally:
         partial.unlink(missing_ok=True)
     return target
+
+
+def _unheld(model: nn.Module) -> tuple[nn.Module, list[str]]:
+    """The model with ordinary weights, and the names of those whose zeros `fleetfit.trainable` holds."""
+    masks = sys.modules.get("fleetfit.compress.pruning.masks")
+    # Not imported: no model holds zeros before it is.
+    return masks.without_holds(model) if masks is not None else (model, [])
 
 
 @contextlib.contextmanager

@@ -1,18 +1,19 @@
-"""A fetched build on disk: the build, its manifest, and a `run.py` that needs only onnxruntime and numpy."""
+"""What is fetched on disk: a build with a `run.py` that needs only onnxruntime and numpy, or a network with a `train.py`."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from fleetfit.core.digests import sha256_file
 from fleetfit.core.errors import AlreadyExists, ExhaustedResource, IntegrityError
-from fleetfit.proto.v1 import common_pb2, reports_pb2
+from fleetfit.proto.v1 import common_pb2, models_pb2, reports_pb2
 
 Download = Callable[[common_pb2.ArtifactRef, Path], None]
 
@@ -29,6 +30,35 @@ feeds = {name: np.load(sys.argv[1])[name][:batch] if sys.argv[1:] else array for
 print({o.name: value.tolist() for o, value in zip(session.get_outputs(), session.run(None, feeds))})
 """
 
+TRAIN_PY: Final = """\
+# Trains the variant further: python train.py DATA.npz   (needs fleetfit[compress]; write your own loss and loop here)
+import inspect, pathlib, sys, numpy as np, torch, fleetfit
+here = pathlib.Path(__file__).parent
+data = {name: torch.from_numpy(array) for name, array in np.load(sys.argv[1]).items()}
+model = fleetfit.trainable(here)
+inputs = list(inspect.signature(model.forward).parameters)
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+model.train()
+for rows in torch.randperm(len(data["targets"])).split(32):
+    outputs = model(*(data[name][rows] for name in inputs))
+    outputs = next(iter(outputs.values())) if isinstance(outputs, dict) else outputs
+    loss = torch.nn.functional.cross_entropy(outputs, data["targets"][rows])
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+fleetfit.export(model.eval(), {name: data[name][:2] for name in inputs}, here / "trained.pt2")
+print(f"next: fleetfit models push {here / 'trained.pt2'} --name NAME")
+"""
+
+
+@dataclass(frozen=True)
+class PulledVariant:
+    """A fetched network: its folder, the archive in it, and the variant's whole key."""
+
+    folder: Path
+    network: Path
+    variant: str
+
 
 @dataclass(frozen=True)
 class Pulled:
@@ -44,8 +74,7 @@ def place_build(answer: reports_pb2.GetBuildResponse, folder: Path, download: Do
 
     Raises AlreadyExists where it is there and not empty, IntegrityError where manifest and build disagree.
     """
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise AlreadyExists(f"{folder} is there already and not an empty folder; name a new one with -o", field="out")
+    _refuse_full(folder)
     name = answer.build.name
     manifest: dict[str, Any] = json.loads(answer.manifest_json)
     # The server names the file; it must not name one elsewhere.
@@ -55,6 +84,41 @@ def place_build(answer: reports_pb2.GetBuildResponse, folder: Path, download: Do
     if described.get("sha256") != answer.build.artifact.sha256:
         raise IntegrityError("the manifest is not of this build (digests differ); try again, or see the server's log")
     manifest["build"] = name
+    with _appearing(folder) as staging:
+        _fetch(answer.build.artifact, staging / name, download)
+        (staging / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        (staging / "run.py").write_text(RUN_PY, encoding="utf-8")
+    return Pulled(folder, folder / name, manifest)
+
+
+def place_variant(answer: models_pb2.GetVariantResponse, folder: Path, download: Download) -> PulledVariant:
+    """Make `folder` with a variant's network, lineage, recipe and a `train.py`. It appears whole or not at all.
+
+    Raises AlreadyExists where it is there and not empty, IntegrityError where what arrived is not what was announced.
+    """
+    _refuse_full(folder)
+    with _appearing(folder) as staging:
+        _fetch(answer.trainable, staging / "variant.pt2", download)
+        (staging / "lineage.json").write_text(answer.lineage_json.rstrip() + "\n", encoding="utf-8")
+        (staging / "recipe.yaml").write_text(answer.recipe, encoding="utf-8")
+        (staging / "train.py").write_text(TRAIN_PY, encoding="utf-8")
+    return PulledVariant(folder, folder / "variant.pt2", answer.variant)
+
+
+def _refuse_full(folder: Path) -> None:
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise AlreadyExists(f"{folder} is there already and not an empty folder; name a new one with -o", field="out")
+
+
+def _fetch(artifact: common_pb2.ArtifactRef, path: Path, download: Download) -> None:
+    download(artifact, path)
+    if sha256_file(path) != artifact.sha256:
+        raise IntegrityError(f"what was written for {path.name} is not what arrived; check the disk and try again")
+
+
+@contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` that takes its place once all is written into it, and is gone where that fails."""
     target = folder.absolute()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -63,18 +127,13 @@ def place_build(answer: reports_pb2.GetBuildResponse, folder: Path, download: Do
     except OSError as error:
         raise _disk(error, target) from error
     try:
-        download(answer.build.artifact, staging / name)
-        if sha256_file(staging / name) != answer.build.artifact.sha256:
-            raise IntegrityError(f"what was written for {name} is not what arrived; check the disk and try again")
-        (staging / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        (staging / "run.py").write_text(RUN_PY, encoding="utf-8")
+        yield staging
         staging.chmod(0o755)
         staging.replace(target)
     except OSError as error:
         raise _disk(error, target) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return Pulled(folder, folder / name, manifest)
 
 
 def _disk(error: OSError, target: Path) -> ExhaustedResource:

@@ -13,15 +13,17 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from fleetfit.client.client import Client, connect
     from fleetfit.client.export import export
+    from fleetfit.compress.trainable import trainable
     from fleetfit.core.errors import FleetfitError
 
-__all__ = ["Client", "FleetfitError", "__version__", "connect", "export"]
+__all__ = ["Client", "FleetfitError", "__version__", "connect", "export", "trainable"]
 
 _HOMES = {
     "Client": "fleetfit.client.client",
     "FleetfitError": "fleetfit.core.errors",
     "connect": "fleetfit.client.client",
     "export": "fleetfit.client.export",
+    "trainable": "fleetfit.compress.trainable",
 }
 
 

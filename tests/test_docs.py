@@ -17,6 +17,7 @@ DOCUMENTS = [
     "docs/decisions.md",
     "docs/devices/README.md",
     "docs/architectures.md",
+    "docs/recover-yourself.md",
     *(
         f"docs/techniques/{name}.md"
         for name in ("README", "pruning", "low-rank", "quantization", "distillation", "export", "composition")

@@ -1,4 +1,4 @@
-"""`fleetfit models`: check, push, list, show."""
+"""`fleetfit models`: check, push, list, show, pull."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from fleetfit.client.output import Output
 from fleetfit.client.plain import to_plain
 from fleetfit.client.progress import Follower
 from fleetfit.client.pushing import Source, open_source
+from fleetfit.core.errors import UsageError
 
 app = application("Check, push and list models.")
 
@@ -121,3 +122,30 @@ def show(
     from fleetfit.client.tables.lists import model_facts
 
     output.show(model_facts(found))
+
+
+@app.command()
+def pull(
+    variant: Annotated[
+        str, typer.Argument(metavar="VARIANT", help="A variant of a report, or its beginning.", show_default=False)
+    ],
+    trainable: Annotated[bool, typer.Option("--trainable", help="The network with its layers.")] = False,
+    folder: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="A new folder for it.", show_default=False)
+    ] = None,
+    server: Server = "",
+    as_json: AsJson = False,
+) -> None:
+    """Fetch the network of a variant, to train it in your own code."""
+    if not trainable:
+        raise UsageError("say --trainable; the build for a device comes with `fleetfit pull JOB`", field="trainable")
+    if folder is None:
+        raise UsageError("no folder is named; give -o DIR for the network", field="output")
+    output = Output(as_json)
+    with connect(server) as client, Follower() as told:
+        pulled = client.pull_trainable(variant, folder, on_progress=told)
+    if as_json:
+        output.json({"folder": str(pulled.folder), "network": str(pulled.network), "variant": pulled.variant})
+        return
+    output.say(f"{pulled.network}, of the variant {pulled.variant[:10]}")
+    output.say(f"train it: python {pulled.folder / 'train.py'} DATA.npz   (needs fleetfit[compress])")

@@ -252,6 +252,63 @@ class GetModelResponse(_message.Message):
 Global___GetModelResponse: _TypeAlias = GetModelResponse  # noqa: Y015
 
 @_typing.final
+class GetVariantRequest(_message.Message):
+    """Asks for a variant: the name that reports show, or its beginning (6 characters or more)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VARIANT_FIELD_NUMBER: _builtins.int
+    variant: _builtins.str
+    def __init__(
+        self,
+        *,
+        variant: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["variant", b"variant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetVariantRequest: _TypeAlias = GetVariantRequest  # noqa: Y015
+
+@_typing.final
+class GetVariantResponse(_message.Message):
+    """The network of a variant before it was quantized."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VARIANT_FIELD_NUMBER: _builtins.int
+    TRAINABLE_FIELD_NUMBER: _builtins.int
+    LINEAGE_JSON_FIELD_NUMBER: _builtins.int
+    RECIPE_FIELD_NUMBER: _builtins.int
+    variant: _builtins.str
+    """Its whole key."""
+    lineage_json: _builtins.str
+    """What every pass did, JSON."""
+    recipe: _builtins.str
+    """Canonical recipe, YAML."""
+    @_builtins.property
+    def trainable(self) -> _common_pb2.ArtifactRef:
+        """A .pt2 with its layers."""
+
+    def __init__(
+        self,
+        *,
+        variant: _builtins.str = ...,
+        trainable: _common_pb2.ArtifactRef | None = ...,
+        lineage_json: _builtins.str = ...,
+        recipe: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["trainable", b"trainable"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lineage_json", b"lineage_json", "recipe", b"recipe", "trainable", b"trainable", "variant", b"variant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetVariantResponse: _TypeAlias = GetVariantResponse  # noqa: Y015
+
+@_typing.final
 class Split(_message.Message):
     """One split of a dataset."""
 

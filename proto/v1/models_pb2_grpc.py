@@ -50,6 +50,11 @@ class ModelsStub(object):
                 request_serializer=fleetfit_dot_proto_dot_v1_dot_models__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=fleetfit_dot_proto_dot_v1_dot_models__pb2.GetModelResponse.FromString,
                 _registered_method=True)
+        self.GetVariant = channel.unary_unary(
+                '/fleetfit.v1.Models/GetVariant',
+                request_serializer=fleetfit_dot_proto_dot_v1_dot_models__pb2.GetVariantRequest.SerializeToString,
+                response_deserializer=fleetfit_dot_proto_dot_v1_dot_models__pb2.GetVariantResponse.FromString,
+                _registered_method=True)
 
 
 class ModelsServicer(object):
@@ -76,6 +81,13 @@ class ModelsServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetVariant(self, request, context):
+        """A model after a recipe, with its layers: what can be trained further.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -93,6 +105,11 @@ def add_ModelsServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=fleetfit_dot_proto_dot_v1_dot_models__pb2.GetModelRequest.FromString,
                     response_serializer=fleetfit_dot_proto_dot_v1_dot_models__pb2.GetModelResponse.SerializeToString,
+            ),
+            'GetVariant': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetVariant,
+                    request_deserializer=fleetfit_dot_proto_dot_v1_dot_models__pb2.GetVariantRequest.FromString,
+                    response_serializer=fleetfit_dot_proto_dot_v1_dot_models__pb2.GetVariantResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -177,6 +194,33 @@ class Models(object):
             '/fleetfit.v1.Models/GetModel',
             fleetfit_dot_proto_dot_v1_dot_models__pb2.GetModelRequest.SerializeToString,
             fleetfit_dot_proto_dot_v1_dot_models__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetVariant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleetfit.v1.Models/GetVariant',
+            fleetfit_dot_proto_dot_v1_dot_models__pb2.GetVariantRequest.SerializeToString,
+            fleetfit_dot_proto_dot_v1_dot_models__pb2.GetVariantResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,8 @@ class ModelsStub:
     """
     ListModels: _grpc.UnaryUnaryMultiCallable[_models_pb2.ListModelsRequest, _models_pb2.ListModelsResponse]
     GetModel: _grpc.UnaryUnaryMultiCallable[_models_pb2.GetModelRequest, _models_pb2.GetModelResponse]
+    GetVariant: _grpc.UnaryUnaryMultiCallable[_models_pb2.GetVariantRequest, _models_pb2.GetVariantResponse]
+    """A model after a recipe, with its layers: what can be trained further."""
 
 @_typing.type_check_only
 class ModelsAsyncStub(ModelsStub):
@@ -51,6 +53,8 @@ class ModelsAsyncStub(ModelsStub):
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_models_pb2.ListModelsRequest, _models_pb2.ListModelsResponse]  # type: ignore[assignment]
     GetModel: _aio.UnaryUnaryMultiCallable[_models_pb2.GetModelRequest, _models_pb2.GetModelResponse]  # type: ignore[assignment]
+    GetVariant: _aio.UnaryUnaryMultiCallable[_models_pb2.GetVariantRequest, _models_pb2.GetVariantResponse]  # type: ignore[assignment]
+    """A model after a recipe, with its layers: what can be trained further."""
 
 class ModelsServicer(metaclass=_abc_1.ABCMeta):
     """Models, for people."""
@@ -78,6 +82,14 @@ class ModelsServicer(metaclass=_abc_1.ABCMeta):
         request: _models_pb2.GetModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_models_pb2.GetModelResponse, _abc.Awaitable[_models_pb2.GetModelResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetVariant(
+        self,
+        request: _models_pb2.GetVariantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_models_pb2.GetVariantResponse, _abc.Awaitable[_models_pb2.GetVariantResponse]]:
+        """A model after a recipe, with its layers: what can be trained further."""
 
 def add_ModelsServicer_to_server(servicer: ModelsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

@@ -34,6 +34,7 @@ from fleetfit.server.engine.lookup import find_device, find_job
 from fleetfit.server.engine.progress import Pace, job_progress
 from fleetfit.server.engine.scoring import Scoring
 from fleetfit.server.engine.states import ENDED_JOB, JobState, TaskState
+from fleetfit.server.engine.variants import find_variant
 from fleetfit.server.report.build import build_report
 from fleetfit.server.storage.artifacts import ArtifactStore
 from fleetfit.server.storage.database import Database
@@ -311,6 +312,10 @@ class Engine:
         return await self._database.read(
             lambda session: find_build(session, find_job(session, text), report, device, variant)
         )
+
+    async def variant(self, text: str, owner: str) -> models_pb2.GetVariantResponse:
+        """The trainable network of a person's variant. Raises NotFound, InvalidInput or Conflict."""
+        return await self._database.read(lambda session: find_variant(session, text, owner))
 
     # What happens by itself
 

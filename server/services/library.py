@@ -6,14 +6,17 @@ from collections.abc import AsyncIterator
 
 from fleetfit.proto.v1 import models_pb2, models_pb2_grpc
 from fleetfit.server.engine.engine import Engine
+from fleetfit.server.security.people import People
 from fleetfit.server.services.edge import Context
+from fleetfit.server.services.identity import person_of
 
 
 class Models(models_pb2_grpc.ModelsServicer):
     """See proto/v1/models.proto."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, people: People) -> None:
         self._engine = engine
+        self._people = people
 
     async def PushModel(
         self, request: models_pb2.PushModelRequest, context: Context
@@ -28,6 +31,11 @@ class Models(models_pb2_grpc.ModelsServicer):
 
     async def GetModel(self, request: models_pb2.GetModelRequest, context: Context) -> models_pb2.GetModelResponse:
         return models_pb2.GetModelResponse(model=await self._engine.library.model(request.model))
+
+    async def GetVariant(
+        self, request: models_pb2.GetVariantRequest, context: Context
+    ) -> models_pb2.GetVariantResponse:
+        return await self._engine.variant(request.variant, person_of(context, self._people))
 
 
 class Datasets(models_pb2_grpc.DatasetsServicer):

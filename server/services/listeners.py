@@ -115,7 +115,7 @@ def people_listener(parts: Parts, agent_address: str) -> Listener:
     )
     artifacts = Artifacts(parts.store, people_may_read, most_bytes=MOST_BYTES_OF_PEOPLE)
     artifacts_pb2_grpc.add_ArtifactsServicer_to_server(artifacts, server)
-    models_pb2_grpc.add_ModelsServicer_to_server(Models(engine), server)
+    models_pb2_grpc.add_ModelsServicer_to_server(Models(engine, parts.people), server)
     models_pb2_grpc.add_DatasetsServicer_to_server(Datasets(engine), server)
     jobs_pb2_grpc.add_JobsServicer_to_server(Jobs(engine, parts.people), server)
     scoring_pb2_grpc.add_ScoringServicer_to_server(Scoring(engine, parts.people), server)

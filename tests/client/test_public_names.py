@@ -9,7 +9,7 @@ import fleetfit
 
 
 def test_the_public_names_are_these() -> None:
-    assert fleetfit.__all__ == ["Client", "FleetfitError", "__version__", "connect", "export"]
+    assert fleetfit.__all__ == ["Client", "FleetfitError", "__version__", "connect", "export", "trainable"]
     for name in fleetfit.__all__:
         assert getattr(fleetfit, name) is not None
     assert dir(fleetfit) == sorted(fleetfit.__all__)

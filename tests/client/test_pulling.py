@@ -12,9 +12,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from fleetfit.client.pulling import place_build
+from fleetfit.client.pulling import place_build, place_variant
 from fleetfit.core.errors import AlreadyExists, ExhaustedResource, IntegrityError, Unavailable
-from fleetfit.proto.v1 import common_pb2, reports_pb2
+from fleetfit.proto.v1 import common_pb2, models_pb2, reports_pb2
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +123,18 @@ def test_a_place_that_cannot_be_written_says_so(tmp_path: Path, build: bytes) ->
     (tmp_path / "file").write_text("")
     with pytest.raises(ExhaustedResource, match="cannot be written"):
         place_build(answer(build), tmp_path / "file" / "out", arriving(build))
+
+
+def test_a_variant_comes_with_its_lineage_its_recipe_and_a_way_to_train_it(tmp_path: Path, build: bytes) -> None:
+    artifact = common_pb2.ArtifactRef(sha256=hashlib.sha256(build).hexdigest(), size_bytes=len(build))
+    given = models_pb2.GetVariantResponse(variant="ab" * 32, trainable=artifact, lineage_json="{}", recipe="name: a\n")
+    with pytest.raises(IntegrityError, match="not what arrived"):
+        place_variant(given, tmp_path / "out", arriving(build + b"x"))
+    assert list(tmp_path.iterdir()) == []
+    pulled = place_variant(given, tmp_path / "out", arriving(build))
+    assert (pulled.network.read_bytes(), pulled.variant) == (build, "ab" * 32)
+    others = {file.name: file.read_text() for file in pulled.folder.iterdir() if file != pulled.network}
+    assert (others.pop("lineage.json"), others.pop("recipe.yaml")) == ("{}\n", "name: a\n")
+    assert list(others) == ["train.py"] and compile(others["train.py"], "train.py", "exec")
+    with pytest.raises(AlreadyExists):
+        place_variant(given, tmp_path / "out", arriving(build))

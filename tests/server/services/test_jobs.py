@@ -144,6 +144,20 @@ def test_a_job_from_request_to_report(tmp_path: Path) -> None:
         assert [found.job_id for found in listed.jobs] == [job.job_id]
         error = await refused(jobs.CancelJob(jobs_pb2.CancelJobRequest(job="last"), metadata=site.metadata))
         assert isinstance(error, Conflict)
+        models = models_pb2_grpc.ModelsStub(site.people_channel())
+        shown = next(
+            c["variant"] for c in json.loads(answer.content)["devices"][0]["candidates"] if c["role"] == "recipe"
+        )
+        variant = await models.GetVariant(models_pb2.GetVariantRequest(variant=shown[:6]), metadata=site.metadata)
+        assert variant.variant.startswith(shown) and "activation_pruning" in variant.recipe
+        assert json.loads(variant.lineage_json)["trainable"]["sha256"] == variant.trainable.sha256
+        await download_file(site.people_channel(), variant.trainable, tmp_path / "layers", metadata=site.metadata)
+        assert (tmp_path / "layers").read_text().startswith("layers of")
+        near = models_pb2.GetVariantRequest(variant=f"{shown[:9]}x")
+        unknown = await refused(models.GetVariant(near, metadata=site.metadata))
+        assert isinstance(unknown, NotFound) and f"did you mean {shown}" in unknown.message
+        brief = models_pb2.GetVariantRequest(variant=shown[:5])
+        assert isinstance(await refused(models.GetVariant(brief, metadata=site.metadata)), InvalidInput)
 
     visit(tmp_path / "site", scenario)
 
