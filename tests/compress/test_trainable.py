@@ -86,6 +86,35 @@ def test_outputs_are_named_as_the_originals(tmp_path: Path) -> None:
     assert [tensor.name for tensor in again.outputs] == ["logits", "features"]
 
 
+def test_tied_weights_are_held_wherever_they_are_read_and_stay_tied(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(12, 6)
+            self.head = nn.Linear(6, 12, bias=False)
+            self.head.weight = self.embedding.weight
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.head(torch.relu(self.embedding(ids)))
+            return result
+
+    ids = torch.arange(12).reshape(4, 3)
+    before = load_pt2(fleetfit.export(Tied(), ids, tmp_path / "model.pt2"))
+    with torch.no_grad():
+        before.module.get_parameter("embedding.weight")[::3] = 0
+    before.sparse = {"embedding.weight"}
+    before.save_pt2(tmp_path / "variant.pt2")
+    model = fleetfit.trainable(tmp_path)
+    assert len(list(model.parameters())) == 1
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(ids).exp().sum().backward()
+    optimizer.step()
+    after = load_pt2(fleetfit.export(model, ids, tmp_path / "trained.pt2"))
+    assert "embedding.weight" in after.sparse and after.parameters_count() == before.parameters_count() == 72
+    weight = after.module.get_parameter("embedding.weight")
+    assert (weight[::3] == 0).all() and not torch.equal(weight, before.module.get_parameter("embedding.weight"))
+
+
 def test_train_py_trains_and_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (pulled(tmp_path, named=True) / "train.py").write_text(TRAIN_PY)
     np.savez(tmp_path / "d.npz", image=np.ones((40, 1, 4, 4), np.float32), targets=np.arange(40) % 3)
