@@ -48,6 +48,7 @@ def test_cpu_is_taken_where_there_is_cuda(monkeypatch: pytest.MonkeyPatch) -> No
     assert choose_device("auto") == choose_device("cuda") == torch.device("cuda", 1)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch has no CUDA device here")
 def test_cuda_trains_the_same_twice(trained: Trained, tmp_path: Path) -> None:
     made = [compress_local(trained.model, trained.data, RECIPE, tmp_path / n, compute="cuda") for n in ("a", "b")]
