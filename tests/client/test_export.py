@@ -45,6 +45,7 @@ def test_the_archive_says_what_it_holds(tmp_path: Path) -> None:
         "outputs": ["sum", "left"],
         "dynamic_batch": True,
         "notes": [],
+        "sparse": [],
         "torch": torch.__version__,
         "name": "mine",
     }
