@@ -50,11 +50,12 @@ class ArtifactStore:
 
     def received(self, sha256: str) -> int:
         """Bytes that have arrived so far."""
-        complete = self._where(sha256)
-        if complete.exists():
-            return complete.stat().st_size
-        partial = self._partial / sha256
-        return partial.stat().st_size if partial.exists() else 0
+        complete, partial = self._where(sha256), self._partial / sha256
+        # Looked at twice: another upload of the same content may become complete between the first two looks.
+        for path in (complete, partial, complete):
+            with contextlib.suppress(FileNotFoundError):
+                return path.stat().st_size
+        return 0
 
     async def receive(self, sha256: str, size_bytes: int, offset_bytes: int, chunks: AsyncIterator[bytes]) -> Path:
         """Append chunks to partial content and, when all has arrived, verify it and make it complete.

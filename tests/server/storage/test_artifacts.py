@@ -46,6 +46,32 @@ def partial_files(store: ArtifactStore) -> list[str]:
     return sorted(path.name for path in store._partial.iterdir())
 
 
+def test_what_becomes_complete_while_it_is_asked_for_has_arrived(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = os.urandom(1000)
+    name = digest(content)
+    partial, complete = store._partial / name, store._where(name)
+    partial.write_bytes(content)
+    looks = 0
+    real = os.stat
+
+    def stat(path: int | str | Path, **more: bool) -> os.stat_result:
+        nonlocal looks
+        try:
+            return real(path, **more)  # type: ignore[arg-type]
+        finally:
+            if path == complete and not looks:
+                # Another upload of the same content ends right after the first look.
+                looks += 1
+                complete.parent.mkdir(exist_ok=True)
+                partial.rename(complete)
+
+    monkeypatch.setattr(os, "stat", stat)
+    assert store.received(name) == 1000
+    assert looks == 1
+
+
 def test_content_is_not_there_until_all_of_it_is(store: ArtifactStore) -> None:
     content = os.urandom(1000)
     name = digest(content)
