@@ -18,14 +18,13 @@ import grpc.aio
 import fleetfit
 from fleetfit.agent.cache import Cache
 from fleetfit.agent.disk import Reserve, disk_full, is_full
+from fleetfit.agent.measuring import OUTPUTS
 from fleetfit.agent.spool import Spool, Spooled
 from fleetfit.core.children import Limits, run_child
 from fleetfit.core.errors import ExhaustedResource, FleetfitError, InvalidInput
 from fleetfit.proto.v1 import common_pb2, measurement_pb2, work_pb2
 
 Status = measurement_pb2.MeasurementStatus
-# Where the measuring child leaves what a scorer wants; `measuring/trials.py`, which needs NumPy, names it too.
-OUTPUTS: Final = "outputs.npz"
 _PASSING: Final = frozenset(
     {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "INTERNAL", "UNKNOWN", "CANCELLED", "DATA_LOSS"}
 )

@@ -14,7 +14,6 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import platformdirs
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
+from benchmarks.training import pictures
 from fleetfit.client.demo.images import load_images
 
 WIDTHS, BLOCKS, CLASSES = (32, 64, 128), 2, 10
@@ -82,19 +82,15 @@ def splits(settings: Settings) -> Splits:
     """Fashion-MNIST; the pictures held out are the same in every run."""
     found = load_images(lambda text: print(text, file=sys.stderr))
     order = np.random.default_rng(0).permutation(len(found.images))
-    known = Split(_floats(found.images), found.targets.astype(np.int64))
+    known = Split(pictures(found.images), found.targets.astype(np.int64))
     rows, held_out = order[:-HELD_OUT][: settings.train], order[-HELD_OUT:]
     if settings == QUICK:
         held_out = held_out[: settings.train]
     return Splits(
         Split(known.images[rows], known.targets[rows]),
         Split(known.images[held_out], known.targets[held_out]),
-        Split(_floats(found.test_images), found.test_targets.astype(np.int64)),
+        Split(pictures(found.test_images), found.test_targets.astype(np.int64)),
     )
-
-
-def _floats(images: NDArray[Any]) -> Floats:
-    return images.reshape(-1, 1, 28, 28).astype(np.float32) / 255
 
 
 class Block(nn.Module):

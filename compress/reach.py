@@ -112,9 +112,7 @@ def _too_large(limits: Limits, least: int | None) -> str:
 def _too_much_lost(limits: Limits, loss: Loss | None) -> str:
     if loss is None:
         return ""
-    drop, allowed = loss.drop, limits.max_drop_points
-    if allowed is None and limits.max_drop_percent is not None:
-        allowed = limits.max_drop_percent / 100 * abs(loss.original)
+    drop, allowed = loss.drop, limits.most_lost(loss.original)
     if allowed is None or not drop.low > allowed:
         return ""
     info = metric_info(loss.metric)

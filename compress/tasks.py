@@ -64,6 +64,12 @@ class Limits(_Strict):
     max_drop_percent: float | None = None
     max_size_bytes: int | None = None
 
+    def most_lost(self, original: float) -> float | None:
+        """By how much the metric may be worse than `original`, in its units; None where that is not limited."""
+        if self.max_drop_points is None and self.max_drop_percent is not None:
+            return self.max_drop_percent / 100 * abs(original)
+        return self.max_drop_points
+
 
 class Compress(_Strict):
     """Run one recipe. Reads `model` and, where the recipe or a metric needs them, `train.npz` and `validation.npz`.

@@ -160,6 +160,12 @@ def known_metric(name: str) -> MetricInfo | None:
     return None
 
 
+def is_user_metric(name: str) -> bool:
+    """Whether a metric is a user's own."""
+    info = known_metric(name)
+    return info is not None and info.is_user
+
+
 def judged_name(name: str, *, lower_is_better: bool, unit: str) -> str:
     """The name under which a user's metric is judged: `user:NAME` with its direction and unit. Raises InvalidInput."""
     full = f"user:{name},{'lower' if lower_is_better else 'higher'},{unit}"

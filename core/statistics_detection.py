@@ -78,7 +78,7 @@ def corners(boxes: Floats, form: str) -> Floats:
 
 def _detections(info: MetricInfo, outputs: Mapping[str, Numbers]) -> tuple[Floats, Floats, NDArray[np.int64]]:
     """Boxes, scores and classes (-1: none) of the 100 highest of each image, from the highest."""
-    names = info.outputs or tuple(info.detection_outputs({name: value.shape for name, value in outputs.items()}))
+    names = info.detection_outputs({name: value.shape for name, value in outputs.items()})
     for name in names:
         if name not in outputs:
             raise InvalidData(f"the model has no output '{name}'; choose one of {', '.join(outputs)}")

@@ -9,5 +9,9 @@ PROTOCOL_VERSION: Final = 1
 MINIMUM_PROTOCOL_VERSION: Final = 1
 
 # Named abilities: what either side may rely on in the other beyond the version number.
-AGENT_CAPABILITIES: Final = ("measure.solo", "measure.pair", "measure.metric", "measure.outputs")
+RETURNS_OUTPUTS: Final = "measure.outputs"
+AGENT_CAPABILITIES: Final = ("measure.solo", "measure.pair", "measure.metric", RETURNS_OUTPUTS)
 SERVER_CAPABILITIES: Final = ("artifacts.resume", "session.wake")
+
+# The most that an agent returns of the outputs of one build for one split.
+MOST_OUTPUT_BYTES: Final = 256 << 20

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from fleetfit.core.errors import InvalidData
 from fleetfit.core.figures import size
+from fleetfit.proto.versions import MOST_OUTPUT_BYTES
 
-MOST_BYTES: Final = 256 << 20
 # Headers of the arrays and of the archive: far less.
 _AROUND_BYTES: Final = 1 << 16
 
@@ -46,9 +46,9 @@ class OutputsFile:
         if not numbers:
             raise InvalidData("the model has no output with one row of numbers per sample; export one that has")
         total = sum(values.nbytes // len(values) for values in numbers.values()) * self._count
-        if total > MOST_BYTES - _AROUND_BYTES:
+        if total > MOST_OUTPUT_BYTES - _AROUND_BYTES:
             raise InvalidData(
-                f"the outputs for {self._count} samples are {size(total)}, and at most {size(MOST_BYTES)} are returned for "
+                f"the outputs for {self._count} samples are {size(total)}, and at most {size(MOST_OUTPUT_BYTES)} are returned for "
                 "scoring; push fewer samples, or export a model that returns less"
             )
         for at, (name, values) in enumerate(numbers.items()):

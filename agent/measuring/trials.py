@@ -22,6 +22,7 @@ import numpy as np
 from google.protobuf.message import Message
 from numpy.typing import NDArray
 
+from fleetfit.agent.measuring import OUTPUTS
 from fleetfit.agent.measuring.inputs import fixed_batch, metric_batches, timing_feeds
 from fleetfit.agent.measuring.memory import memory_bytes, reset_peak
 from fleetfit.agent.measuring.outputs import OutputsFile
@@ -37,7 +38,6 @@ from fleetfit.runtimes.base import LoadedModel
 from fleetfit.runtimes.registry import runtime
 
 EXIT_NOT_LOADABLE: Final = 3
-OUTPUTS: Final = "outputs.npz"
 _METRIC_BATCH: Final = 64
 # As float32 32 MiB: what a report may weigh, several times over.
 _MOST_SCORES: Final = 8 << 20

@@ -116,9 +116,7 @@ def _missed(result: CompressFacts, limits: Limits | None) -> list[str]:
     before, after = result.lineage[0].metric, result.lineage[-1].metric
     if before is None or after is None:
         return found
-    allowed = limits.max_drop_points
-    if allowed is None and limits.max_drop_percent is not None:
-        allowed = limits.max_drop_percent / 100 * abs(before.value)
+    allowed = limits.most_lost(before.value)
     sign = 1 if metric_info(before.name).higher_is_better else -1
     lost = sign * (before.value - after.value)
     if allowed is not None and lost > allowed:

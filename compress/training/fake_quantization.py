@@ -12,7 +12,7 @@ from torch import nn
 from fleetfit.compress.compute import choose_device, placed
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.graph.batches import outputs_over, spread_rows
-from fleetfit.compress.graph.kinds import TRANSPOSED
+from fleetfit.compress.graph.kinds import CONVOLUTIONS, TRANSPOSED
 from fleetfit.compress.passes.base import PassContext, PassReport
 from fleetfit.compress.passes.distill import Distill
 from fleetfit.compress.training.distillation import distill
@@ -21,7 +21,7 @@ from fleetfit.core.errors import InvalidRecipe
 if TYPE_CHECKING:
     from fleetfit.compress.passes.quantize_aware_training import QuantizeAwareTraining
 
-_LAYERS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, *TRANSPOSED)
+_LAYERS: Final = (*CONVOLUTIONS, nn.Linear, *TRANSPOSED)
 _LEVELS: Final = 255
 # How much of a range each training batch leaves as it was.
 _KEPT: Final = 0.99

@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from fleetfit.compress.graph import LayeredModel
-from fleetfit.compress.graph.kinds import BATCH_NORMS
+from fleetfit.compress.graph.kinds import BATCH_NORMS, CONVOLUTIONS, TRANSPOSED
 from fleetfit.compress.structure.walk import shapes_of
 from fleetfit.core.errors import InvalidRecipe
 
@@ -22,8 +22,8 @@ _RIDGE: Final = 1e-4
 # A unit that hardly varies is not blown up: its variance counts as at least this share of the layer's mean.
 _LEAST_VARIANCE: Final = 1e-2
 _CHANNELS_FIRST: Final = (
-    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d),
+    *(*CONVOLUTIONS, *TRANSPOSED, *BATCH_NORMS),
+    *(nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d),
 )
 _CHANNELS_LAST: Final = (nn.Linear, nn.LayerNorm, nn.Embedding)
 _MAKES_NOTHING: Final = (

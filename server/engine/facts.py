@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from fleetfit.compress.tasks import CompressFacts, DataFacts
 from fleetfit.core.digests import short
-from fleetfit.core.metrics import judged_name, known_metric
+from fleetfit.core.metrics import is_user_metric, judged_name
 from fleetfit.proto.v1 import jobs_pb2
 from fleetfit.server.engine.fleet import read_snapshot
 from fleetfit.server.engine.planning import OBJECTIVES, limits_of
@@ -35,8 +35,7 @@ def metric_of(session: Session, job: JobRow, spec: jobs_pb2.JobSpec) -> str:
         return ""
     facts = DataFacts.model_validate(data.facts)
     name = spec.metric or facts.metric
-    info = known_metric(name)
-    if info is None or not info.is_user:
+    if not is_user_metric(name):
         return name
     scorer = session.get(ScorerRow, job.scorer_id) if job.scorer_id else _newest_scorer(session, job.owner, name)
     if scorer is None:
@@ -48,12 +47,6 @@ def _newest_scorer(session: Session, owner: str, metric: str) -> ScorerRow | Non
     name = metric.partition(":")[2]
     query = select(ScorerRow).where(ScorerRow.owner == owner, ScorerRow.name == name).order_by(ScorerRow.seen_ms.desc())
     return session.scalars(query).first()
-
-
-def is_user_metric(name: str) -> bool:
-    """Whether a metric is a user's own."""
-    info = known_metric(name)
-    return info is not None and info.is_user
 
 
 def trained_by(metric: str) -> str:

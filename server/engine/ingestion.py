@@ -16,8 +16,9 @@ from sqlalchemy.orm import Session
 from fleetfit.core.children import Limits, run_child
 from fleetfit.core.digests import key_of
 from fleetfit.core.errors import ChildFailed, FleetfitError
+from fleetfit.core.metrics import is_user_metric
 from fleetfit.proto.v1 import jobs_pb2
-from fleetfit.server.engine.facts import is_user_metric, metric_of
+from fleetfit.server.engine.facts import metric_of
 from fleetfit.server.engine.leases import fail_task
 from fleetfit.server.engine.scoring import keep_scores, next_scores
 from fleetfit.server.engine.states import CandidateState, TaskState

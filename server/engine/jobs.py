@@ -11,9 +11,9 @@ from sqlalchemy.orm import Session
 from fleetfit.compress.recipe import Recipe, default_recipes, named_recipe
 from fleetfit.compress.tasks import DataFacts, ModelFacts
 from fleetfit.core.errors import Conflict, InvalidInput, UnsupportedHere
+from fleetfit.core.metrics import is_user_metric
 from fleetfit.device_profiles.matching import match
 from fleetfit.proto.v1 import jobs_pb2
-from fleetfit.server.engine.facts import is_user_metric
 from fleetfit.server.engine.fleet import facts_for_matching, read_snapshot
 from fleetfit.server.engine.library import check_state
 from fleetfit.server.engine.lookup import find_dataset, find_devices, find_model

@@ -28,7 +28,8 @@ DEFAULT_LEASE_MS: Final = 30_000
 _MOST_ATTEMPTS: Final = 5
 
 
-def _clock_ms() -> int:
+def monotonic_ms() -> int:
+    """The machine's clock that never goes back, in milliseconds."""
     return time.monotonic_ns() // 1_000_000
 
 
@@ -46,7 +47,7 @@ class Leases:
         method: measurement_pb2.Method,
         *,
         lease_ms: int = DEFAULT_LEASE_MS,
-        clock_ms: Callable[[], int] = _clock_ms,
+        clock_ms: Callable[[], int] = monotonic_ms,
         changed: Callable[[str], None] = lambda job_id: None,
     ) -> None:
         self._database = database

@@ -10,10 +10,11 @@ from typing import Final
 from fleetfit.compress.recipe import Recipe, control_for
 from fleetfit.compress.tasks import DataFacts, ModelFacts
 from fleetfit.core.errors import InvalidData, InvalidInput, InvalidRecipe
-from fleetfit.core.metrics import USER, metric_info, with_boxes
+from fleetfit.core.metrics import USER, is_user_metric, metric_info, with_boxes
 from fleetfit.device_profiles.matching import GENERIC
 from fleetfit.device_profiles.schema import USUAL_ROUND_TO
 from fleetfit.proto.v1 import jobs_pb2, snapshot_pb2
+from fleetfit.proto.versions import MOST_OUTPUT_BYTES, RETURNS_OUTPUTS
 from fleetfit.server.engine.keys import variant_key
 from fleetfit.server.report.facts import LimitFacts
 
@@ -23,9 +24,6 @@ MADE_FROM: Final[tuple[str, ...]] = ("train", "validation")
 # The runtimes that compression makes builds for.
 _BUILT_FOR: Final = ("onnxruntime",)
 _FLOAT_BYTES: Final = 4
-# What an agent says that can, and what it returns at most for one build and split.
-RETURNS_OUTPUTS: Final = "measure.outputs"
-MOST_OUTPUT_BYTES: Final = 256 << 20
 # First guesses, replaced by what earlier work really took: seconds to load, export and check a model; bytes of a graph.
 _FIXED_COMPRESS_S: Final = 8.0
 _MACS_PER_S: Final = 2e10
@@ -117,7 +115,7 @@ def plan_candidates(
         _check_fit(model, data)
     metric = judged_by(spec, data)
     _check_output(metric, model)
-    returns_outputs = bool(metric) and metric_info(metric).is_user
+    returns_outputs = is_user_metric(metric)
     if returns_outputs and data is not None:
         _check_returns(metric, model, data, devices)
     wanted = _with_roles(spec, model, data, recipes)

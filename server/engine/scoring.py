@@ -6,7 +6,6 @@ source of a metric from its first score on.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,11 +15,11 @@ from sqlalchemy.orm import Session
 
 from fleetfit.core.digests import is_sha256, key_of, short
 from fleetfit.core.errors import InvalidInput, LeaseLost, NotFound
-from fleetfit.core.metrics import judged_name
+from fleetfit.core.metrics import is_user_metric, judged_name
 from fleetfit.proto.printable import printable
 from fleetfit.proto.v1 import common_pb2, jobs_pb2, scoring_pb2
-from fleetfit.server.engine.facts import is_user_metric, metric_of
-from fleetfit.server.engine.leases import DEFAULT_LEASE_MS, fail_task
+from fleetfit.server.engine.facts import metric_of
+from fleetfit.server.engine.leases import DEFAULT_LEASE_MS, fail_task, monotonic_ms
 from fleetfit.server.engine.library import keep_artifact
 from fleetfit.server.engine.states import CandidateState, JobState, ScoringState, TaskState, follow, follow_scoring
 from fleetfit.server.report.summary import MeasurementSummary, MetricSummary
@@ -47,10 +46,6 @@ TRAINED_BY_LOSS: Final = (
 )
 
 
-def _clock_ms() -> int:
-    return time.monotonic_ns() // 1_000_000
-
-
 def scorer_command(metric: str) -> str:
     """The command that computes a user's metric, as people are told it."""
     return f"fleetfit scorer MODULE:FUNCTION --name {metric.partition(':')[2].partition(',')[0]}"
@@ -68,7 +63,7 @@ class Scoring:
         store: ArtifactStore,
         *,
         lease_ms: int = DEFAULT_LEASE_MS,
-        clock_ms: Callable[[], int] = _clock_ms,
+        clock_ms: Callable[[], int] = monotonic_ms,
         changed: Callable[[str], None] = lambda job_id: None,
     ) -> None:
         self._database = database

@@ -175,7 +175,7 @@ def test_outputs_of_a_fixed_batch_leave_its_padding_out(tmp_path: Path) -> None:
 def test_outputs_that_are_too_large_are_refused_before_they_are_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outputs, "MOST_BYTES", 70_000)
+    monkeypatch.setattr(outputs, "MOST_OUTPUT_BYTES", 70_000)
     prepare(tmp_path, affine(), data={"x": inputs(1000)}, metric="", metric_only=True, return_outputs=True)
     assert "push fewer samples" in refused_here(tmp_path)
     assert not list(tmp_path.glob("output*"))
