@@ -7,8 +7,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 _NAME = re.compile(r"(?P<task>[A-Za-z0-9_-]+)\.(?P<fence>\d+)\.pb\.gz")
+
+OUTPUTS: Final = "outputs.npz"
+"""What a measuring child calls the outputs that go with its result."""
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ import grpc.aio
 import fleetfit
 from fleetfit.agent.cache import Cache
 from fleetfit.agent.disk import Reserve, disk_full, is_full
-from fleetfit.agent.measuring import OUTPUTS
-from fleetfit.agent.spool import Spool, Spooled
+from fleetfit.agent.spool import OUTPUTS, Spool, Spooled
 from fleetfit.core.children import Limits, run_child
 from fleetfit.core.errors import ExhaustedResource, FleetfitError, InvalidInput
 from fleetfit.proto.v1 import common_pb2, measurement_pb2, work_pb2

@@ -22,12 +22,12 @@ import numpy as np
 from google.protobuf.message import Message
 from numpy.typing import NDArray
 
-from fleetfit.agent.measuring import OUTPUTS
 from fleetfit.agent.measuring.inputs import fixed_batch, metric_batches, timing_feeds
 from fleetfit.agent.measuring.memory import memory_bytes, reset_peak
 from fleetfit.agent.measuring.outputs import OutputsFile
 from fleetfit.agent.measuring.split import open_split
 from fleetfit.agent.measuring.timing import block_size, take_samples, time_once, warm_up
+from fleetfit.agent.spool import OUTPUTS
 from fleetfit.core.digests import sha256_file
 from fleetfit.core.errors import FleetfitError, InvalidData, InvalidModel
 from fleetfit.core.metrics import metric_info
