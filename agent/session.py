@@ -7,7 +7,6 @@ in the spool, and it is reported when a new session stands.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
 import random
@@ -34,6 +33,7 @@ from fleetfit.core.errors import (
     TimedOut,
     Unavailable,
 )
+from fleetfit.core.waiting import within
 from fleetfit.proto.channels import CLIENT_OPTIONS, agent_credentials
 from fleetfit.proto.status import from_rpc_error
 from fleetfit.proto.transfer import upload_file
@@ -191,8 +191,7 @@ class Agent:
             else:
                 gc.collect()
                 give_back_memory()
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), _POLL_S)
+                await within(self._wake.wait(), _POLL_S)
 
     def _begin_job(self, lease: work_pb2.TaskLease) -> None:
         log.info("task %s: %s on %d threads", lease.task_id, lease.measure.candidate.build_id, lease.measure.threads)

@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from fleetfit.core.waiting import within
+
 _LIMITS_VARIABLE = "FLEETFIT_CHILD_LIMITS"
 _PR_SET_PDEATHSIG = 1
 # A child that met its memory limit says so with this exit code; the kernel's own killing is seen as SIGKILL.
@@ -130,11 +132,8 @@ async def run_child(
             del tail[:-_STDERR_KEPT_BYTES]
 
     reader = asyncio.create_task(read_stderr())
-    kind = ""
     try:
-        await asyncio.wait_for(process.wait(), limits.wall_s)
-    except asyncio.TimeoutError:
-        kind = "timed_out"
+        kind = "" if await within(process.wait(), limits.wall_s) else "timed_out"
     finally:
         # Also after a normal end: grandchildren of the session must not outlive it.
         with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from fleetfit.core.durations import duration
 from fleetfit.core.errors import ChildFailed, Conflict, ExhaustedResource, FleetfitError, NotFound
+from fleetfit.core.waiting import within
 from fleetfit.proto.methods import named_method
 from fleetfit.proto.v1 import jobs_pb2, models_pb2, reports_pb2, scoring_pb2, work_pb2
 from fleetfit.server.engine.builds import find_build
@@ -373,8 +374,7 @@ class Engine:
                 _log.exception("%s", name)
                 busy = False
             if not busy:
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(bell.wait(), self.settings.tick_s)
+                await within(bell.wait(), self.settings.tick_s)
 
     async def _advance_next(self) -> bool:
         changed, self._changed_variants = self._changed_variants, set()
@@ -477,8 +477,7 @@ class Engine:
 
 async def _next(news: asyncio.Event) -> None:
     """Wait for the next change; at most a second, for the time left goes down by itself."""
-    with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(news.wait(), 1.0)
+    await within(news.wait(), 1.0)
     # Changes come in bursts, and each look reads the whole job.
     await asyncio.sleep(0.05)
     news.clear()
