@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import platformdirs
 
 RESULTS = Path(__file__).parent / "results"
 # A claim, its figures, and whether it holds.
@@ -44,6 +47,19 @@ def versions(*names: str) -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def cache_folder(name: str, made_with: Mapping[str, Any]) -> Path:
+    """Where a benchmark keeps what it made with these settings, so that it is not made again.
+
+    Below `FLEETFIT_BENCHMARK_CACHE`, else in the user's cache.
+    """
+    key = hashlib.sha256(json.dumps(made_with, sort_keys=True).encode()).hexdigest()[:12]
+    root = os.environ.get("FLEETFIT_BENCHMARK_CACHE") or Path(platformdirs.user_cache_dir("fleetfit")) / name
+    folder = Path(root) / key
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "settings.json").write_text(json.dumps(made_with, indent=2) + "\n")
+    return folder
 
 
 class Parts:

@@ -8,23 +8,19 @@ original in OpenVINO too. Configurations were chosen on validation; the test spl
 
 from __future__ import annotations
 
-import random
 import statistics
 import sys
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from benchmarks.harness import Outcome, run, versions
+from benchmarks.interleaved import blocks_in_turn, times_as_fast
 from benchmarks.peers_builds import ENTRIES, INPUT, MOST_DROP, Work, accuracy, made
 from benchmarks.peers_original import FULL, QUICK, say
-from fleetfit.agent.measuring.timing import block_size, take_samples, warm_up
-from fleetfit.runtimes.registry import runtime
 
 LEAST_OVER_DEFAULTS, LEAST_OVER_EXPERT = 1.6, 1.05
 LEAST_ACCURACY = 92.5
-_BLOCK_NS: Final = 15_000_000
-_WARM_UP_NS: Final = 200_000_000
 CLAIM = (
     f"On a residual network of at least {LEAST_ACCURACY} % and for at most {MOST_DROP:g} point, fleetfit's build is at least "
     f"{LEAST_OVER_DEFAULTS} times as fast as the best peer's at its defaults and {LEAST_OVER_EXPERT} times as what an expert "
@@ -70,37 +66,14 @@ def peers(quick: bool) -> Outcome:
 def _time(work: Work, lines: list[dict[str, Any]]) -> None:
     """Put the medians of every build's blocks into its line, and its ratios to the originals with their interval."""
     feeds = {INPUT: np.ascontiguousarray(work.data.validation.images[:1])}
-    models = [runtime(line["runtime"]).load((work.folder / line["file"]).read_bytes(), threads=1) for line in lines]
-    calls = [model.bind(feeds) for model in models]
-    for call in calls:
-        warm_up(call, _WARM_UP_NS)
-    sizes = [block_size(call, _BLOCK_NS) for call in calls]
-    order = random.Random(0)  # noqa: S311 - an order, not a secret
-    blocks: list[list[float]] = [[] for _ in lines]
-    for number in range(work.settings.rounds):
-        for at in order.sample(range(len(lines)), len(lines)):
-            # The first after another's turn meets cold caches; it is not what a deployment sees.
-            calls[at]()
-            blocks[at].append(statistics.median(take_samples(calls[at], sizes[at], 10 * _BLOCK_NS)))
-        if number % 10 == 9:
-            say(f"round {number + 1} of {work.settings.rounds}")
+    builds = [(line["runtime"], (work.folder / line["file"]).read_bytes()) for line in lines]
+    blocks = blocks_in_turn(builds, feeds, work.settings.rounds, say)
     rows = {line["entry"]: found for line, found in zip(lines, blocks, strict=True)}
     for line, found in zip(lines, blocks, strict=True):
         line["milliseconds"] = statistics.median(found) / 1e6
-        line["times_as_fast"] = _ratio(rows["original"], found)
+        line["times_as_fast"] = times_as_fast(rows["original"], found)
         if line["runtime"] == "openvino" and "original, OpenVINO" in rows:
-            line["times_as_fast_in_openvino"] = _ratio(rows["original, OpenVINO"], found)
-    for model in models:
-        model.close()
-
-
-def _ratio(baseline: list[float], found: list[float]) -> dict[str, float]:
-    """The median over rounds, with its 95 % interval by bootstrap."""
-    ratios = np.array(baseline) / np.array(found)
-    numbers = np.random.default_rng(0)
-    drawn = np.median(numbers.choice(ratios, (2_000, len(ratios))), axis=1)
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return {"value": float(np.median(ratios)), "low": float(low), "high": float(high)}
+            line["times_as_fast_in_openvino"] = times_as_fast(rows["original, OpenVINO"], found)
 
 
 def _summary(lines: list[dict[str, Any]]) -> dict[str, Any] | None:

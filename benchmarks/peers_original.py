@@ -7,21 +7,18 @@ user's), in a file whose name holds the settings, and is not made again.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
+from benchmarks.harness import cache_folder
 from benchmarks.training import pictures
 from fleetfit.client.demo.images import load_images
 
@@ -45,12 +42,7 @@ class Settings:
     def folder(self) -> Path:
         """Where what was made with what is trained lies."""
         made = {name: value for name, value in asdict(self).items() if name not in ("seeds", "rounds")}
-        key = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:12]
-        root = os.environ.get("FLEETFIT_BENCHMARK_CACHE") or Path(platformdirs.user_cache_dir("fleetfit")) / "peers"
-        folder = Path(root) / key
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "settings.json").write_text(json.dumps(made, indent=2) + "\n")
-        return folder
+        return cache_folder("peers", made)
 
 
 FULL = Settings()

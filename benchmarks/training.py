@@ -33,10 +33,10 @@ def pictures(images: NDArray[Any]) -> NDArray[np.float32]:
     return images.reshape(-1, 1, 28, 28).astype(np.float32) / 255
 
 
-def trained(
+def train(
     model: nn.Module, images: NDArray[Any], targets: NDArray[Any], *, epochs: int, batch: int, learning_rate: float
-) -> LayeredModel:
-    """Train a classifier with AdamW on one cycle of `learning_rate`, then export and load it.
+) -> None:
+    """Train a classifier in place with AdamW on one cycle of `learning_rate`.
 
     `torch.manual_seed` before the model is made decides everything random.
     """
@@ -51,9 +51,21 @@ def trained(
             loss.backward()
             optimizer.step()
             schedule.step()
+
+
+def layered(model: nn.Module, images: NDArray[Any]) -> LayeredModel:
+    """A trained classifier as fleetfit takes it in: exported and loaded."""
     with tempfile.TemporaryDirectory() as folder:
         stored = model.to(memory_format=torch.contiguous_format).eval()
-        return load_pt2(export(stored, (x[:2],), Path(folder) / "model.pt2"))
+        return load_pt2(export(stored, (torch.from_numpy(images[:2]),), Path(folder) / "model.pt2"))
+
+
+def trained(
+    model: nn.Module, images: NDArray[Any], targets: NDArray[Any], *, epochs: int, batch: int, learning_rate: float
+) -> LayeredModel:
+    """Both, one after the other."""
+    train(model, images, targets, epochs=epochs, batch=batch, learning_rate=learning_rate)
+    return layered(model, images)
 
 
 def accuracy(model: LayeredModel, images: NDArray[Any], targets: NDArray[Any]) -> float:
