@@ -10,7 +10,9 @@ MINIMUM_PROTOCOL_VERSION: Final = 1
 
 # Named abilities: what either side may rely on in the other beyond the version number.
 RETURNS_OUTPUTS: Final = "measure.outputs"
-AGENT_CAPABILITIES: Final = ("measure.solo", "measure.pair", "measure.metric", RETURNS_OUTPUTS)
+# Builds of two runtimes are timed in turn.
+PAIRS_RUNTIMES: Final = "measure.pair.runtimes"
+AGENT_CAPABILITIES: Final = ("measure.solo", "measure.pair", "measure.metric", RETURNS_OUTPUTS, PAIRS_RUNTIMES)
 SERVER_CAPABILITIES: Final = ("artifacts.resume", "session.wake")
 
 # The most that an agent returns of the outputs of one build for one split.

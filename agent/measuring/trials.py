@@ -22,11 +22,12 @@ import numpy as np
 from google.protobuf.message import Message
 from numpy.typing import NDArray
 
-from fleetfit.agent.measuring.inputs import fixed_batch, metric_batches, timing_feeds
+from fleetfit.agent.measuring.inputs import fixed_batch, metric_batches
 from fleetfit.agent.measuring.memory import memory_bytes, reset_peak
 from fleetfit.agent.measuring.outputs import OutputsFile
+from fleetfit.agent.measuring.seats import Seat, SeatApart, SeatHere, feeds_of
 from fleetfit.agent.measuring.split import open_split
-from fleetfit.agent.measuring.timing import block_size, take_samples, time_once, warm_up
+from fleetfit.agent.measuring.timing import take_samples, time_once, warm_up
 from fleetfit.agent.spool import OUTPUTS
 from fleetfit.core.digests import sha256_file
 from fleetfit.core.errors import FleetfitError, InvalidData, InvalidModel
@@ -45,8 +46,6 @@ _STEP_NS: Final = 200_000_000
 # A median of fewer says too little, however slow the build.
 _FEWEST_SAMPLES: Final = 5
 _FEWEST_ROUNDS: Final = 3
-# Above this, what one call leaves in the caches is a small part of the next.
-_SLOW_CALL_NS: Final = 100_000_000
 
 
 class Trial:
@@ -69,7 +68,7 @@ class Trial:
         if task.metric_only:
             model = adapter.load(build, threads=task.threads)
         else:
-            feeds = self._feeds()
+            feeds = feeds_of(task, self._taskdir)
             run = result.solo
             run.floor_memory_bytes = memory_bytes("VmRSS")
             reset_peak()
@@ -94,44 +93,34 @@ class Trial:
         return result
 
     def pair(self, number: int) -> measurement_pb2.PairRun:
-        """Candidate and baseline in one process, in blocks whose order is drawn anew for each round."""
+        """Candidate and baseline in blocks whose order is drawn anew for each round: in one process, or one for each runtime."""
         task, method = self._task, self._task.method
-        if task.baseline.runtime != task.candidate.runtime:
-            raise InvalidModel(
-                f"the build is for {task.candidate.runtime} and the original for {task.baseline.runtime}; "
-                "only builds of one runtime can be timed in turn"
-            )
-        adapter = runtime(task.candidate.runtime)
+        apart = task.baseline.runtime != task.candidate.runtime
         run = measurement_pb2.PairRun(candidate_loaded_first=number % 2 == 0)
-        feeds = self._feeds()
         run.window.begin_monotonic_ns = time.monotonic_ns()
-        refs = {True: task.candidate, False: task.baseline}
-        models, calls = {}, {}
-        for which in (run.candidate_loaded_first, not run.candidate_loaded_first):
-            models[which] = adapter.load(self._build(refs[which]), threads=task.threads)
-            calls[which] = models[which].bind(feeds)
-        # Both are warmed up, also where the first is not steady.
-        warm = {which: warm_up(call, method.warmup_limit_ns // 2)[1] for which, call in calls.items()}
-        run.steady = all(warm.values())
-        slow = {which: time_once(call) > _SLOW_CALL_NS for which, call in calls.items()}
-        sizes = {which: 1 if slow[which] else block_size(call, method.block_ns) for which, call in calls.items()}
-        order = random.Random(f"{task.candidate.build_id}/{number}")  # noqa: S311 - an order, not a secret
-        half = run.window.begin_monotonic_ns + method.child_limit_ns // 2
-        for round_number in range(max(method.blocks_per_process, 1)):
-            if round_number >= _FEWEST_ROUNDS and time.monotonic_ns() > half:
-                break
-            for which in order.sample((True, False), 2):
-                block = run.blocks.add(candidate=which)
-                call = calls[which]
-                # The first after the other's turn meets cold caches; it is not what a deployment sees.
-                if not slow[which]:
-                    call()
-                block.latency_ns.extend(take_samples(call, sizes[which], method.block_ns * 4))
-            self._step((round_number + 1) / max(method.blocks_per_process, 1))
-        run.window.end_monotonic_ns = time.monotonic_ns()
-        del calls
-        for model in models.values():
-            model.close()
+        seats: dict[bool, Seat] = {}
+        try:
+            for which in (run.candidate_loaded_first, not run.candidate_loaded_first):
+                there = apart and not which
+                ref = task.candidate if which else task.baseline
+                seats[which] = (SeatApart if there else SeatHere)(task, ref, self._taskdir)
+            # Both are warmed up, also where the first is not steady.
+            warm = [seat.warm_up(method.warmup_limit_ns // 2) for seat in seats.values()]
+            run.steady = all(warm)
+            sizes = {which: seat.size(method.block_ns) for which, seat in seats.items()}
+            order = random.Random(f"{task.candidate.build_id}/{number}")  # noqa: S311 - an order, not a secret
+            half = run.window.begin_monotonic_ns + method.child_limit_ns // 2
+            for round_number in range(max(method.blocks_per_process, 1)):
+                if round_number >= _FEWEST_ROUNDS and time.monotonic_ns() > half:
+                    break
+                for which in order.sample((True, False), 2):
+                    samples = seats[which].block(sizes[which], method.block_ns * 4)
+                    run.blocks.add(candidate=which).latency_ns.extend(samples)
+                self._step((round_number + 1) / max(method.blocks_per_process, 1))
+            run.window.end_monotonic_ns = time.monotonic_ns()
+        finally:
+            for seat in seats.values():
+                seat.close()
         return run
 
     def _metric(self, model: LoadedModel, result: measurement_pb2.MeasurementResult) -> None:
@@ -208,12 +197,6 @@ class Trial:
 
     def _build(self, ref: measurement_pb2.BuildRef) -> bytes:
         return (self._taskdir / "in" / ref.artifact_name).read_bytes()
-
-    def _feeds(self) -> dict[str, NDArray[Any]]:
-        if not self._task.data_artifact_name:
-            return timing_feeds(self._task, None)
-        with open_split(self._taskdir / "in" / self._task.data_artifact_name) as split:
-            return timing_feeds(self._task, split)
 
     def _step(self, fraction: float, *, now: bool = False) -> None:
         """Tell how far the trial is, at most some times per second: also its sign of life."""

@@ -86,10 +86,9 @@ def flattened() -> bytes:
 
 def as_openvino(build: bytes) -> bytes:
     """An ONNX build as OpenVINO's intermediate representation."""
-    from openvino import Core, save_model
-
+    library = openvino.import_openvino()
     with tempfile.TemporaryDirectory() as folder:
-        save_model(Core().read_model(model=build), f"{folder}/model.xml", compress_to_fp16=False)
+        library.save_model(library.Core().read_model(model=build), f"{folder}/model.xml", compress_to_fp16=False)
         return pack({name: Path(folder, name).read_bytes() for name in openvino.MEMBERS})
 
 

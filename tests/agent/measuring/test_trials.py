@@ -4,13 +4,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
-from fleetfit.agent.measuring import trials
+from fleetfit.agent.measuring import seats, trials
 from fleetfit.core.children import EXIT_OUT_OF_MEMORY
 from fleetfit.proto.v1 import measurement_pb2
 
-from ...runtimes.builds import affine, hungry
+from ...runtimes.builds import affine, as_openvino, hungry, repeated
 from .tasks import MS, pair_here, prepare, refused_here, solo_here
 
 WIDE = np.ones((4, 3), np.float32)
@@ -79,16 +80,52 @@ def test_a_pair_trial_that_runs_out_of_time_keeps_the_fewest_rounds(tmp_path: Pa
 
 
 def test_a_slow_build_has_one_sample_per_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trials, "_SLOW_CALL_NS", 0)
+    monkeypatch.setattr(seats, "SLOW_CALL_NS", 0)
     prepare(tmp_path, affine(), baseline=affine(WIDE))
     assert {len(block.latency_ns) for block in pair_here(tmp_path).blocks} == {1}
 
 
-def test_builds_of_two_runtimes_are_not_timed_in_turn(tmp_path: Path) -> None:
-    task = prepare(tmp_path, affine(), baseline=affine(WIDE))
+@pytest.mark.parametrize("number", [0, 1])
+def test_builds_of_two_runtimes_are_timed_in_turn_in_a_process_each(tmp_path: Path, number: int) -> None:
+    _beside_openvino(tmp_path, as_openvino(affine(WIDE)))
+    run = pair_here(tmp_path, number)
+    assert run.candidate_loaded_first == (number == 0)
+    for first, second in zip(run.blocks[::2], run.blocks[1::2], strict=True):
+        assert {first.candidate, second.candidate} == {True, False}
+    assert len(run.blocks) == 6 and all(sample > 0 for block in run.blocks for sample in block.latency_ns)
+    spent = sum(sample for block in run.blocks for sample in block.latency_ns)
+    assert spent < run.window.end_monotonic_ns - run.window.begin_monotonic_ns
+    assert psutil.Process().children() == []
+
+
+def test_what_the_other_process_refuses_is_told(tmp_path: Path) -> None:
+    _beside_openvino(tmp_path, affine(WIDE))
+    assert "not an archive of model.xml, model.bin" in refused_here(tmp_path, "pair")
+    assert psutil.Process().children() == []
+
+
+def test_memory_that_the_other_process_cannot_have_has_an_exit_code(tmp_path: Path) -> None:
+    _beside_openvino(tmp_path, as_openvino(repeated(1 << 38)))
+    assert trials.main([str(tmp_path), str(tmp_path / "out.pb"), "pair", "0"]) == EXIT_OUT_OF_MEMORY
+
+
+def test_the_other_process_may_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _beside_openvino(tmp_path, as_openvino(affine(WIDE)))
+    asked = seats.SeatApart.block
+
+    def killed(seat: seats.SeatApart, count: int, limit_ns: int) -> list[int]:
+        psutil.Process().children()[0].kill()
+        return asked(seat, count, limit_ns)
+
+    monkeypatch.setattr(seats.SeatApart, "block", killed)
+    assert "openvino crashed on the build that is timed beside" in refused_here(tmp_path, "pair")
+
+
+def _beside_openvino(folder: Path, baseline: bytes) -> None:
+    pytest.importorskip("openvino")
+    task = prepare(folder, affine(), baseline=baseline)
     task.baseline.runtime = "openvino"
-    (tmp_path / "task.pb").write_bytes(task.SerializeToString())
-    assert "only builds of one runtime can be timed in turn" in refused_here(tmp_path, "pair")
+    (folder / "task.pb").write_bytes(task.SerializeToString())
 
 
 @pytest.mark.parametrize("kind", ["solo", "pair"])

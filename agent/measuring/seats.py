@@ -1,0 +1,196 @@
+"""Two builds that are timed in turn: each has a seat, in this process or, for another runtime, in one of its own.
+
+`python -m fleetfit.agent.measuring.seats TASKDIR baseline` is such a process. It answers one line of JSON for each that it
+reads, and computes nothing in between: who has been asked has the turn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from fleetfit.core.children import EXIT_OUT_OF_MEMORY, Limits, child_environment, limit_self
+
+if __name__ == "__main__":
+    limit_self()
+
+from numpy.typing import NDArray
+
+from fleetfit.agent.measuring.inputs import timing_feeds
+from fleetfit.agent.measuring.split import open_split
+from fleetfit.agent.measuring.timing import block_size, take_samples, time_once, warm_up
+from fleetfit.core.errors import FleetfitError, InvalidModel
+from fleetfit.proto.v1 import measurement_pb2
+from fleetfit.runtimes.registry import runtime
+
+# Above this, what one call leaves in the caches is a small part of the next.
+SLOW_CALL_NS: Final = 100_000_000
+_PATIENCE_S: Final = 10.0
+
+
+class Seat(Protocol):
+    """A loaded build that is asked for blocks of samples. All times are in nanoseconds."""
+
+    def warm_up(self, limit_ns: int) -> bool:
+        """Call until steady, or the limit passes; whether it is steady."""
+        ...
+
+    def size(self, block_ns: int) -> int:
+        """How many samples make a block of that length; one for a slow build."""
+        ...
+
+    def block(self, count: int, limit_ns: int) -> list[int]:
+        """That many samples, or as many as fit into the limit."""
+        ...
+
+    def close(self) -> None:
+        """Free everything."""
+        ...
+
+
+class SeatHere:
+    """A build in this process."""
+
+    def __init__(self, task: measurement_pb2.MeasureTask, ref: measurement_pb2.BuildRef, taskdir: Path) -> None:
+        feeds = feeds_of(task, taskdir)
+        adapter = runtime(ref.runtime)
+        self._model = adapter.load((taskdir / "in" / ref.artifact_name).read_bytes(), threads=task.threads)
+        self._call: Callable[[], None] = self._model.bind(feeds)
+        self._slow = False
+
+    def warm_up(self, limit_ns: int) -> bool:
+        """See Seat."""
+        steady = warm_up(self._call, limit_ns)[1]
+        self._slow = time_once(self._call) > SLOW_CALL_NS
+        return steady
+
+    def size(self, block_ns: int) -> int:
+        """See Seat."""
+        return 1 if self._slow else block_size(self._call, block_ns)
+
+    def block(self, count: int, limit_ns: int) -> list[int]:
+        """See Seat."""
+        # The first after the other's turn meets cold caches; it is not what a deployment sees.
+        if not self._slow:
+            self._call()
+        return take_samples(self._call, count, limit_ns)
+
+    def close(self) -> None:
+        """See Seat."""
+        del self._call
+        self._model.close()
+
+
+class SeatApart:
+    """A build in a process of its own, so that two runtimes' threads never share one."""
+
+    def __init__(self, task: measurement_pb2.MeasureTask, ref: measurement_pb2.BuildRef, taskdir: Path) -> None:
+        self._title = ref.runtime
+        side = "candidate" if ref == task.candidate else "baseline"
+        self._child = subprocess.Popen(  # noqa: S603 - our own module
+            [sys.executable, "-m", "fleetfit.agent.measuring.seats", str(taskdir), side],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # Its limits it inherits.
+            env=child_environment(Limits()),
+        )
+        try:
+            self._answer()
+        except BaseException:
+            self.close()
+            raise
+
+    def warm_up(self, limit_ns: int) -> bool:
+        """See Seat."""
+        return bool(self._ask("warm_up", limit_ns))
+
+    def size(self, block_ns: int) -> int:
+        """See Seat."""
+        return int(self._ask("size", block_ns))
+
+    def block(self, count: int, limit_ns: int) -> list[int]:
+        """See Seat."""
+        return [int(sample) for sample in self._ask("block", count, limit_ns)]
+
+    def close(self) -> None:
+        """See Seat."""
+        for pipe in (self._child.stdin, self._child.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        try:
+            self._child.wait(_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
+
+    def _ask(self, name: str, *arguments: int) -> Any:
+        assert self._child.stdin is not None  # noqa: S101 - asked for above
+        try:
+            self._child.stdin.write(json.dumps([name, *arguments]).encode() + b"\n")
+            self._child.stdin.flush()
+        except OSError as error:
+            raise self._ended() from error
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self._child.stdout is not None  # noqa: S101 - asked for above
+        line = self._child.stdout.readline()
+        if not line:
+            raise self._ended()
+        said: Mapping[str, Any] = json.loads(line)
+        if "refused" in said:
+            raise InvalidModel(str(said["refused"]))
+        return said["value"]
+
+    def _ended(self) -> Exception:
+        if self._child.wait() == EXIT_OUT_OF_MEMORY:
+            return MemoryError(f"{self._title} needs more memory than there is beside the other build")
+        return InvalidModel(f"{self._title} crashed on the build that is timed beside; try another recipe or runtime")
+
+
+def feeds_of(task: measurement_pb2.MeasureTask, taskdir: Path) -> dict[str, NDArray[Any]]:
+    """What both builds are timed on."""
+    if not task.data_artifact_name:
+        return timing_feeds(task, None)
+    with open_split(taskdir / "in" / task.data_artifact_name) as split:
+        return timing_feeds(task, split)
+
+
+def main(arguments: list[str]) -> int:
+    """Serve one seat until nobody asks any more."""
+    taskdir, side = Path(arguments[0]), arguments[1]
+    # Libraries print; what they say must not be taken for an answer.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def say(**message: object) -> None:
+        answers.write(json.dumps(message) + "\n")
+        answers.flush()
+
+    task = measurement_pb2.MeasureTask.FromString((taskdir / "task.pb").read_bytes())
+    try:
+        seat = SeatHere(task, task.candidate if side == "candidate" else task.baseline, taskdir)
+        say(value=None)
+        asked: dict[str, Callable[..., object]] = {"warm_up": seat.warm_up, "size": seat.size, "block": seat.block}
+        for line in sys.stdin:
+            name, *values = json.loads(line)
+            say(value=asked[name](*values))
+        seat.close()
+    except BrokenPipeError:
+        return 0
+    except MemoryError:
+        return EXIT_OUT_OF_MEMORY
+    except FleetfitError as error:
+        say(refused=error.message)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
