@@ -12,7 +12,7 @@ from typing import Any, Final
 from benchmarks.harness import RESULTS
 
 ROOT = Path(__file__).parent.parent
-_SECTION = re.compile(r"(<!-- figures: .*? -->\n).*?(<!-- end of figures -->)", re.DOTALL)
+_SECTION = re.compile(r"(<!-- figures: (\S+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 
 
 def readme() -> str:
@@ -183,22 +183,27 @@ def _spread(points: tuple[dict[str, Any], ...], name: str) -> dict[str, float]:
     return {"mean": statistics.fmean(values), "least": min(values), "most": max(values)}
 
 
-SECTIONS: Final[dict[str, Callable[[], str]]] = {
-    "README.md": readme,
-    "docs/techniques/pruning.md": pruning,
-    "docs/techniques/low-rank.md": low_rank,
-    "docs/techniques/composition.md": composition,
-    "docs/architectures.md": architectures,
+SECTIONS: Final[dict[str, dict[str, Callable[[], str]]]] = {
+    "README.md": {"demo": readme},
+    "docs/techniques/pruning.md": {"pruning": pruning},
+    "docs/techniques/low-rank.md": {"low-rank": low_rank},
+    "docs/techniques/composition.md": {"peers": composition},
+    "docs/architectures.md": {"breadth": architectures},
 }
-"""What stands between a document's marks."""
+"""What stands between a document's marks, by the marks' name."""
 
 
 def written(document: str) -> str:
-    """The document with its section as it should be."""
-    before = (ROOT / document).read_text()
-    text, count = _SECTION.subn(lambda found: found[1] + SECTIONS[document]() + found[2], before)
-    if count != 1:
-        raise SystemExit(f"{document} has lost the marks around its figures")
+    """The document with its sections as they should be."""
+    wanted, met = SECTIONS[document], []
+
+    def section(found: re.Match[str]) -> str:
+        met.append(found[2])
+        return found[1] + wanted[found[2]]() + found[3] if found[2] in wanted else found[0]
+
+    text = _SECTION.sub(section, (ROOT / document).read_text())
+    if sorted(met) != sorted(wanted):
+        raise SystemExit(f"{document} has marks around the figures {sorted(met)}, and should have {sorted(wanted)}")
     return text
 
 
