@@ -97,7 +97,9 @@ def _row(device: Mapping[str, Any], c: Mapping[str, Any], reference: Span | None
 
 
 def _is_selected(device: Mapping[str, Any], c: Mapping[str, Any]) -> bool:
-    """Whether a candidate is the chosen one: the variant, under the condition that it was chosen for."""
+    """Whether a candidate is the chosen one: the variant, in the runtime and under the condition that it was chosen for."""
+    if "selected" in c:
+        return bool(c["selected"])
     if c.get("variant") != device.get("selected"):
         return False
     same = [one for one in device.get("candidates") or [] if one.get("variant") == device.get("selected")]

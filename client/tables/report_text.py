@@ -70,10 +70,11 @@ def report_markdown(report: Mapping[str, Any]) -> str:
 def _table(rows: list[Row]) -> list[str]:
     head = ("", "recipe", "variant", "threads", "batch", "p50 ms", "x original", "x best uncompressed", "drop", "size")
     lines = ["| " + " | ".join((*head, "memory", "not chosen because")) + " |", "|" + " --- |" * (len(head) + 2)]
+    several = len({row.runtime for row in rows}) > 1
     for row in rows:
         cells = [
             "**chosen**" if row.selected else "",
-            row.recipe,
+            f"{row.recipe}, {row.runtime}" if several else row.recipe,
             row.variant,
             str(_blank(row.threads)),
             str(_blank(row.batch)),

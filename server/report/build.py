@@ -177,7 +177,7 @@ def _notes(
         found.append(_EMULATED)
     if summary is None or summary.latency is None:
         found.append("latency was not measured")
-    if summary is not None and summary.ratio is None and c.role != "original":
+    if summary is not None and summary.ratio is None and (c.role != "original" or c.beside_another_runtime):
         found.append("its speed was not measured beside the original's")
     if summary is not None and summary.peak_memory_bytes is None and not _mentions("memory", found):
         found.append("peak memory was not measured")
@@ -198,10 +198,14 @@ def _mentions(word: str, notes: Sequence[str]) -> bool:
 
 
 def _beside_itself(c: CandidateFacts, summary: MeasurementSummary | None) -> list[str]:
-    """The original timed against itself: what the device makes of no difference at all."""
+    """The original timed against itself: what the device makes of no difference at all; or against another runtime's."""
     ratio = summary.ratio if summary and c.role == "original" else None
     if ratio is None or ratio.low is None or ratio.high is None:
         return []
+    if c.beside_another_runtime:
+        return [
+            f"timed beside the original in {c.beside} it came out {number(ratio.value)} times as fast{interval(ratio)}"
+        ]
     text = f"timed beside itself the original came out {number(ratio.value)} times as fast{interval(ratio)}"
     if ratio.low <= 1 <= ratio.high:
         return [f"{text}, as it should"]

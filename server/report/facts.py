@@ -22,10 +22,11 @@ class LimitFacts:
 
 @dataclass(frozen=True)
 class CandidateFacts:
-    """One variant on one device under one condition.
+    """One variant in one runtime on one device under one condition.
 
     `role` is `original`, `control` or `recipe`. `variant` is a short digest. `compressed` is False where nothing was made
-    smaller or narrower (the original, the control). `state` is `measured`, `failed` or `skipped`.
+    smaller or narrower (the original, the control). `state` is `measured`, `failed` or `skipped`. `beside` is the runtime of
+    the original that it was timed beside: its own, which may be left out, but for the originals of all runtimes after the first.
     """
 
     id: str
@@ -36,6 +37,9 @@ class CandidateFacts:
     threads: int
     batch: int
     state: str
+    beside: str = ""
+    title: str = ""
+    """What sentences call it, where its recipe alone would not tell it from another."""
     reason: str = ""
     size_bytes: int | None = None
     parameters: int | None = None
@@ -51,6 +55,16 @@ class CandidateFacts:
     def compressed(self) -> bool:
         """Whether a recipe changed it."""
         return self.role == "recipe"
+
+    @property
+    def name(self) -> str:
+        """What sentences call it."""
+        return self.title or self.recipe
+
+    @property
+    def beside_another_runtime(self) -> bool:
+        """Whether its ratio compares two runtimes."""
+        return self.beside not in ("", self.runtime)
 
 
 @dataclass(frozen=True)

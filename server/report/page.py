@@ -68,8 +68,8 @@ def device_pages(report: Report) -> list[DevicePage]:
 
 
 def _device(report: Report, device: DeviceReport, anchor: str) -> DevicePage:
-    original = next((c for c in device.candidates if c.role == "original"), None)
-    rows = [_row(report, device, c, original, at) for at, c in enumerate(device.candidates, start=1)]
+    originals = {c.runtime: c for c in reversed(device.candidates) if c.role == "original"}
+    rows = [_row(report, device, c, originals.get(c.runtime), at) for at, c in enumerate(device.candidates, start=1)]
     charts, caption = _charts(report, rows)
     return DevicePage(
         report=device,

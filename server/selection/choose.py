@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from fleetfit.server.report.facts import CandidateFacts, DeviceFacts, JobFacts
 from fleetfit.server.report.summary import Figure
 from fleetfit.server.selection.limits import Breach, Judged, broken_limits
-from fleetfit.server.selection.objectives import better_because, cost, why_not_worth
-from fleetfit.server.selection.ratios import UNITY, is_faster, is_tie, quotient
+from fleetfit.server.selection.objectives import ORIGINAL, better_because, cost, why_not_worth
+from fleetfit.server.selection.ratios import UNITY, is_faster, is_tie, product, quotient
 from fleetfit.server.selection.sentences import Chosen, no_choice, sentence
 from fleetfit.server.selection.words import condition
 
@@ -29,7 +29,7 @@ _OBSTACLES: Final = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the choice says of one candidate. Names in `tie_with` are variants under the same condition."""
+    """What the choice says of one candidate. Names in `tie_with` are variants in the same runtime under the same condition."""
 
     meets_limits: bool
     rejected_because: tuple[str, ...]
@@ -50,9 +50,13 @@ class Selection:
 
 @dataclass(frozen=True)
 class _Group:
-    """The candidates of one condition; figures are compared within it only."""
+    """The candidates of one condition; figures are compared within it only.
 
-    original: CandidateFacts | None
+    `originals` are by runtime. What they were timed beside, and all speeds are told in, is the `reference`.
+    """
+
+    originals: Mapping[str, CandidateFacts]
+    reference: CandidateFacts | None
     best_uncompressed: CandidateFacts | None
     measured: tuple[CandidateFacts, ...]
 
@@ -66,6 +70,12 @@ class _Rated:
     breaches: tuple[Breach, ...]
     not_worth: str
     judged: Judged
+    speed: Figure | None
+
+    @property
+    def reference(self) -> str:
+        """What its speed is told in."""
+        return _the_original(self.group.reference)
 
 
 def select_variant(job: JobFacts, device: DeviceFacts) -> Selection:
@@ -90,6 +100,7 @@ def select_variant(job: JobFacts, device: DeviceFacts) -> Selection:
             obstacle=obstacle,
             would_be=would_be.facts if would_be else None,
             closest=(closest.facts, closest.breaches, closest.not_worth) if closest else None,
+            keep=_the_original(nearest.group.best_uncompressed) if nearest else ORIGINAL,
             nearest=(nearest.facts, nearest.not_worth) if nearest else None,
         )
         return Selection(None, why, closest.facts.id if closest else None, verdicts)
@@ -98,7 +109,7 @@ def select_variant(job: JobFacts, device: DeviceFacts) -> Selection:
         job,
         Chosen(
             facts=chosen.facts,
-            original=chosen.group.original,
+            original=chosen.group.originals.get(chosen.facts.runtime),
             best_uncompressed=chosen.group.best_uncompressed,
             versus_original=verdict.versus_original,
             versus_best_uncompressed=verdict.versus_best_uncompressed,
@@ -120,11 +131,17 @@ def _condition(c: CandidateFacts) -> tuple[int, int]:
 
 def _group(candidates: Sequence[CandidateFacts]) -> _Group:
     measured = tuple(c for c in candidates if c.state == "measured")
-    original = next((c for c in measured if c.role == "original"), None)
-    # The original itself, unless another uncompressed build is faster beyond doubt.
-    faster = [c for c in measured if not c.compressed and c is not original and is_faster(_raw_ratio(c))]
-    best = max(faster, key=lambda c: (_raw_ratio(c) or UNITY).value, default=original)
-    return _Group(original, best, measured)
+    originals = {c.runtime: c for c in measured if c.role == "original"}
+    reference = next((c for c in originals.values() if not c.beside_another_runtime), None)
+    group = _Group(originals, reference, reference, measured)
+    # The original itself, unless another uncompressed build, in any runtime, is faster beyond doubt.
+    faster = [c for c in measured if not c.compressed and c is not reference and is_faster(_speed(c, group))]
+    best = max(faster, key=lambda c: (_speed(c, group) or UNITY).value, default=reference)
+    return replace(group, best_uncompressed=best)
+
+
+def _the_original(c: CandidateFacts | None) -> str:
+    return f"the {c.title}" if c is not None and c.title else ORIGINAL
 
 
 def _raw_ratio(c: CandidateFacts) -> Figure | None:
@@ -132,17 +149,37 @@ def _raw_ratio(c: CandidateFacts) -> Figure | None:
 
 
 def _versus_original(c: CandidateFacts, group: _Group) -> Figure | None:
+    """Against the original in the same runtime."""
     # The original is measured beside itself too; that tells about the device, not about the original.
-    return UNITY if c is group.original else _raw_ratio(c)
+    return UNITY if c is group.originals.get(c.runtime) else _raw_ratio(c)
+
+
+def _speed(c: CandidateFacts, group: _Group) -> Figure | None:
+    """Against the reference: directly, or by way of the original in the candidate's runtime, which was timed beside it."""
+    own, reference = group.originals.get(c.runtime), group.reference
+    if c is reference:
+        return UNITY
+    ratio = _raw_ratio(c)
+    if reference is None or c.runtime == reference.runtime or c is own:
+        return ratio
+    of_own = _raw_ratio(own) if own is not None else None
+    return None if ratio is None or of_own is None else product(ratio, of_own)
 
 
 def _versus_best(c: CandidateFacts, group: _Group) -> Figure | None:
-    best, ratio = group.best_uncompressed, _versus_original(c, group)
-    if best is None or ratio is None:
+    best = group.best_uncompressed
+    if best is None:
         return None
-    if c is best:
-        return UNITY
-    return ratio if best is group.original else quotient(ratio, _versus_original(best, group) or UNITY)
+    return UNITY if c is best else _apart(c, best, group)
+
+
+def _apart(c: CandidateFacts, other: CandidateFacts, group: _Group) -> Figure | None:
+    """How many times as fast as another candidate one is; within a runtime what both were timed beside cancels out."""
+    ratio_of = _versus_original if c.runtime == other.runtime else _speed
+    ours, theirs = ratio_of(c, group), ratio_of(other, group)
+    if ours is None or theirs is None:
+        return None
+    return ours if theirs is UNITY else quotient(ours, theirs)
 
 
 def _rate(job: JobFacts, device: DeviceFacts, c: CandidateFacts, group: _Group) -> _Rated:
@@ -151,8 +188,11 @@ def _rate(job: JobFacts, device: DeviceFacts, c: CandidateFacts, group: _Group) 
         c,
         group,
         tuple(broken_limits(c, job.limits, judged)),
-        why_not_worth(job.objective, c, group.original, _versus_original(c, group), _versus_best(c, group)),
+        why_not_worth(
+            job.objective, c, group.originals.get(c.runtime), _versus_original(c, group), _versus_best(c, group)
+        ),
         judged,
+        _speed(c, group),
     )
 
 
@@ -180,20 +220,20 @@ def _winner(job: JobFacts, eligible: Sequence[_Rated]) -> _Rated | None:
     """The best by the objective; among those that cannot be told apart from it, the smallest, then the one losing least."""
     if not eligible:
         return None
-    best = min(eligible, key=lambda one: (cost(job.objective, one.facts), *_smallest(one)))
+    best = min(eligible, key=lambda one: (cost(job.objective, one), *_smallest(one)))
     tied = [one for one in eligible if one is best or _same(job.objective, one, best)]
     return min(tied, key=_smallest)
 
 
 def _same(objective: str, a: _Rated, b: _Rated) -> bool:
     if objective != "latency":
-        return better_because(objective, a.facts, b.facts) == "" == better_because(objective, b.facts, a.facts)
-    ours, theirs = _versus_original(a.facts, a.group), _versus_original(b.facts, b.group)
-    return ours is not None and theirs is not None and is_tie(ours, theirs)
+        return better_because(objective, a, b) == "" == better_because(objective, b, a)
+    apart = _apart(a.facts, b.facts, a.group)
+    return apart is not None and is_tie(apart, UNITY)
 
 
 def _smallest(one: _Rated) -> tuple[float, float, float, str, str]:
-    ratio = _versus_original(one.facts, one.group)
+    ratio = one.speed
     return (
         float(one.facts.size_bytes) if one.facts.size_bytes is not None else math.inf,
         one.judged.drop.value if one.judged.drop else math.inf,
@@ -227,7 +267,7 @@ def _nearest_in_speed(rated: Sequence[_Rated]) -> _Rated | None:
 
 def _tied_eligible(chosen: _Rated, eligible: Sequence[_Rated]) -> list[str]:
     others = (one for one in eligible if one.group is chosen.group and one is not chosen)
-    return [one.facts.recipe for one in others if _same("latency", one, chosen)]
+    return [one.facts.name for one in others if _same("latency", one, chosen)]
 
 
 def _told_condition(chosen: _Rated, groups: Mapping[tuple[int, int], _Group]) -> str:
@@ -245,11 +285,8 @@ def _verdict(
     if c.state != "measured":
         return Verdict(False, (c.reason or f"it was {c.state}",), (), None, None)
     ours = _versus_original(c, group)
-    ties = [
-        other.variant
-        for other in group.measured
-        if other is not c and ours and (theirs := _versus_original(other, group)) and is_tie(ours, theirs)
-    ]
+    others = [other for other in group.measured if other is not c and other.runtime == c.runtime]
+    ties = [other.variant for other in others if (apart := _apart(c, other, group)) and is_tie(apart, UNITY)]
     one = next((one for one in rated if one.facts is c), None)
     breaches = one.breaches if one else broken_limits(c, job.limits, _judged(job, device, c))
     reasons = [breach.reason for breach in one.breaches] + [one.not_worth] if one else []
@@ -259,13 +296,13 @@ def _verdict(
 
 
 def _second_best(job: JobFacts, one: _Rated, chosen: _Rated) -> str:
-    name = chosen.facts.recipe
+    name = chosen.facts.name
     if one.group is not chosen.group:
         there = condition(chosen.facts.threads, chosen.facts.batch)
         return f"it is good, but a call of {name} with {there} is shorter"
     if _same(job.objective, one, chosen):
         return f"it cannot be told apart from {name} by {job.objective}, and {name} {_tie_break(one, chosen)}"
-    return better_because(job.objective, chosen.facts, one.facts) or f"{name} was better by {job.objective}"
+    return better_because(job.objective, chosen, one) or f"{name} was better by {job.objective}"
 
 
 def _tie_break(one: _Rated, chosen: _Rated) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Final, Protocol
 
 from fleetfit.core.figures import number, size
 from fleetfit.server.report.facts import CandidateFacts
@@ -13,17 +13,39 @@ from fleetfit.server.selection.words import interval, smaller, times
 
 # A build's peak memory is read in one process; smaller differences come and go between two runs of one build.
 MEMORY_TIE: Final = 0.02
+ORIGINAL: Final = "the original"
 
 
-def cost(objective: str, c: CandidateFacts) -> float:
+class Weighed(Protocol):
+    """A candidate as objectives compare it with others."""
+
+    @property
+    def facts(self) -> CandidateFacts:
+        """What was measured of it."""
+        ...
+
+    @property
+    def speed(self) -> Figure | None:
+        """How many times as fast as the original of its condition it is; of the first runtime, where there are several."""
+        ...
+
+    @property
+    def reference(self) -> str:
+        """What that original is called in sentences."""
+        ...
+
+
+def cost(objective: str, one: Weighed) -> float:
     """What is minimized; infinite where it was not measured. Latency counts by the ratio, which was measured interleaved."""
-    if objective == "size":
-        return float(c.size_bytes) if c.size_bytes is not None else math.inf
-    if objective == "memory":
-        peak = c.validation.peak_memory_bytes if c.validation else None
-        return float(peak) if peak is not None else math.inf
-    ratio = c.validation.ratio if c.validation else None
-    return -ratio.value if ratio is not None else math.inf
+    if objective in ("size", "memory"):
+        return _bytes(objective, one.facts)
+    return -one.speed.value if one.speed is not None else math.inf
+
+
+def _bytes(objective: str, c: CandidateFacts) -> float:
+    peak = c.validation.peak_memory_bytes if c.validation else None
+    found = c.size_bytes if objective == "size" else peak
+    return math.inf if found is None else float(found)
 
 
 def why_not_worth(
@@ -33,7 +55,7 @@ def why_not_worth(
     versus_original: Figure | None,
     versus_best: Figure | None,
 ) -> str:
-    """Why compression gained nothing here by the objective; empty where it did.
+    """Why compression gained nothing here by the objective; empty where it did. `original` is of the same runtime.
 
     Faster means that the whole interval of the ratio against the best uncompressed build, and of that against the original,
     lies above 1.
@@ -60,7 +82,7 @@ def why_not_worth(
 
 
 def _not_smaller(objective: str, c: CandidateFacts, original: CandidateFacts) -> str:
-    ours, theirs = cost(objective, c), cost(objective, original)
+    ours, theirs = _bytes(objective, c), _bytes(objective, original)
     name = "size" if objective == "size" else "peak memory"
     if math.isinf(ours) or math.isinf(theirs):
         return f"its {name} was not measured" if math.isinf(ours) else f"the original's {name} was not measured"
@@ -69,7 +91,7 @@ def _not_smaller(objective: str, c: CandidateFacts, original: CandidateFacts) ->
     return f"compression made its {name} no smaller: it is {smaller(round(ours), round(theirs))}"
 
 
-def better_because(objective: str, winner: CandidateFacts, other: CandidateFacts) -> str:
+def better_because(objective: str, winner: Weighed, other: Weighed) -> str:
     """By how much `winner` is better, as the reason against `other`; empty where it is not, beyond the tolerance."""
     ours, theirs = cost(objective, winner), cost(objective, other)
     if objective in ("size", "memory"):
@@ -77,10 +99,11 @@ def better_because(objective: str, winner: CandidateFacts, other: CandidateFacts
             return ""
         what = "smaller" if objective == "size" else "leaner in memory"
         shown = size(theirs) if math.isfinite(theirs) else "unknown"
-        return f"{winner.recipe} is {what}: {size(ours)} against {shown}"
+        return f"{winner.facts.name} is {what}: {size(ours)} against {shown}"
     if not ours < theirs:
         return ""
-    return f"{winner.recipe} is faster: {number(-ours)} times the original's speed against {number(-theirs)}"
+    of = f"the speed of {winner.reference}" if winner.reference != ORIGINAL else "the original's speed"
+    return f"{winner.facts.name} is faster: {number(-ours)} times {of} against {number(-theirs)}"
 
 
 def _tolerance(objective: str) -> float:

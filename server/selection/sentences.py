@@ -38,7 +38,7 @@ def sentence(job: JobFacts, chosen: Chosen) -> str:
     if chosen.judged.drop is not None:
         parts.append(f"{loss(job.metric, chosen.judged.drop)} against {chosen.judged.reference}")
     rest = f"; it {enumerate_names(parts)}" if parts else ""
-    said = [f"{chosen.facts.recipe} {_speed(chosen)}{rest}."]
+    said = [f"{chosen.facts.name} {_speed(chosen)}{rest}."]
     if chosen.judged.drop is None:
         said.append("How accurate it is was not measured: the job has no targets to judge by.")
     if chosen.tied:
@@ -55,12 +55,13 @@ def _speed(chosen: Chosen) -> str:
     ours, best = chosen.versus_original, chosen.versus_best_uncompressed
     if ours is None:
         return "has no measured speed"
-    text = f"runs {times(ours)} as the original{interval(ours)}{_certainty(ours)}"
+    same = " in the same runtime" if chosen.facts.title else ""
+    text = f"runs {times(ours)} as the original{same}{interval(ours)}{_certainty(ours)}"
     if best is None or chosen.best_uncompressed is None:
         return text
     if chosen.best_uncompressed is chosen.original:
-        return f"{text}, and the original is the best uncompressed build here"
-    name = chosen.best_uncompressed.recipe
+        return f"{text}, and the {chosen.best_uncompressed.name} is the best uncompressed build here"
+    name = chosen.best_uncompressed.name
     return f"{text} and {times(best)} as the best uncompressed build, {name}{interval(best)}{_certainty(best)}"
 
 
@@ -82,17 +83,18 @@ def no_choice(
     would_be: CandidateFacts | None,
     closest: tuple[CandidateFacts, Sequence[Breach], str] | None,
     nearest: tuple[CandidateFacts, str] | None,
+    keep: str,
 ) -> str:
     """Why nothing was chosen, and what to do."""
     if obstacle == "bench":
         return _bench(device)
     if obstacle == "energy":
-        otherwise = f"; by latency it would be {would_be.recipe}" if would_be is not None else ""
+        otherwise = f"; by latency it would be {would_be.name}" if would_be is not None else ""
         return (
             f"Energy was not measured: fleetfit reads no meter on {device.name}{otherwise}. Choose another --minimize."
         )
     if obstacle == "emulated":
-        otherwise = f"; it would have been {would_be.recipe}" if would_be is not None else ""
+        otherwise = f"; it would have been {would_be.name}" if would_be is not None else ""
         return (
             f"{device.name} is emulated, so its timings mean nothing and nothing is chosen for it{otherwise}. "
             "Add --accept-emulated to choose all the same."
@@ -104,7 +106,7 @@ def no_choice(
         return f"No compressed variant could be measured here; the first says: {recipes[0].reason or recipes[0].state}."
     if closest is not None and nearest is None:
         facts, breaches, not_worth = closest
-        text = f"Nothing meets the limits. {facts.recipe} comes closest: {'; '.join(b.reason for b in breaches)}."
+        text = f"Nothing meets the limits. {facts.name} comes closest: {'; '.join(b.reason for b in breaches)}."
         relax = _relax(breaches)
         if not_worth:
             return f"{text} To relax the limits{f' to {relax}' if relax else ''} is not enough: {not_worth}."
@@ -113,12 +115,10 @@ def no_choice(
         return "Nothing could be chosen: see the reason beside each candidate."
     facts, reason = nearest
     gain = {"size": "smaller", "memory": "leaner in memory"}.get(job.objective, "faster")
-    text = (
-        f"Keep the original: no variant that meets the limits is {gain} here. The nearest is {facts.recipe}: {reason}."
-    )
+    text = f"Keep {keep}: no variant that meets the limits is {gain} here. The nearest is {facts.name}: {reason}."
     if closest is not None and not closest[2] and _relax(closest[1]):
         text += (
-            f" Outside the limits, {closest[0].recipe} comes closest: {'; '.join(b.reason for b in closest[1])}; "
+            f" Outside the limits, {closest[0].name} comes closest: {'; '.join(b.reason for b in closest[1])}; "
             f"allow it with {_relax(closest[1])}."
         )
     return text
@@ -134,8 +134,12 @@ def _bench(device: DeviceFacts) -> str:
     if not measured:
         reason = next((c.reason for c in device.candidates if c.reason), "no measurement came back")
         return f"The model could not be measured here: {reason}."
-    latency = measured[0].validation.latency if measured[0].validation else None
-    if latency is None:
-        return "The model was measured as it is, without latency."
+    return f"Measured as it is, nothing is compressed: {'; '.join(_as_it_is(c) for c in measured)}."
+
+
+def _as_it_is(c: CandidateFacts) -> str:
+    latency = c.validation.latency if c.validation else None
+    assert latency is not None  # noqa: S101 - the caller looked
     p95 = f", p95 {number(latency.p95_ms)} ms" if latency.p95_ms is not None else ""
-    return f"Measured as it is, nothing is compressed: p50 {number(latency.p50_ms.value)} ms{interval(latency.p50_ms)}{p95}."
+    where = f"{c.runtime} " if c.title else ""
+    return f"{where}p50 {number(latency.p50_ms.value)} ms{interval(latency.p50_ms)}{p95}"

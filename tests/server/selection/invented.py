@@ -24,8 +24,10 @@ def candidate(
     reason: str = "",
     trust: str = "clean",
     p50: float | None = None,
+    runtime: str = "",
+    beside: str = "",
 ) -> CandidateFacts:
-    """One candidate; its id says its condition too."""
+    """One candidate; its id says its condition too. Where `runtime` is given, its title says it."""
     latency = Latency(
         p50_ms=Figure(value=p50 if p50 is not None else 2 / (ratio[0] if ratio else 1), low=None, high=None),
         p95_ms=p95, p99_ms=None, samples=400, processes=5, load_ms=1.0, first_ms=1.0, steady=True,
@@ -40,7 +42,8 @@ def candidate(
     )
     test = MeasurementSummary(status="measured", metric=_metric(test_accuracy, "test")) if test_accuracy else None
     return CandidateFacts(
-        id=f"{recipe}/{threads}/{batch}", variant=f"v-{recipe}", recipe=recipe, role=role, runtime="onnxruntime",
+        id="/".join(filter(None, (recipe, str(threads), str(batch), runtime))), variant=f"v-{recipe}", recipe=recipe,
+        role=role, runtime=runtime or "onnxruntime", title=f"{recipe} in {runtime}" if runtime else "", beside=beside,
         threads=threads, batch=batch, state=state, reason=reason, size_bytes=size, parameters=10,
         validation=validation if state == "measured" else None, test=test,
     )  # fmt: skip
