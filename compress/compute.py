@@ -10,7 +10,9 @@ from typing import Any, Final
 import torch
 from torch.utils._pytree import tree_map_only
 
+from fleetfit.compress.cuda import driver_version
 from fleetfit.compress.graph import LayeredModel
+from fleetfit.compress.tasks import CudaDevice
 from fleetfit.core.errors import UnsupportedHere
 
 CPU: Final = torch.device("cpu")
@@ -38,10 +40,21 @@ def choose_device(asked: str) -> torch.device:
 
 
 def described(device: torch.device) -> str:
-    """For lineages: `cpu`, or the CUDA device by its name and CUDA's version."""
-    if device.type != "cuda":
-        return device.type
-    return f"cuda ({torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda})"
+    """For lineages: `cpu`, or the CUDA device with all versions that its results depend on."""
+    return device_facts(device).described() if device.type == "cuda" else device.type
+
+
+def device_facts(device: torch.device) -> CudaDevice:
+    """What a CUDA device is, and the versions of all that computes on it."""
+    found = torch.cuda.get_device_properties(device)
+    return CudaDevice(
+        name=found.name,
+        capability=f"{found.major}.{found.minor}",
+        cuda=str(torch.version.cuda),
+        cudnn=str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
+        driver=driver_version(),
+        memory_bytes=found.total_memory,
+    )
 
 
 def generators(device: torch.device) -> list[torch.device]:

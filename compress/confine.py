@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import sys
 import sysconfig
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fleetfit.compress.cuda import device_files
+
+if TYPE_CHECKING:
+    import landlock
 
 # What the dynamic loader, Python and the numeric libraries read. Of /etc and /proc only what concerns nobody: keys of
 # services lie in the one, other processes in the other.
@@ -34,8 +41,22 @@ _READABLE = (
 _WRITABLE = ("/dev/null", "/dev/shm")  # noqa: S108 - shared memory of OpenMP, not a temporary file
 
 
-def confine(taskdir: Path) -> list[str]:
+# What CUDA reads besides: /proc/driver/* of the driver's modules (nolabs-ai/nono, pull request 673), which devices there are
+# (canonical/snapd, interfaces/builtin/opengl.go; google/gvisor, g3doc/proposals/nvidia_driver_proxy.md).
+_CUDA_READABLE = (
+    "/proc/driver/nvidia",
+    "/proc/driver/nvidia-uvm",
+    "/proc/driver/nvidia-caps",
+    "/proc/devices",
+    "/proc/modules",
+    "/sys/bus/pci/devices",
+)
+
+
+def confine(taskdir: Path, *, cuda: bool = False) -> list[str]:
     """Give up the network, new programs, and every file but the task's folder; say what really confines now.
+
+    With `cuda`, NVIDIA's device files and what else CUDA needs are left, and nothing is promised of what the driver does with them.
 
     Uses Landlock for files and seccomp for system calls. Where the kernel or the packages lack one, the other is still done
     and the answer does not name it. To be called before threads are started (both hold for the calling thread and its
@@ -51,14 +72,14 @@ def confine(taskdir: Path) -> list[str]:
     os.environ["HOME"] = os.environ["XDG_CACHE_HOME"] = str(scratch)
     sys.dont_write_bytecode = True
     done = []
-    if _landlock(taskdir):
+    if _landlock(taskdir, cuda):
         done.append("landlock")
-    if _seccomp():
+    if _seccomp(cuda):
         done.append("seccomp")
     return done
 
 
-def _landlock(taskdir: Path) -> bool:
+def _landlock(taskdir: Path, cuda: bool) -> bool:
     try:
         import landlock
     except ImportError:
@@ -81,10 +102,33 @@ def _landlock(taskdir: Path) -> bool:
                 rules.allow(name, rules=made)
             elif os.path.exists(name):
                 rules.allow(name, rules=landlock.FSAccess.READ_FILE | landlock.FSAccess.WRITE_FILE)
+        if cuda:
+            _allow_cuda(rules)
         rules.apply()
     except (OSError, RuntimeError, AttributeError, ValueError):
         return False
     return True
+
+
+def _allow_cuda(rules: landlock.Ruleset) -> None:
+    import landlock
+
+    read = landlock.FSAccess.READ_FILE | landlock.FSAccess.READ_DIR
+    # Entries in /sys/bus are links to where the devices really are.
+    gpus = Path("/proc/driver/nvidia/gpus")
+    real = [Path("/sys/bus/pci/devices", gpu.name).resolve() for gpu in gpus.iterdir()] if gpus.is_dir() else []
+    for path in (*map(Path, _CUDA_READABLE), *real):
+        if path.exists():
+            rules.allow(str(path), rules=read if path.is_dir() else landlock.FSAccess.READ_FILE)
+    # Kernels before 6.10 know no right for ioctl, and do not ask for it.
+    used = landlock.FSAccess.READ_FILE | landlock.FSAccess.WRITE_FILE | landlock.FSAccess.IOCTL_DEV
+    for path in device_files():
+        rules.allow(str(path), rules=(used | read if path.is_dir() else used) & landlock.FSAccess.all())
+    # CUDA names its threads in /proc/self/task/*/comm, and gives up with error 304 where it may not (NVIDIA/OpenShell, pull request
+    # 710). The rule holds for the folder that is found now; open, it is not forgotten and found again as another one.
+    os.open("/proc/self/task", os.O_PATH | os.O_CLOEXEC)
+    named = read | landlock.FSAccess.WRITE_FILE | landlock.FSAccess.TRUNCATE
+    rules.allow("/proc/self/task", rules=named & landlock.FSAccess.all())
 
 
 def _package_folders(taskdir: Path) -> set[str]:
@@ -101,7 +145,8 @@ def _package_folders(taskdir: Path) -> set[str]:
 
 # No network, by sockets or around them; no other program; no hand on other processes or on own limits; no kernel doors.
 _REFUSED = (
-    *("socket", "socketpair", "connect", "bind", "io_uring_setup", "io_uring_enter", "io_uring_register"),
+    *("socket", "socketpair", "connect", "bind", "accept", "accept4"),
+    *("io_uring_setup", "io_uring_enter", "io_uring_register"),
     *("execve", "execveat", "ptrace", "process_vm_readv", "process_vm_writev", "pidfd_open", "pidfd_getfd"),
     *(
         "pidfd_send_signal",
@@ -119,7 +164,14 @@ _REFUSED = (
 )
 
 
-def _seccomp() -> bool:
+# CUDA offers its memory to other processes on a local socket of this kind (snapd, as above: `unix (bind,listen) type=seqpacket
+# addr="@cuda-uvmfd-*"`), and gives up where it cannot. Nobody is let in: `accept` stays refused, and without `connect` a socket of
+# that kind reaches nobody. Landlock lets none be made in a folder.
+_CUDA_CALLS = ("socket", "bind")
+_SOCKET_KINDS = 0xF
+
+
+def _seccomp(cuda: bool) -> bool:
     try:
         import pyseccomp
     except (ImportError, RuntimeError, OSError):
@@ -128,6 +180,8 @@ def _seccomp() -> bool:
         rules = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
         refuse = pyseccomp.ERRNO(errno.EACCES)
         for call in _REFUSED:
+            if cuda and call in _CUDA_CALLS:
+                continue
             try:
                 number = pyseccomp.resolve_syscall(pyseccomp.system_arch(), call)
             except (OSError, ValueError, RuntimeError):
@@ -139,6 +193,12 @@ def _seccomp() -> bool:
         for call in ("kill", "tgkill", "tkill"):
             # A process may end itself (`abort` does), nobody else; `tkill` names threads, and there is but one here.
             rules.add_rule(refuse, call, pyseccomp.Arg(0, pyseccomp.NE, me))
+        if cuda:
+            rules.add_rule(refuse, "socket", pyseccomp.Arg(0, pyseccomp.NE, socket.AF_UNIX))
+            for kind in range(_SOCKET_KINDS + 1):
+                if kind != socket.SOCK_SEQPACKET:
+                    of_kind = pyseccomp.Arg(1, pyseccomp.MASKED_EQ, _SOCKET_KINDS, kind)
+                    rules.add_rule(refuse, "socket", pyseccomp.Arg(0, pyseccomp.EQ, socket.AF_UNIX), of_kind)
         # Reading a limit passes no new one.
         rules.add_rule(refuse, "prlimit64", pyseccomp.Arg(2, pyseccomp.NE, 0))
         rules.load()

@@ -136,6 +136,10 @@ class Recipe(BaseModel):
         """On how many samples all steps train together, where the training split has `count`."""
         return sum(step.training_effort(count) for step in self.steps)
 
+    def trains(self) -> bool:
+        """Whether any pass trains, and so computes where `--compute` says."""
+        return any(Needs.TRAINING in step.wants() for step in self.steps)
+
     def training_seconds(self) -> float:
         """The budget of all steps that train for some seconds, how many samples that will be not being known beforehand."""
         return sum(step.training_seconds() for step in self.steps)

@@ -25,6 +25,7 @@ from fleetfit.compress.confine import confine
 from fleetfit.compress.tasks import (
     WAITING_FOR_HOST,
     Compress,
+    FindDevice,
     IntakeData,
     IntakeModel,
     Stopped,
@@ -46,7 +47,7 @@ def main(taskdir: Path) -> int:
     progress(TaskProgress(activity=WAITING_FOR_HOST, fraction=0.0))
     with host_lock() as lock:
         progress.begin()
-        confined = [*confine(taskdir), "rlimits"]
+        confined = [*confine(taskdir, cuda=task.wants_cuda()), "rlimits"]
         code = 0
         try:
             result = _carry_out(task, taskdir, progress)
@@ -74,7 +75,13 @@ def _carry_out(task: Task, taskdir: Path, progress: _Progress) -> TaskResult:
         from fleetfit.compress.intake.handlers import intake_data
 
         return TaskResult(task_id=task.task_id, data=intake_data(task, taskdir, progress))
-    assert isinstance(work, Compress)  # noqa: S101 - the union has three members
+    if isinstance(work, FindDevice):
+        from fleetfit.compress.cuda import find_device
+
+        # From now on its time is counted.
+        progress(TaskProgress(activity="trying CUDA", fraction=0.0))
+        return TaskResult(task_id=task.task_id, device=find_device())
+    assert isinstance(work, Compress)  # noqa: S101 - the union has four members
     from fleetfit.compress.pipeline import Sources, run_recipe
 
     def existing(name: str) -> Path | None:
@@ -114,7 +121,10 @@ def _failure(error: Exception) -> TaskError:
     private = "".join(traceback.format_exception(error))[-8000:]
     if _met_memory_limit(error):
         message = (
-            "the work needs more memory than a task may use; raise the server's limit or use a smaller model or batch"
+            "the work needs more memory than the CUDA device has free; use a smaller batch, or let training compute on the "
+            "processor with `fleetfit server --compute cpu`"
+            if any("cuda out of memory" in str(one).lower() for one in _causes(error))
+            else "the work needs more memory than a task may use; raise the server's limit or use a smaller model or batch"
         )
         return TaskError(code=ExhaustedResource.code, message=message, private=private)
     for one in _causes(error):

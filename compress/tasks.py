@@ -94,11 +94,21 @@ class Compress(_Strict):
     so they are no part of a variant's key."""
 
 
+class FindDevice(_Strict):
+    """Find out whether training can compute on CUDA here: look for a device, and train on it. Reads and makes nothing."""
+
+    kind: Literal["find_device"] = "find_device"
+
+
 class Task(_Strict):
     """One task for a compression child."""
 
     task_id: str
-    work: Annotated[IntakeModel | IntakeData | Compress, Field(discriminator="kind")]
+    work: Annotated[IntakeModel | IntakeData | Compress | FindDevice, Field(discriminator="kind")]
+
+    def wants_cuda(self) -> bool:
+        """Whether it must be let through to CUDA devices, which no other task is."""
+        return isinstance(self.work, FindDevice) or (isinstance(self.work, Compress) and self.work.compute != "cpu")
 
 
 class TaskProgress(_Strict):
@@ -212,6 +222,21 @@ class CompressFacts(_Strict):
     """None for ONNX files, which have no layers, and for what an older version made."""
 
 
+class CudaDevice(_Strict):
+    """A CUDA device, and the versions of all that computes on it."""
+
+    name: str
+    capability: str
+    cuda: str
+    cudnn: str
+    driver: str
+    memory_bytes: int
+
+    def described(self) -> str:
+        """In words, with everything that results depend on."""
+        return f"cuda ({self.name}, capability {self.capability}, CUDA {self.cuda}, cuDNN {self.cudnn}, driver {self.driver})"
+
+
 class TaskError(_Strict):
     """Why a task failed: an error's code (fleetfit.core.errors), its public sentence, and the private part."""
 
@@ -228,12 +253,13 @@ class Stopped(_Strict):
 
 
 class TaskResult(_Strict):
-    """How a task ended: exactly one of `model`, `data`, `compress`, `stopped` and `error` is set."""
+    """How a task ended: exactly one of `model`, `data`, `compress`, `device`, `stopped` and `error` is set."""
 
     task_id: str
     model: ModelFacts | None = None
     data: DataFacts | None = None
     compress: CompressFacts | None = None
+    device: CudaDevice | None = None
     stopped: Stopped | None = None
     error: TaskError | None = None
     held: list[Window] = []

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -25,7 +25,7 @@ def server(
     state: Annotated[
         Path | None, typer.Option(help="Folder for everything the server keeps.", show_default=False)
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Check the folder, and end.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Check the folder and --compute, and end.")] = False,
     dev: Annotated[bool, typer.Option("--dev", help="For development: gRPC reflection, and more in the log.")] = False,
     new_token: Annotated[
         bool, typer.Option("--new-token", help="Print a new token for people on other machines; the older one ends.")
@@ -39,6 +39,12 @@ def server(
             help="Threads of one compression process; 0 is all cores. Their number changes results: variants are made anew.",
         ),
     ] = 0,
+    compute: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        typer.Option(
+            help="Where steps that train compute; auto takes CUDA where it works. Variants are made anew, see threads."
+        ),
+    ] = "cpu",
     device_wait: Annotated[
         str, typer.Option(help="How long a job waits for a device that is away, for example 90s, 30m or 2h.")
     ] = "24h",
@@ -53,7 +59,7 @@ def server(
     from fleetfit.core.errors import InvalidInput
     from fleetfit.proto.methods import named_method
     from fleetfit.server.engine.engine import Settings
-    from fleetfit.server.running import Options, Running, check_addresses, check_state, serve
+    from fleetfit.server.running import Options, Running, check_addresses, check_server, serve
     from fleetfit.server.state import default_state
 
     try:
@@ -73,6 +79,7 @@ def server(
             device_wait_s=device_wait_s,
         ),
         task_limits=Limits(memory_bytes=task_memory_mb * _MB, wall_s=task_minutes * 60),
+        compute=compute,
         dev=dev,
         new_token=new_token,
     )
@@ -80,12 +87,12 @@ def server(
         check_addresses(options)
     except InvalidInput as error:
         raise typer.BadParameter(error.message) from error
-    if check:
-        found = check_state(options.state)
-        said = json.dumps({"ok": True, **found}) if as_json else f"{options.state} is in order"
-        print(said, flush=True)
-        return
     _log_to_stderr(as_json, dev)
+    if check:
+        found = asyncio.run(check_server(options))
+        plain = f"{options.state} is in order" + ("" if compute == "cpu" else f"\n{found.compute.sentence()}")
+        print(json.dumps({"ok": True, **found.public()}) if as_json else plain, flush=True)
+        return
 
     def ready(running: Running) -> None:
         if as_json:

@@ -10,13 +10,14 @@ import shutil
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from fleetfit.core.children import Limits
 from fleetfit.core.errors import InvalidInput
 from fleetfit.proto.trust import split_address
+from fleetfit.server.compute import Compute, Found, find_compute
 from fleetfit.server.engine.engine import Engine, Settings
 from fleetfit.server.engine.executor import LocalExecutor
 from fleetfit.server.security.authority import Authority
@@ -48,6 +49,7 @@ class Options:
     state: Path
     settings: Settings = field(default_factory=Settings)
     task_limits: Limits = field(default_factory=Limits)
+    compute: Compute = "cpu"
     dev: bool = False
     new_token: bool = False
 
@@ -89,6 +91,10 @@ async def run_server(options: Options) -> AsyncIterator[Running]:
     check_addresses(options)
     async with AsyncExitStack() as stack:
         state = stack.enter_context(hold_state(options.state))
+        compute = await _find_compute(state, options)
+        if options.compute != "cpu":
+            _log.info("%s", compute.sentence())
+        options = replace(options, settings=replace(options.settings, cuda=compute.device))
         parts, database = await asyncio.to_thread(_open, state, options)
         stack.callback(database.close)
         agents = agents_listener(parts)
@@ -123,9 +129,25 @@ async def run_server(options: Options) -> AsyncIterator[Running]:
         yield running
 
 
-def check_state(root: Path) -> dict[str, object]:
-    """Open everything that a server opens, without serving; what was found. Raises as `run_server` does."""
-    with hold_state(root) as state:
+@dataclass(frozen=True)
+class Checked:
+    """What a check found. `ca` is the digest of the server's own authority."""
+
+    state: Path
+    ca: str
+    free_bytes: int
+    compute: Found
+
+    def public(self) -> dict[str, object]:
+        """All of it, to be written as JSON."""
+        device = self.compute.device
+        compute = {"device": None if device is None else device.model_dump(), "reason": self.compute.reason}
+        return {"state": str(self.state), "ca": self.ca, "free_bytes": self.free_bytes, "compute": compute}
+
+
+async def check_server(options: Options) -> Checked:
+    """Open everything that a server opens, without serving. Raises as `run_server` does."""
+    with hold_state(options.state) as state:
         database = Database(state.database)
         try:
             authority = Authority(state.pki)
@@ -133,7 +155,13 @@ def check_state(root: Path) -> dict[str, object]:
             People(database, authority.digest).load()
         finally:
             database.close()
-        return {"state": str(root), "ca": authority.digest, "free_bytes": shutil.disk_usage(root).free}
+        compute = await _find_compute(state, options)
+        return Checked(options.state, authority.digest, shutil.disk_usage(options.state).free, compute)
+
+
+async def _find_compute(state: StateFolder, options: Options) -> Found:
+    state.scratch.mkdir(exist_ok=True)
+    return await find_compute(options.compute, state.scratch / "children", options.task_limits)
 
 
 def check_addresses(options: Options) -> None:

@@ -12,12 +12,22 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from fleetfit.compress.recipe import Recipe
-from fleetfit.compress.tasks import Build, Compress, CompressFacts, DataFacts, Limits, Task, TaskProgress, Trainable
-from fleetfit.core.errors import FleetfitError, IntegrityError
+from fleetfit.compress.tasks import (
+    Build,
+    Compress,
+    CompressFacts,
+    CudaDevice,
+    DataFacts,
+    Limits,
+    Task,
+    TaskProgress,
+    Trainable,
+)
+from fleetfit.core.errors import Conflict, FleetfitError, IntegrityError
 from fleetfit.proto.v1 import jobs_pb2
 from fleetfit.server.engine.executor import Executor, Finished
 from fleetfit.server.engine.facts import metric_of, trained_by
-from fleetfit.server.engine.keys import build_key, variant_key
+from fleetfit.server.engine.keys import build_key, trained_on, variant_key
 from fleetfit.server.engine.library import keep_artifact
 from fleetfit.server.engine.planning import MADE_FROM
 from fleetfit.server.engine.states import CandidateState, JobState, VariantState, follow
@@ -49,12 +59,14 @@ class Compressor:
         executor: Executor,
         threads: int,
         changed: Callable[[str], None],
+        cuda: CudaDevice | None = None,
     ) -> None:
         self._database = database
         self._store = store
         self._executor = executor
         self._threads = threads
         self._changed = changed
+        self._cuda = cuda
         self.progress: dict[str, TaskProgress] = {}
         self._children: dict[str, asyncio.Task[None]] = {}
         # Whether the end of the last variant could not be written, so that its row still says that it is being made.
@@ -76,7 +88,7 @@ class Compressor:
         if self._unsettled:
             await self.recover()
             self._unsettled = False
-        work = await self._database.write(lambda session: _take(session, self._threads))
+        work = await self._database.write(lambda session: _take(session, self._threads, self._cuda))
         if work is None:
             return False
         self._unsettled = True
@@ -123,6 +135,7 @@ class Compressor:
         result = finished.result
         if result is not None and result.compress is not None:
             facts = result.compress
+            check_device(facts, self._cuda if work.task.wants_cuda() else None)
             files: list[Build | Trainable] = [*facts.builds]
             if facts.trainable is not None:
                 files.append(facts.trainable)
@@ -167,7 +180,7 @@ def _told_by_system(error: OSError) -> str:
     return f"the server could not carry the task out ({error.strerror}); put that right, then resume the job"
 
 
-def _take(session: Session, threads: int) -> _Work | None:
+def _take(session: Session, threads: int, cuda: CudaDevice | None) -> _Work | None:
     """Mark the next wanted variant as being made: the oldest job's first, in the order of its plan."""
     wanted = (
         select(VariantRow, JobRow)
@@ -197,7 +210,8 @@ def _take(session: Session, threads: int) -> _Work | None:
         )
         splits = {name: data.splits[name]["sha256"] for name in MADE_FROM} if data is not None else {}
         try:
-            key = _key_of(work, model.sha256, splits)
+            recipe = Recipe.from_yaml(work.recipe) if work.recipe else Recipe.original()
+            key = _key_of(work, recipe, model.sha256, splits, cuda)
         except FleetfitError as error:
             # A pass that was there when the job was planned, say: the others must not wait behind it.
             _end(session, variant.key, VariantState.FAILED, error.message)
@@ -205,6 +219,8 @@ def _take(session: Session, threads: int) -> _Work | None:
         if key != variant.key:
             _rename(session, variant, key)
             continue
+        if trained_on(recipe, cuda) is not None:
+            work = work.model_copy(update={"compute": "cuda"})
         variant.state = VariantState.RUNNING
         variant.attempts += 1
         inputs = {"model": model.sha256} | {f"{name}.npz": digest for name, digest in splits.items()}
@@ -265,8 +281,7 @@ def _stop(session: Session, key: str, reasons: dict[str, str]) -> None:
         candidate.reason = reasons[candidate.job_id]
 
 
-def _key_of(work: Compress, model_sha256: str, splits: dict[str, str]) -> str:
-    recipe = Recipe.from_yaml(work.recipe) if work.recipe else Recipe.original()
+def _key_of(work: Compress, recipe: Recipe, model_sha256: str, splits: dict[str, str], cuda: CudaDevice | None) -> str:
     return variant_key(
         model_sha256,
         splits,
@@ -275,16 +290,32 @@ def _key_of(work: Compress, model_sha256: str, splits: dict[str, str]) -> str:
         task=work.task,
         seed=work.seed,
         threads=work.threads,
+        cuda=cuda,
     )
+
+
+def check_device(facts: CompressFacts, cuda: CudaDevice | None) -> None:
+    """Raise Conflict where something was not trained on the device that stands in its key (None: on the processor)."""
+    used = facts.environment.get("compute", "cpu")
+    expected = "cpu" if cuda is None else cuda.described()
+    if used != expected:
+        raise Conflict(
+            f"it was trained on {used}, and this server found {expected} when it started; restart the server, so that it "
+            "finds what is there now, then resume the job"
+        )
 
 
 def _rename(session: Session, variant: VariantRow, key: str) -> None:
     """Let those who wait for a variant wait for what this server would really make.
 
-    Its key was made under other versions or another number of threads, before the server was started anew: bytes of now
-    must not bear the name of then.
+    Its key was made under other versions, another number of threads or for another device to train on, before the server was
+    started anew: bytes of now must not bear the name of then.
     """
-    _log.info("variant %s was planned under other versions or threads; it is made as %s", variant.key[:10], key[:10])
+    _log.info(
+        "variant %s was planned under other versions, threads or --compute; it is made as %s",
+        variant.key[:10],
+        key[:10],
+    )
     present = session.get(VariantRow, key)
     if present is None:
         copied = {column.name: getattr(variant, column.name) for column in VariantRow.__table__.columns}

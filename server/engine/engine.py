@@ -15,6 +15,7 @@ from typing import Any, Final
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from fleetfit.compress.tasks import CudaDevice
 from fleetfit.core.durations import duration
 from fleetfit.core.errors import ChildFailed, Conflict, ExhaustedResource, FleetfitError, NotFound
 from fleetfit.core.waiting import within
@@ -59,6 +60,8 @@ class Settings:
     """Name of the measuring method (fleetfit.proto.methods)."""
     compress_threads: int = 1
     """Threads of a compression child; part of every variant's key."""
+    cuda: CudaDevice | None = None
+    """What training computes on, None for the processor; part of the key of every variant that is trained."""
     device_wait_s: float = 24 * 3600.0
     """For how long a job waits for a device that is away before it gives up on it."""
     lease_ms: int = DEFAULT_LEASE_MS
@@ -103,7 +106,9 @@ class Engine:
             changed=self._may_advance,
         )
         self.scoring = Scoring(database, store, lease_ms=self.settings.lease_ms, changed=self._may_advance)
-        self._compressor = Compressor(database, store, executor, self.settings.compress_threads, self._variant_changed)
+        self._compressor = Compressor(
+            database, store, executor, self.settings.compress_threads, self._variant_changed, self.settings.cuda
+        )
         self._ingestion = Ingestion(database, store, scratch / "reports", self._may_advance)
         # Variants whose rows changed, until the flow loop has found the jobs that want them.
         self._changed_variants: set[str] = set()
@@ -164,7 +169,7 @@ class Engine:
         """What a job would do. Raises InvalidInput (or a kind of it) or NotFound."""
 
         def read(session: Session) -> jobs_pb2.Plan:
-            request = Request(session, spec, self.settings.compress_threads)
+            request = Request(session, spec, self.settings.compress_threads, self.settings.cuda)
             known = {c.variant_key: session.get(VariantRow, c.variant_key) for c in request.candidates}
             made = {key for key, row in known.items() if row is not None and row.state == "done"}
             return plan_message(request.candidates, request.model, request.data, made, self._pace(), request.notes)
@@ -181,7 +186,7 @@ class Engine:
                     if known.spec != spec.SerializeToString(deterministic=True):
                         raise Conflict("another job was asked for with this request_id; use a new one")
                     return known.id
-            request = Request(session, spec, self.settings.compress_threads)
+            request = Request(session, spec, self.settings.compress_threads, self.settings.cuda)
             return insert_job(session, request, owner, request_id or new_id()).id
 
         job_id = await self._database.write(write)

@@ -9,7 +9,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from fleetfit.compress.recipe import Recipe, default_recipes, named_recipe
-from fleetfit.compress.tasks import DataFacts, ModelFacts
+from fleetfit.compress.tasks import CudaDevice, DataFacts, ModelFacts
 from fleetfit.core.errors import Conflict, InvalidInput, UnsupportedHere
 from fleetfit.core.metrics import is_user_metric
 from fleetfit.device_profiles.matching import match
@@ -54,7 +54,9 @@ _JOB_STATES: Final = {
 class Request:
     """A job's specification with all its names looked up. Raises with a sentence for what cannot be met."""
 
-    def __init__(self, session: Session, spec: jobs_pb2.JobSpec, compress_threads: int) -> None:
+    def __init__(
+        self, session: Session, spec: jobs_pb2.JobSpec, compress_threads: int, cuda: CudaDevice | None = None
+    ) -> None:
         if spec.HasField("incumbent"):
             raise UnsupportedHere("comparing with an incumbent build is not possible yet; leave --incumbent out")
         if spec.kind not in (jobs_pb2.JOB_KIND_COMPRESS, jobs_pb2.JOB_KIND_BENCH):
@@ -70,7 +72,7 @@ class Request:
         self.devices = _planned_devices(session, spec)
         recipes = [] if spec.kind == jobs_pb2.JOB_KIND_BENCH else _recipes(spec, self.model, self.data)
         self.candidates = plan_candidates(
-            spec, self.model, self.data, self.devices, recipes, compress_threads=compress_threads
+            spec, self.model, self.data, self.devices, recipes, compress_threads=compress_threads, cuda=cuda
         )
         self.notes = width_notes(self.devices, recipes)
         metric = judged_by(spec, self.data)

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from fleetfit.compress.recipe import Recipe
+from fleetfit.compress.tasks import CudaDevice
 from fleetfit.core.digests import key_of
 
 # Distributions whose versions change results.
@@ -34,10 +35,30 @@ def numeric_environment() -> dict[str, str]:
     return found
 
 
+def trained_on(recipe: Recipe, cuda: CudaDevice | None) -> CudaDevice | None:
+    """Where the steps of a recipe that train do so: on the server's CUDA device, or None for the processor.
+
+    A recipe without such steps is made on the processor everywhere, and is then the same variant.
+    """
+    return cuda if recipe.trains() else None
+
+
 def variant_key(
-    model_sha256: str, splits: dict[str, str], recipe: Recipe, *, metric: str, task: str, seed: int, threads: int
+    model_sha256: str,
+    splits: dict[str, str],
+    recipe: Recipe,
+    *,
+    metric: str,
+    task: str,
+    seed: int,
+    threads: int,
+    cuda: CudaDevice | None = None,
 ) -> str:
-    """The key of a model after a recipe. `splits` are the digests of what compression may read; none without data."""
+    """The key of a model after a recipe, on a server with that CUDA device, if any.
+
+    `splits` are the digests of what compression may read; none without data.
+    """
+    used = trained_on(recipe, cuda)
     return key_of(
         {
             "model": model_sha256,
@@ -48,6 +69,8 @@ def variant_key(
             "seed": seed,
             "threads": threads,
             "environment": numeric_environment(),
+            # Nothing where the processor computes: its variants keep the names that they had before there was a choice.
+            **({} if used is None else {"compute": used.described()}),
         }
     )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fleetfit.compress.recipe import Recipe, control_for
-from fleetfit.compress.tasks import DataFacts, ModelFacts
+from fleetfit.compress.tasks import CudaDevice, DataFacts, ModelFacts
 from fleetfit.core.errors import InvalidData, InvalidInput, InvalidRecipe
 from fleetfit.core.metrics import USER, is_user_metric, metric_info, with_boxes
 from fleetfit.device_profiles.matching import GENERIC
@@ -102,10 +102,12 @@ def plan_candidates(
     recipes: Sequence[Recipe],
     *,
     compress_threads: int,
+    cuda: CudaDevice | None = None,
 ) -> list[PlannedCandidate]:
     """All candidates, the original first, in the order they are made. Recipes that make the same variant count once.
 
-    Each recipe is fitted to each device, so it becomes as many variants as there are vector widths among the devices.
+    Each recipe is fitted to each device, so it becomes as many variants as there are vector widths among the devices. `cuda` is
+    what the server trains on, None for its processor.
 
     Raises InvalidInput (or InvalidRecipe, InvalidData) with a sentence where the request cannot be met.
     """
@@ -145,6 +147,7 @@ def plan_candidates(
                         task=task,
                         seed=spec.seed,
                         threads=compress_threads,
+                        cuda=cuda,
                     )
                     if key in seen:
                         continue

@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 
 _HOSTILE = """
-import errno, json, os, resource, socket, subprocess, sys
+import errno, fcntl, json, os, resource, socket, subprocess, sys, termios, threading
 from pathlib import Path
-from fleetfit.compress.confine import confine
+from fleetfit.compress import confine as module
 
-taskdir, parent, secret = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+taskdir, parent, secret, cuda = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4] == "cuda"
 resource.setrlimit(resource.RLIMIT_DATA, (4 << 30, 8 << 30))
-confined = confine(taskdir)
+# A device file that every machine has stands for NVIDIA's.
+module.device_files = lambda: [Path("/dev/full")]
+confined = module.confine(taskdir, cuda=cuda)
 
 def refused(action):
     try:
@@ -43,8 +45,46 @@ def ordinary():
     resource.getrlimit(resource.RLIMIT_DATA)
     os.kill(os.getpid(), 0)
 
+def use_device():
+    device = os.open("/dev/full", os.O_RDWR)
+    try:
+        fcntl.ioctl(device, termios.TIOCGWINSZ, bytes(8))
+    except OSError as error:
+        if error.errno != errno.ENOTTY:
+            raise
+
+def name_thread():
+    found = []
+    def work():
+        Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text("cuda-worker")
+        found.append(Path(f"/proc/self/task/{threading.get_native_id()}/comm").read_text())
+    threading.excepthook = lambda raised: found.append(raised.exc_value)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    if isinstance(found[0], BaseException):
+        raise found[0]
+    assert found == ["cuda-worker\\n"], found
+
+def offer(kind=socket.SOCK_SEQPACKET, name=f"\\0cuda-uvmfd-1-{os.getpid()}"):
+    offered = socket.socket(socket.AF_UNIX, kind)
+    offered.bind(name)
+    offered.listen()
+    return offered
+
 found = {
     "confined": confined,
+    "for CUDA: use a device": refused(use_device),
+    "for CUDA: name a thread": refused(name_thread),
+    "for CUDA: offer memory": refused(offer),
+    "for CUDA: list devices": refused(lambda: Path("/proc/devices").read_text()),
+    "another device": refused(lambda: os.open("/dev/zero", os.O_RDWR)),
+    "let others in": refused(lambda: offer(name="\\0cuda-uvmfd-2").accept()),
+    "name a socket": refused(lambda: offer(name=str(taskdir / "socket"))),
+    "reach a socket": refused(lambda: socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET).connect("\\0other")),
+    "send to a socket": refused(lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"x", "\\0other")),
+    "a raw local socket": refused(lambda: socket.socket(socket.AF_UNIX, socket.SOCK_RAW | socket.SOCK_CLOEXEC)),
+    "two sockets": refused(socket.socketpair),
     "ordinary": refused(ordinary),
     "network": refused(lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM)),
     "local socket": refused(lambda: socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)),
@@ -65,31 +105,38 @@ found = {
 """
 
 
-@pytest.fixture
-def found(tmp_path: Path) -> dict[str, object]:
+def tried(tmp_path: Path, compute: str) -> dict[str, str]:
+    """What a child that is confined for that could do."""
     state, taskdir = tmp_path / "state", tmp_path / "state" / "tmp" / "task"
     taskdir.mkdir(parents=True)
     secret = state / "secret"
     secret.write_text("the CA's key")
     # Started from the server's state, whose folder `-c` puts in front of Python's path: no reason to read it.
     subprocess.run(
-        [sys.executable, "-c", _HOSTILE, str(taskdir), str(os.getpid()), str(secret)],
+        [sys.executable, "-c", _HOSTILE, str(taskdir), str(os.getpid()), str(secret), compute],
         cwd=state,
         check=True,
         timeout=60,
         env={**os.environ, "PYTHONPATH": ""},
     )
-    result: dict[str, object] = json.loads((taskdir / "found.json").read_text())
+    found = json.loads((taskdir / "found.json").read_text())
+    confined = found.pop("confined")
+    if set(confined) != {"landlock", "seccomp"}:
+        pytest.skip(f"this kernel and environment confine by {confined} only")
+    result: dict[str, str] = found
     return result
 
 
-def test_a_confined_child_can_do_its_work_and_nothing_else(found: dict[str, object]) -> None:
-    confined = found.pop("confined")
-    assert isinstance(confined, list)
-    if set(confined) != {"landlock", "seccomp"}:
-        pytest.skip(f"this kernel and environment confine by {confined} only")
-    assert found.pop("ordinary") == "done"
-    assert {what for what, how in found.items() if how == "done"} == set()
+def test_a_confined_child_can_do_its_work_and_nothing_else(tmp_path: Path) -> None:
+    found = tried(tmp_path, "cpu")
+    assert {what for what, how in found.items() if how == "done"} == {"ordinary"}
+
+
+def test_a_child_that_trains_on_cuda_can_do_what_cuda_needs_and_nothing_else(tmp_path: Path) -> None:
+    found = tried(tmp_path, "cuda")
+    needed = {what for what in found if what.startswith("for CUDA: ")}
+    assert len(needed) == 4
+    assert {what for what, how in found.items() if how == "done"} == {"ordinary", *needed}
 
 
 def test_what_is_missing_is_not_claimed(tmp_path: Path) -> None:

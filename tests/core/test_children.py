@@ -65,6 +65,21 @@ except MemoryError:
     assert run(code, Limits(memory_bytes=900_000_000, wall_s=30)).kind == "ok"  # type: ignore[attr-defined]
 
 
+def test_address_space_is_not_memory() -> None:
+    # What CUDA does: it takes a range of addresses in which host and devices agree, and memory in it only as that is needed.
+    code = f"""
+import mmap
+private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+reserved = mmap.mmap(-1, 1 << 40, flags=private, prot=0)
+try:
+    mmap.mmap(-1, 400_000_000, flags=private, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+except OSError:
+    raise SystemExit({EXIT_OUT_OF_MEMORY})
+"""
+    assert run(code, Limits(memory_bytes=900_000_000, wall_s=30)).kind == "ok"  # type: ignore[attr-defined]
+    assert run(code, Limits(memory_bytes=200_000_000, wall_s=30)).kind == "out_of_memory"  # type: ignore[attr-defined]
+
+
 def test_file_size_is_limited(tmp_path: Path) -> None:
     code = f"open({str(tmp_path / 'big')!r}, 'wb').write(bytes(10_000_000))"
     assert run(code, Limits(file_bytes=1_000_000, wall_s=30)).kind != "ok"  # type: ignore[attr-defined]

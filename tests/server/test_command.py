@@ -239,6 +239,42 @@ def test_checking_says_what_was_found_and_starts_nothing(root: Path) -> None:
         assert parse_token(ready["token"]).ca_digest == said["ca"]
 
 
+no_driver = pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is an NVIDIA driver here")
+
+
+@no_driver
+def test_checking_says_where_it_would_train(root: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "fleetfit",
+        "server",
+        "--state",
+        str(root / "state"),
+        "--check",
+        "--compute",
+        "auto",
+    ]
+    found = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
+    assert found["ok"] is True and found["compute"]["device"] is None and "/dev/nvidiactl" in found["compute"]["reason"]
+
+
+@no_driver
+def test_a_server_that_is_to_train_on_cuda_does_not_start_without(root: Path) -> None:
+    arguments = ["server", "--state", str(root / "state"), *ANY_PORT, "--compute", "cuda"]
+    refused = subprocess.run([sys.executable, "-m", "fleetfit", *arguments], capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 1 and refused.stdout == "" and "Traceback" not in refused.stderr
+    assert "training cannot compute on CUDA" in refused.stderr and "--compute cpu" in refused.stderr
+
+
+@no_driver
+def test_a_server_that_may_train_on_cuda_starts_without_and_says_why(root: Path) -> None:
+    with running(root, *ANY_PORT, "--compute", "auto") as (process, _):
+        assert "training computes on the processor: there is no /dev/nvidiactl" in (root / "log").read_text()
+        assert "torch" not in Path(f"/proc/{process.pid}/maps").read_text()
+        assert stop(process) == 0
+
+
 def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")

@@ -22,6 +22,7 @@ from fleetfit.compress.tasks import (
     Build,
     Compress,
     CompressFacts,
+    CudaDevice,
     DataFacts,
     IntakeModel,
     ModelFacts,
@@ -51,6 +52,7 @@ INPUT = Tensor(name="x", dtype="float32", shape=[-1, 4])
 OUTPUT = Tensor(name="output", dtype="float32", shape=[-1, 3])
 PRUNED = "{name: pruned, steps: [activation_pruning: {ratio: 0.5}]}"
 TRAINED = "{name: trained, steps: [activation_pruning: {ratio: 0.5}, distill: {epochs: 1}]}"
+CUDA = CudaDevice(name="GPU", capability="9.0", cuda="12.8", cudnn="91002", driver="570.86.15", memory_bytes=1)
 UNCOMPRESSED_BYTES = 4000
 ALL_RECIPES = ("original", "original-retrained", "pruned", "trained")
 
@@ -67,6 +69,10 @@ class PaperExecutor:
         self.raises: dict[str, Exception] = {}
         self.losses: dict[str, float] = {}
         """What recipes lose for good, in points: reason to stop where all who want them allow less."""
+        self.cuda: CudaDevice | None = None
+        """What children that may use CUDA find."""
+        self.computes: dict[str, str] = {}
+        """Where the children of recipes were to train."""
         self.gate = asyncio.Event()
         self.gate.set()
         self.running = 0
@@ -79,6 +85,8 @@ class PaperExecutor:
         out.mkdir(parents=True)
         name = _name(task)
         self.runs[name] += 1
+        if isinstance(task.work, Compress):
+            self.computes[name] = task.work.compute
         self.running += 1
         try:
             progress(TaskProgress(activity="working", fraction=0.5, remaining_s=1.0))
@@ -93,7 +101,8 @@ class PaperExecutor:
             elif stopped := self._stopped(task):
                 yield Finished(TaskResult(task_id=task.task_id, stopped=stopped), ChildOutcome("ok", 0), out)
             else:
-                yield Finished(_result(task, inputs, out), ChildOutcome("ok", 0), out)
+                used = self.cuda if task.wants_cuda() else None
+                yield Finished(_result(task, inputs, out, used), ChildOutcome("ok", 0), out)
         finally:
             self.running -= 1
             for file in out.iterdir():
@@ -114,7 +123,7 @@ def _name(task: Task) -> str:
     return task.work.recipe.split("name: ")[1].split("\n")[0] if task.work.recipe else "original"
 
 
-def _result(task: Task, inputs: Mapping[str, str], out: Path) -> TaskResult:
+def _result(task: Task, inputs: Mapping[str, str], out: Path, cuda: CudaDevice | None) -> TaskResult:
     if isinstance(task.work, IntakeModel):
         facts = ModelFacts(
             inputs=[INPUT], outputs=[OUTPUT], parameters=100, macs=100, recognised_share=1.0, trainable=True
@@ -144,7 +153,8 @@ def _result(task: Task, inputs: Mapping[str, str], out: Path) -> TaskResult:
     layers = out / "variant.pt2"
     layers.write_bytes(f"layers of {inputs['model']} {task.work.recipe}".encode())
     kept = Trainable(file=layers.name, size_bytes=layers.stat().st_size, sha256=sha256_file(layers))
-    facts = CompressFacts(lineage=[], builds=[build], parameters=100, macs=100, environment={}, trainable=kept)
+    environment = {"compute": cuda.described() if cuda is not None else "cpu"}
+    facts = CompressFacts(lineage=[], builds=[build], parameters=100, macs=100, environment=environment, trainable=kept)
     window = Window(begin_monotonic_ns=0, end_monotonic_ns=10**9)
     return TaskResult(task_id=task.task_id, compress=facts, held=[window])
 

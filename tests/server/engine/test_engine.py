@@ -25,6 +25,7 @@ from fleetfit.server.storage.tables import CandidateRow, DeviceRow, TaskRow, Var
 
 from .harness import (
     ALL_RECIPES,
+    CUDA,
     PRUNED,
     TRAINED,
     House,
@@ -359,6 +360,46 @@ def test_what_was_planned_under_other_threads_is_made_under_the_key_of_now(tmp_p
     asyncio.run(run())
 
 
+def test_only_what_trains_is_made_on_cuda_and_anew_where_the_device_is_another(tmp_path: Path) -> None:
+    def stored(session: Session) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {"trains": set(), "does not": set()}
+        for row in session.scalars(select(VariantRow)):
+            found["trains" if "distill" in row.recipe else "does not"].add(row.key)
+        return found
+
+    async def run() -> None:
+        on_processor = Settings(method="quick", tick_s=0.05)
+        async with House(tmp_path, settings=on_processor) as house:
+            agents = await house.furnish("one")
+            house.employ(agents[0])
+            await house.ended((await house.engine.create_job(request(), "")).job_id)
+            assert set(house.executor.computes.values()) == {"cpu"}
+            before = await house.database.read(stored)
+        async with House(tmp_path, settings=replace(on_processor, cuda=CUDA)) as house:
+            house.employ(agents[0])
+            house.executor.cuda = CUDA
+            job = await house.ended((await house.engine.create_job(request(), "")).job_id)
+            assert set(states(job).values()) == {"measured"}
+            assert house.executor.computes == {"trained": "cuda", "original-retrained": "cuda"}
+            after = await house.database.read(stored)
+            assert after["does not"] == before["does not"] and len(after["trains"] - before["trains"]) == 2
+
+    asyncio.run(run())
+
+
+def test_what_another_device_trained_bears_no_name(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with House(tmp_path, settings=Settings(method="quick", tick_s=0.05, cuda=CUDA)) as house:
+            house.employ((await house.furnish("one"))[0])
+            house.executor.cuda = CUDA.model_copy(update={"driver": "580.1"})
+            job = await house.ended((await house.engine.create_job(request(), "")).job_id)
+            assert {c.recipe for c in job.candidates if c.state == "failed"} == {"trained", "original-retrained"}
+            (detail,) = {c.detail for c in job.candidates if c.recipe == "trained"}
+            assert "driver 580.1" in detail and CUDA.driver in detail and "restart the server" in detail
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("name", ["original", "trained"])
 def test_a_recipe_that_fails_is_a_failed_candidate(tmp_path: Path, name: str) -> None:
     async def run() -> None:
@@ -447,8 +488,10 @@ def test_a_result_that_is_gone_fails_its_candidate_only(tmp_path: Path) -> None:
                 return session.get_one(CandidateRow, task.candidate_id).role == "recipe"
 
             async def report(device_id: str, taken: work_pb2.ReportTaskRequest) -> bool:
+                # Asked for before: afterwards every wait gives the engine time to read the result.
+                recipe = await house.database.read(lambda session: is_recipe(session, taken.task_id))
                 first = await real(device_id, taken)
-                if await house.database.read(lambda session: is_recipe(session, taken.task_id)):
+                if recipe:
                     house.store.path(taken.result.sha256).unlink()
                 return first
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleetfit.compress.recipe import CONTROL, Recipe, default_recipes
+from fleetfit.core.digests import key_of
 from fleetfit.core.errors import InvalidData, InvalidInput, InvalidRecipe
 from fleetfit.proto.v1 import jobs_pb2, snapshot_pb2
 from fleetfit.server.engine.keys import build_key, numeric_environment, variant_key
@@ -23,6 +24,8 @@ from fleetfit.server.engine.planning import (
     plan_candidates,
     width_notes,
 )
+
+from .harness import CUDA
 
 MakeSnapshot = Callable[..., snapshot_pb2.DeviceSnapshot]
 COMPRESS = jobs_pb2.JobSpec(kind=jobs_pb2.JOB_KIND_COMPRESS)
@@ -266,6 +269,29 @@ def test_guesses_are_positive_and_know_quantization_and_training(
     assert 0 < expected_compress_s(planned_model, planned_data, INT8)
     big = replace(planned_model, facts=planned_model.facts.model_copy(update={"macs": 10**9}))
     assert expected_compress_s(big, planned_data, LONGER) > expected_compress_s(big, planned_data, TRAINED)
+
+
+@pytest.mark.parametrize("recipe", [Recipe.original(), INT8, PRUNED, TRAINED])
+def test_what_the_processor_makes_keeps_the_key_of_before_there_was_a_choice(recipe: Recipe) -> None:
+    old = {
+        "model": KEY["model_sha256"],
+        "splits": KEY["splits"],
+        "recipe": recipe.key_material(),
+        "metric": "accuracy",
+        "task": "classification",
+        "seed": 0,
+        "threads": 1,
+        "environment": numeric_environment(),
+    }
+    assert key(recipe=recipe) == key_of(old)
+    # What trains nowhere is the same on every server.
+    assert (key(recipe=recipe, cuda=CUDA) == key_of(old)) == (recipe != TRAINED)
+
+
+@pytest.mark.parametrize("name", ["name", "capability", "cuda", "cudnn", "driver"])
+def test_every_device_that_trains_has_its_own_keys(name: str) -> None:
+    another = CUDA.model_copy(update={name: "another"})
+    assert len({key(recipe=TRAINED, cuda=device) for device in (None, CUDA, another)}) == 3
 
 
 KEY = {
