@@ -18,6 +18,8 @@ from fleetfit.agent.probe.files import Tree
 from fleetfit.agent.probe.processor import processor_name
 from fleetfit.agent.probe.readings import Readings, governor, host_digest, power_mode
 from fleetfit.core.children import ChildOutcome, Limits, run_child
+from fleetfit.core.statistics_latency import half_width
+from fleetfit.proto.figures import pair_ratio
 from fleetfit.proto.methods import METHOD_VERSION
 from fleetfit.proto.v1 import measurement_pb2
 
@@ -28,6 +30,8 @@ _LOOK_S: Final = 0.25
 # A child may use this share of the memory that is free; the rest keeps the device alive.
 _MEMORY_SHARE: Final = 0.9
 _WATCH_S: Final = 0.2
+_PROCESSES_MORE: Final = 2
+SamplingEnd = measurement_pb2.SamplingEnd
 _NO_ROOM_FOR_TWO: Final = (
     "the build and the original do not fit into this device's memory together, so no ratio was measured; "
     "compare their latencies"
@@ -46,6 +50,7 @@ class Measurer:
         paired = task.HasField("baseline") and not task.metric_only
         self._pairs = task.method.pair_processes if paired else 0
         self._done = 0
+        self._told = 0.0
 
     async def measure(self) -> measurement_pb2.MeasurementResult:
         """All trials, one after another."""
@@ -72,7 +77,14 @@ class Measurer:
         return result
 
     async def _pair_trials(self, result: measurement_pb2.MeasurementResult) -> None:
-        for number in range(self._pairs):
+        """Fresh processes until the ratio is known as precisely as asked, or their number or time is used up.
+
+        In twos, so that half of them load either build first.
+        """
+        began = time.monotonic()
+        result.precision = self._task.method.precision
+        number, ended = 0, SamplingEnd.SAMPLING_END_UNSPECIFIED
+        while ended == SamplingEnd.SAMPLING_END_UNSPECIFIED and number < self._pairs:
             try:
                 trial = await self._trial("pair", number, "measuring the build beside the original")
             except TrialFailed as failure:
@@ -83,6 +95,26 @@ class Measurer:
                 result.notes.append(_NO_ROOM_FOR_TWO)
                 return
             result.pairs.add().ParseFromString(trial)
+            number += 1
+            if number == self._pairs and result.precision > 0:
+                ended = self._pairs_end(result, time.monotonic() - began)
+                if ended == SamplingEnd.SAMPLING_END_UNSPECIFIED:
+                    self._pairs += _PROCESSES_MORE
+        result.pairs_end = ended
+
+    def _pairs_end(self, result: measurement_pb2.MeasurementResult, spent_s: float) -> SamplingEnd.ValueType:
+        ratio, method = pair_ratio(result.pairs), self._task.method
+        if ratio is not None and half_width(ratio) <= method.precision:
+            return SamplingEnd.SAMPLING_END_PRECISE
+        if self._pairs + _PROCESSES_MORE > method.most_pair_processes:
+            return SamplingEnd.SAMPLING_END_PROCESSES
+        # What more would take is what the same number took.
+        more_s = spent_s * _PROCESSES_MORE / self._pairs
+        return (
+            SamplingEnd.SAMPLING_END_TIME
+            if spent_s + more_s > method.pair_limit_ns / 1e9
+            else SamplingEnd.SAMPLING_END_UNSPECIFIED
+        )
 
     async def _wait_for_quiet(self, result: measurement_pb2.MeasurementResult) -> None:
         deadline = time.monotonic() + self._task.method.quiet_limit_ns / 1e9
@@ -158,7 +190,8 @@ class Measurer:
         }
 
     def _progress(self, activity: str, of_trial: float) -> None:
-        done = min((self._done + of_trial) / (1 + self._pairs), 1.0)
+        # More pairs than were foreseen hold progress up, and never turn it back.
+        done = self._told = max(self._told, min((self._done + of_trial) / (1 + self._pairs), 1.0))
         said: dict[str, object] = {"activity": activity, "fraction": round(done, 3)}
         if done > 0:
             said["remaining_ms"] = int((time.monotonic() - self._began) * 1000 * (1 - done) / done)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from fleetfit.core.statistics import steady
+from fleetfit.core.statistics_latency import median_spread, steady
 
 Call = Callable[[], None]
 
@@ -39,6 +39,15 @@ def take_samples(call: Call, count: int, limit_ns: int, *, least: int = 1) -> li
         append(after - before)
         if after > end and len(samples) >= least:
             break
+    return samples
+
+
+def take_until(call: Call, count: int, limit_ns: int, precision: float, *, least: int = 1) -> list[int]:
+    """Samples, `count` at a time, until their median is known to `precision` (a share of it; 0: at once) or the limit passes."""
+    began = _clock()
+    samples = take_samples(call, count, limit_ns, least=least)
+    while precision > 0 and (left := limit_ns - (_clock() - began)) > 0 and median_spread(samples) > precision:
+        samples += take_samples(call, count, left)
     return samples
 
 

@@ -6,6 +6,7 @@ cannot do for a reason that a person can act on is said in OUT.error; how far it
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import sys
@@ -27,13 +28,15 @@ from fleetfit.agent.measuring.memory import memory_bytes, reset_peak
 from fleetfit.agent.measuring.outputs import OutputsFile
 from fleetfit.agent.measuring.seats import Seat, SeatApart, SeatHere, feeds_of
 from fleetfit.agent.measuring.split import open_split
-from fleetfit.agent.measuring.timing import take_samples, time_once, warm_up
+from fleetfit.agent.measuring.timing import take_until, time_once, warm_up
 from fleetfit.agent.spool import OUTPUTS
 from fleetfit.core.digests import sha256_file
 from fleetfit.core.errors import FleetfitError, InvalidData, InvalidModel
 from fleetfit.core.metrics import metric_info
 from fleetfit.core.statistics import metric_point, score_samples
+from fleetfit.core.statistics_latency import process_spread
 from fleetfit.core.statistics_scores import judged_output
+from fleetfit.proto.figures import milliseconds
 from fleetfit.proto.v1 import measurement_pb2
 from fleetfit.runtimes.base import LoadedModel
 from fleetfit.runtimes.registry import runtime
@@ -78,9 +81,11 @@ class Trial:
             run.first_inference_ns = time_once(lambda: _discard(model.run(feeds)))
             call = model.bind(feeds)
             run.warmup_samples, run.steady = warm_up(call, task.method.warmup_limit_ns)
-            run.latency_ns.extend(
-                take_samples(call, task.method.solo_samples, task.method.solo_limit_ns, least=_FEWEST_SAMPLES)
+            method = task.method
+            samples = take_until(
+                call, method.solo_samples, method.solo_limit_ns, method.precision, least=_FEWEST_SAMPLES
             )
+            run.latency_ns.extend(samples)
             run.window.end_monotonic_ns = time.monotonic_ns()
             run.peak_memory_bytes = memory_bytes("VmHWM")
             del call
@@ -110,18 +115,32 @@ class Trial:
             sizes = {which: seat.size(method.block_ns) for which, seat in seats.items()}
             order = random.Random(f"{task.candidate.build_id}/{number}")  # noqa: S311 - an order, not a secret
             half = run.window.begin_monotonic_ns + method.child_limit_ns // 2
-            for round_number in range(max(method.blocks_per_process, 1)):
+            rounds, began = max(method.blocks_per_process, 1), time.monotonic_ns()
+            for round_number in itertools.count():
                 if round_number >= _FEWEST_ROUNDS and time.monotonic_ns() > half:
+                    break
+                if round_number >= rounds and self._enough_rounds(run, began):
                     break
                 for which in order.sample((True, False), 2):
                     samples = seats[which].block(sizes[which], method.block_ns * 4)
                     run.blocks.add(candidate=which).latency_ns.extend(samples)
-                self._step((round_number + 1) / max(method.blocks_per_process, 1))
+                self._step(min((round_number + 1) / rounds, 1.0))
             run.window.end_monotonic_ns = time.monotonic_ns()
         finally:
             for seat in seats.values():
                 seat.close()
         return run
+
+    def _enough_rounds(self, run: measurement_pb2.PairRun, began_ns: int) -> bool:
+        """Whether this process has told its ratio as well as asked, or has taken as long as it may.
+
+        Beginning anew costs more than a round, so what is uncertain within a process is cured within it.
+        """
+        method = self._task.method
+        if method.precision <= 0 or time.monotonic_ns() - began_ns > method.more_rounds_limit_ns:
+            return True
+        ours, theirs = ([milliseconds(b.latency_ns) for b in run.blocks if b.candidate is w] for w in (True, False))
+        return process_spread(ours, theirs) <= method.precision
 
     def _metric(self, model: LoadedModel, result: measurement_pb2.MeasurementResult) -> None:
         task, run = self._task, result.metric

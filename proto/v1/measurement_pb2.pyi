@@ -54,6 +54,34 @@ MEASUREMENT_STATUS_REFUSED: MeasurementStatus.ValueType  # 7
 """The device was not fit to measure, and the job asked to refuse."""
 Global___MeasurementStatus: _TypeAlias = MeasurementStatus  # noqa: Y015
 
+class _SamplingEnd:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SamplingEndEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SamplingEnd.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SAMPLING_END_UNSPECIFIED: _SamplingEnd.ValueType  # 0
+    """The method does not ask for a precision."""
+    SAMPLING_END_PRECISE: _SamplingEnd.ValueType  # 1
+    """The interval is as narrow as asked."""
+    SAMPLING_END_TIME: _SamplingEnd.ValueType  # 2
+    """The time for pairs was over."""
+    SAMPLING_END_PROCESSES: _SamplingEnd.ValueType  # 3
+    """The most processes were used."""
+
+class SamplingEnd(_SamplingEnd, metaclass=_SamplingEndEnumTypeWrapper):
+    """Why no further sample was taken."""
+
+SAMPLING_END_UNSPECIFIED: SamplingEnd.ValueType  # 0
+"""The method does not ask for a precision."""
+SAMPLING_END_PRECISE: SamplingEnd.ValueType  # 1
+"""The interval is as narrow as asked."""
+SAMPLING_END_TIME: SamplingEnd.ValueType  # 2
+"""The time for pairs was over."""
+SAMPLING_END_PROCESSES: SamplingEnd.ValueType  # 3
+"""The most processes were used."""
+Global___SamplingEnd: _TypeAlias = SamplingEnd  # noqa: Y015
+
 @_typing.final
 class BuildRef(_message.Message):
     """What an agent is asked to measure, and what it found. Not a service: the task travels in a lease, the
@@ -111,6 +139,10 @@ class Method(_message.Message):
     SOLO_LIMIT_NS_FIELD_NUMBER: _builtins.int
     CHILD_LIMIT_NS_FIELD_NUMBER: _builtins.int
     QUIET_LIMIT_NS_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
+    MOST_PAIR_PROCESSES_FIELD_NUMBER: _builtins.int
+    PAIR_LIMIT_NS_FIELD_NUMBER: _builtins.int
+    MORE_ROUNDS_LIMIT_NS_FIELD_NUMBER: _builtins.int
     pair_processes: _builtins.int
     """Fresh processes per pair trial."""
     blocks_per_process: _builtins.int
@@ -127,6 +159,17 @@ class Method(_message.Message):
     """Wall-clock limit of each child."""
     quiet_limit_ns: _builtins.int
     """Waits so long for a quiet device before it goes on and marks the measurement."""
+    precision: _builtins.float
+    """An agent that does not know what follows, or finds it 0, keeps to the numbers above.
+    Sampling goes on until half the width of an interval is at most this share of the figure (0.01 is within 1 %), or what
+    it may cost is used up: samples within the solo child, rounds within a pair's process, and fresh pair processes.
+    """
+    most_pair_processes: _builtins.int
+    """Most fresh processes per pair trial; `pair_processes` are the fewest."""
+    pair_limit_ns: _builtins.int
+    """No process beyond the fewest is begun when pairs have taken so long."""
+    more_rounds_limit_ns: _builtins.int
+    """Rounds beyond `blocks_per_process` are made for at most so long in a process."""
     def __init__(
         self,
         *,
@@ -138,10 +181,14 @@ class Method(_message.Message):
         solo_limit_ns: _builtins.int = ...,
         child_limit_ns: _builtins.int = ...,
         quiet_limit_ns: _builtins.int = ...,
+        precision: _builtins.float = ...,
+        most_pair_processes: _builtins.int = ...,
+        pair_limit_ns: _builtins.int = ...,
+        more_rounds_limit_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_ns", b"block_ns", "blocks_per_process", b"blocks_per_process", "child_limit_ns", b"child_limit_ns", "pair_processes", b"pair_processes", "quiet_limit_ns", b"quiet_limit_ns", "solo_limit_ns", b"solo_limit_ns", "solo_samples", b"solo_samples", "warmup_limit_ns", b"warmup_limit_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_ns", b"block_ns", "blocks_per_process", b"blocks_per_process", "child_limit_ns", b"child_limit_ns", "more_rounds_limit_ns", b"more_rounds_limit_ns", "most_pair_processes", b"most_pair_processes", "pair_limit_ns", b"pair_limit_ns", "pair_processes", b"pair_processes", "precision", b"precision", "quiet_limit_ns", b"quiet_limit_ns", "solo_limit_ns", b"solo_limit_ns", "solo_samples", b"solo_samples", "warmup_limit_ns", b"warmup_limit_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -509,6 +556,8 @@ class MeasurementResult(_message.Message):
     BOOT_ID_FIELD_NUMBER: _builtins.int
     HOST_DIGEST_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
+    PAIRS_END_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
     status: Global___MeasurementStatus.ValueType
     message: _builtins.str
     """Where status is not MEASURED: what happened, in a sentence."""
@@ -522,6 +571,9 @@ class MeasurementResult(_message.Message):
     boot_id: _builtins.str
     """Boot id of the host, so that windows of several agents on one host can be compared."""
     host_digest: _builtins.str
+    pairs_end: Global___SamplingEnd.ValueType
+    """How the pair trials ended, and the precision that they were asked for."""
+    precision: _builtins.float
     @_builtins.property
     def solo(self) -> Global___SoloRun: ...
     @_builtins.property
@@ -564,10 +616,12 @@ class MeasurementResult(_message.Message):
         boot_id: _builtins.str = ...,
         host_digest: _builtins.str = ...,
         held: Global___Window | None = ...,
+        pairs_end: Global___SamplingEnd.ValueType = ...,
+        precision: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "metric", b"metric", "solo", b"solo"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "condition", b"condition", "disturbance", b"disturbance", "held", b"held", "host_digest", b"host_digest", "message", b"message", "method_version", b"method_version", "metric", b"metric", "notes", b"notes", "pairs", b"pairs", "quiet", b"quiet", "readings", b"readings", "runtime", b"runtime", "runtime_version", b"runtime_version", "solo", b"solo", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "condition", b"condition", "disturbance", b"disturbance", "held", b"held", "host_digest", b"host_digest", "message", b"message", "method_version", b"method_version", "metric", b"metric", "notes", b"notes", "pairs", b"pairs", "pairs_end", b"pairs_end", "precision", b"precision", "quiet", b"quiet", "readings", b"readings", "runtime", b"runtime", "runtime_version", b"runtime_version", "solo", b"solo", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -11,17 +11,22 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fleetfit.core.statistics import Interval, median_interval, metric_value, percentile, ratio_interval
+from fleetfit.core.statistics import metric_value
+from fleetfit.core.statistics_latency import half_width, median_interval, percentile_interval
+from fleetfit.core.statistics_student import Interval
+from fleetfit.proto.figures import candidate_samples, pair_ratio, peak_memory, scores_of
 from fleetfit.proto.printable import make_printable
 from fleetfit.proto.v1 import measurement_pb2
-from fleetfit.server.report.summary import Figure, Latency, MeasurementSummary, MetricSummary, OutputsSummary
+from fleetfit.server.report.summary import Figure, Latency, MeasurementSummary, MetricSummary, OutputsSummary, Sampling
 
 _MS: Final = 1e-6
+_ENDS: Final = {
+    measurement_pb2.SAMPLING_END_PRECISE: "precise",
+    measurement_pb2.SAMPLING_END_TIME: "time",
+    measurement_pb2.SAMPLING_END_PROCESSES: "processes",
+}
 # The same bounds by which an agent calls its device quiet.
 _OTHERS_PERCENT: Final = 20.0
 _STEAL_PERCENT: Final = 5.0
@@ -47,11 +52,13 @@ def summarize(raw: measurement_pb2.MeasurementResult) -> MeasurementSummary:
         status = "crashed"
     notes = list(raw.notes)
     latency = _latency(raw, notes)
+    ratio, sampling = _ratio(raw, notes)
     return MeasurementSummary(
         status=status,
         message=raw.message,
         latency=latency,
-        ratio=_ratio(raw, notes),
+        ratio=ratio,
+        sampling=sampling,
         peak_memory_bytes=_memory(raw, notes),
         metric=_metric(raw),
         outputs=_outputs(raw),
@@ -67,16 +74,14 @@ def summarize(raw: measurement_pb2.MeasurementResult) -> MeasurementSummary:
 
 def _latency(raw: measurement_pb2.MeasurementResult, notes: list[str]) -> Latency | None:
     """p50 knows the spread between processes; percentiles are of all processes' samples, so that they know it too."""
-    processes = [_array(raw.solo.latency_ns)] if raw.HasField("solo") else []
-    processes += [_array([ns for b in run.blocks if b.candidate for ns in b.latency_ns]) for run in raw.pairs]
-    processes = [samples for samples in processes if len(samples)]
+    processes = candidate_samples(raw)
     if not processes:
         return None
-    pooled = np.concatenate(processes)
-    p95, p99 = percentile(95, pooled), percentile(99, pooled)
-    for name, value in (("p95", p95), ("p99", p99)):
-        if value is None:
-            notes.append(f"{name} is not given: {len(pooled)} samples cannot carry it")
+    count = sum(len(samples) for samples in processes)
+    p95, p99 = percentile_interval(95, processes), percentile_interval(99, processes)
+    for name, found in (("p95", p95), ("p99", p99)):
+        if found is None:
+            notes.append(f"{name} is not given: {count} samples cannot carry it")
     p50 = figure(median_interval(processes))
     if p50.low is None:
         notes.append("the median has no interval: one process says nothing about the spread between processes")
@@ -85,9 +90,11 @@ def _latency(raw: measurement_pb2.MeasurementResult, notes: list[str]) -> Latenc
         notes.append("the samples still drifted when the warm-up's time was over")
     return Latency(
         p50_ms=p50,
-        p95_ms=p95,
-        p99_ms=p99,
-        samples=len(pooled),
+        p95_ms=p95.value if p95 else None,
+        p99_ms=p99.value if p99 else None,
+        p95_bounds=bounds(p95),
+        p99_bounds=bounds(p99),
+        samples=count,
         processes=len(processes),
         load_ms=raw.solo.load_ns * _MS,
         first_ms=raw.solo.first_inference_ns * _MS,
@@ -95,29 +102,36 @@ def _latency(raw: measurement_pb2.MeasurementResult, notes: list[str]) -> Latenc
     )
 
 
-def _ratio(raw: measurement_pb2.MeasurementResult, notes: list[str]) -> Figure | None:
-    pairs = []
-    for run in raw.pairs:
-        blocks = [(block.candidate, _array(block.latency_ns)) for block in run.blocks if len(block.latency_ns)]
-        ours = [samples for is_candidate, samples in blocks if is_candidate]
-        theirs = [samples for is_candidate, samples in blocks if not is_candidate]
-        if ours and len(ours) == len(theirs):
-            pairs.append((ours, theirs))
-    if not pairs:
-        return None
-    ratio = figure(ratio_interval(pairs))
+def _ratio(raw: measurement_pb2.MeasurementResult, notes: list[str]) -> tuple[Figure | None, Sampling | None]:
+    found = pair_ratio(raw.pairs)
+    if found is None:
+        return None, None
+    ratio, reached = figure(found), half_width(found)
     if ratio.low is None:
         notes.append("the ratio has no interval: one process says nothing about the spread between processes")
-    return ratio
+    if raw.pairs_end not in _ENDS or not 0 < raw.precision < math.inf:
+        return ratio, None
+    sampling = Sampling(
+        end=_ENDS[raw.pairs_end],
+        asked=raw.precision,
+        reached=reached if math.isfinite(reached) else None,
+        processes=len(raw.pairs),
+    )
+    if sampling.end != "precise" and sampling.reached is not None:
+        used = "the time for pairs was" if sampling.end == "time" else "all processes for pairs were"
+        notes.append(
+            f"its speed beside the original's is known within {100 * sampling.reached:.2g} % either way, not within the "
+            f"{100 * sampling.asked:.2g} % asked for: {used} used up after {sampling.processes}"
+            f"{' processes' if sampling.end == 'time' else ''}"
+        )
+    return ratio, sampling
 
 
 def _memory(raw: measurement_pb2.MeasurementResult, notes: list[str]) -> int | None:
-    if not raw.HasField("solo"):
-        return None
-    if raw.solo.peak_memory_bytes <= 0 or raw.solo.floor_memory_bytes <= 0:
+    found = peak_memory(raw)
+    if found is None and raw.HasField("solo"):
         notes.append("peak memory is not given: the device does not tell it")
-        return None
-    return max(0, raw.solo.peak_memory_bytes - raw.solo.floor_memory_bytes)
+    return found
 
 
 def _metric(raw: measurement_pb2.MeasurementResult) -> MetricSummary | None:
@@ -134,12 +148,6 @@ def _outputs(raw: measurement_pb2.MeasurementResult) -> OutputsSummary | None:
         return None
     named = raw.metric.outputs
     return OutputsSummary(sha256=named.sha256, size_bytes=named.size_bytes, split=raw.metric.split, n=raw.metric.count)
-
-
-def scores_of(raw: measurement_pb2.MeasurementResult) -> NDArray[np.float32]:
-    """A result's scores, one row per sample: (N,), or (N, several) where the metric needs more than one number of each."""
-    values, count = np.asarray(raw.metric.scores, dtype=np.float32), raw.metric.count
-    return values.reshape(count, -1) if 0 < count < len(values) and len(values) % count == 0 else values
 
 
 def _trust(raw: measurement_pb2.MeasurementResult, notes: list[str]) -> str:
@@ -168,13 +176,14 @@ def _trust(raw: measurement_pb2.MeasurementResult, notes: list[str]) -> str:
 
 def figure(interval: Interval) -> Figure:
     """An interval as it is stored: bounds that say nothing (infinite, or 0 of a ratio) are None."""
-    unknown = math.isinf(interval.high) or math.isinf(interval.low)
-    return Figure(value=interval.value, low=None if unknown else interval.low, high=None if unknown else interval.high)
+    low, high = bounds(interval)
+    return Figure(value=interval.value, low=low, high=high)
 
 
-def _array(samples_ns: Sequence[int]) -> NDArray[np.floating[Any]]:
-    # A clock that did not move between two looks gives 0, which has no logarithm: one nanosecond is as good.
-    return np.maximum(np.asarray(samples_ns, dtype=np.float64), 1.0) * _MS
+def bounds(interval: Interval | None) -> tuple[float | None, float | None]:
+    """Both bounds of an interval, or None twice where one is infinite."""
+    known = interval is not None and math.isfinite(interval.low) and math.isfinite(interval.high)
+    return (interval.low, interval.high) if interval is not None and known else (None, None)
 
 
 def write(content: str, out: Path) -> None:

@@ -21,6 +21,7 @@ from fleetfit.server.report.model import (
     MetricReport,
     RatioFigure,
     Report,
+    SamplingReport,
     SpeedupReport,
 )
 from fleetfit.server.report.summary import Drops, Figure, MeasurementSummary
@@ -112,6 +113,7 @@ def _candidate(
         integer_operators=c.integer_operators,
         total_operators=c.total_operators,
         lineage=[dict(step) for step in c.lineage],
+        sampling=SamplingReport.model_validate(summary.sampling.model_dump()) if summary and summary.sampling else None,
     )
 
 
@@ -141,6 +143,8 @@ def _latency(summary: MeasurementSummary | None) -> LatencyFigure | None:
         processes=found.processes,
         load=found.load_ms,
         first=found.first_ms,
+        p95_ci95=found.p95_bounds,
+        p99_ci95=found.p99_bounds,
     )
 
 

@@ -68,7 +68,7 @@ class DropFigure(_Part):
 
 
 class LatencyFigure(_Part):
-    """Time of one inference call, in milliseconds; `ci95` belongs to p50."""
+    """Time of one inference call, in milliseconds; `ci95` belongs to p50, `p95_ci95` and `p99_ci95` to the others."""
 
     p50: float
     p95: float | None
@@ -78,6 +78,21 @@ class LatencyFigure(_Part):
     processes: int
     load: float | None = None
     first: float | None = None
+    p95_ci95: Bounds = (None, None)
+    p99_ci95: Bounds = (None, None)
+
+
+class SamplingReport(_Part):
+    """How sampling of the ratio against the original ended: `precise`, or because `time` or `processes` were used up.
+
+    `asked` and `reached` are half the width of its interval as a share of it (0.01: within 1 % either way); `processes`
+    are those that held both builds.
+    """
+
+    end: str
+    asked: float
+    reached: float | None
+    processes: int
 
 
 class RatioFigure(_Part):
@@ -125,6 +140,8 @@ class CandidateReport(_Part):
     integer_operators: int = 0
     total_operators: int = 0
     lineage: list[dict[str, Any]] = []
+    sampling: SamplingReport | None = None
+    """Null where no precision was asked for."""
 
 
 class DeviceReport(_Part):

@@ -28,6 +28,20 @@ class Latency(_Frozen):
     load_ms: float
     first_ms: float
     steady: bool
+    p95_bounds: tuple[float | None, float | None] = (None, None)
+    p99_bounds: tuple[float | None, float | None] = (None, None)
+
+
+class Sampling(_Frozen):
+    """How sampling of the ratio ended: `precise`, or `time` or `processes`, whichever was used up first.
+
+    `asked` and `reached` are half the width of its interval as a share of it: 0.01 is within 1 % either way.
+    """
+
+    end: str
+    asked: float
+    reached: float | None
+    processes: int
 
 
 class MetricSummary(_Frozen):
@@ -56,6 +70,8 @@ class MeasurementSummary(_Frozen):
     latency: Latency | None = None
     ratio: Figure | None = None
     """How many times faster than the original, from interleaved trials."""
+    sampling: Sampling | None = None
+    """None where no precision was asked for."""
     peak_memory_bytes: int | None = None
     """Resident memory of the trial's process at its peak, over what the runtime needs without a model."""
     metric: MetricSummary | None = None

@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 from typing import Final
 
+from fleetfit.core.ties import is_even
 from fleetfit.server.report.summary import Figure
 
 UNITY: Final = Figure(value=1.0, low=1.0, high=1.0)
 
 
 def is_faster(ratio: Figure | None) -> bool:
-    """Whether the whole 95 % interval lies above 1; an unknown bound proves nothing."""
-    return ratio is not None and ratio.low is not None and ratio.low > 1
+    """Whether the whole 95 % interval lies above 1, by more than nothing worth the name; an unknown bound proves nothing."""
+    return ratio is not None and ratio.low is not None and ratio.low > 1 and not is_even(ratio.low, ratio.high)
 
 
 def is_slower(ratio: Figure | None) -> bool:
-    """Whether the whole 95 % interval lies below 1."""
-    return ratio is not None and ratio.high is not None and ratio.high < 1
+    """Whether the whole 95 % interval lies below 1, by more than nothing worth the name."""
+    return ratio is not None and ratio.high is not None and ratio.high < 1 and not is_even(ratio.low, ratio.high)
 
 
 def quotient(a: Figure, b: Figure) -> Figure:
@@ -50,6 +51,6 @@ def _inverse(ratio: Figure) -> Figure:
 
 
 def is_tie(a: Figure, b: Figure) -> bool:
-    """Whether two ratios against one baseline cannot be told apart at 95 %."""
+    """Whether two ratios against one baseline cannot be told apart at 95 %, or differ by nothing worth the name."""
     apart = quotient(a, b)
     return not is_faster(apart) and not is_slower(apart)

@@ -12,18 +12,23 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fleetfit.core.errors import InvalidData
-from fleetfit.core.statistics import (
+from fleetfit.core.statistics_latency import (
     Floats,
-    Interval,
     geometric_interval,
+    half_width,
     is_tie,
     median_interval,
+    median_spread,
+    order_bounds,
     percentile,
+    percentile_interval,
     percentile_supported,
+    process_spread,
     ratio_interval,
     steady,
 )
-from fleetfit.core.statistics_student import student_quantile
+from fleetfit.core.statistics_student import Interval, student_quantile
+from fleetfit.core.ties import EQUIVALENCE_MARGIN, is_equivalent, is_even
 
 Blocks = list[Floats]
 
@@ -56,6 +61,57 @@ class TestPercentiles:
     @given(st.floats(50, 99.9), st.integers(1, 5000))
     def test_more_samples_never_carry_less(self, percent: float, samples: int) -> None:
         assert not percentile_supported(percent, samples) or percentile_supported(percent, samples + 1)
+
+    @given(st.integers(1, 300), st.floats(1, 99))
+    def test_order_statistics_hold_their_level(self, count: int, percent: float) -> None:
+        """Both bounds against SciPy's binomial distribution: each errs in at most 2.5 %, and one rank nearer would not."""
+        low, high = order_bounds(percent, np.arange(1.0, count + 1))
+        below = stats.binom(count, percent / 100)
+        rank = 0 if math.isinf(low) else int(low)
+        assert below.cdf(rank - 1) <= 0.025 + 1e-9 and below.cdf(rank) > 0.025 - 1e-9
+        rank = count + 1 if math.isinf(high) else int(high)
+        assert below.sf(rank - 1) <= 0.025 + 1e-9 and below.sf(rank - 2) > 0.025 - 1e-9
+
+    def test_a_percentile_knows_both_levels(self) -> None:
+        truth = math.exp(1.6448536 * 0.05)
+        generator = np.random.default_rng(6)
+        found = [percentile_interval(95, processes(generator)) for _ in range(400)]
+        covered = sum(f is not None and f.low <= truth <= f.high for f in found) / 400
+        assert 0.90 <= covered <= 0.99
+        # As if all samples were independent of their process: an interval far too narrow.
+        naive = [order_bounds(95, np.sort(np.concatenate(processes(generator)))) for _ in range(400)]
+        assert sum(low <= truth <= high for low, high in naive) / 400 < 0.6
+
+    def test_the_process_with_the_most_samples_does_not_speak_for_all(self) -> None:
+        few, many = np.linspace(2.0, 2.2, 60), np.linspace(1.0, 1.1, 6000)
+        median, p95 = median_interval([few, few, many]), percentile_interval(95, [few, few, many])
+        # (1 + 0.095) / (1 + 0.05) in either kind.
+        assert p95 is not None and p95.value / median.value == pytest.approx(1.095 / 1.05, rel=1e-3)
+
+    def test_a_percentile_of_one_process_has_no_bounds(self) -> None:
+        assert percentile_interval(95, [np.arange(1.0, 131.0)]) == Interval(pytest.approx(123.55), 0.0, math.inf)
+        assert percentile_interval(95, [np.arange(1.0, 130.0)]) is None
+        assert percentile_interval(95, []) is None
+
+    @given(st.lists(st.integers(60, 200), min_size=3, max_size=6), st.floats(0.1, 100), st.integers(0, 99))
+    def test_its_bounds_hold_it_and_scale(self, counts: list[int], factor: float, seed: int) -> None:
+        generator = np.random.default_rng(seed)
+        samples = [generator.lognormal(0, 0.1, count) for count in counts]
+        one = percentile_interval(95, samples)
+        other = percentile_interval(95, [factor * process for process in samples])
+        assert one is not None and other is not None
+        assert one.low <= one.value <= one.high
+        assert (other.low, other.value, other.high) == pytest.approx(
+            [factor * x for x in (one.low, one.value, one.high)]
+        )
+
+    def test_how_far_a_median_may_be_off(self) -> None:
+        generator = np.random.default_rng(7)
+        spreads = [median_spread(generator.lognormal(0, 0.05, 700)) for _ in range(50)]
+        # Normal theory: 1.96 * 1.2533 * 0.05 / sqrt(700).
+        assert np.mean(spreads) == pytest.approx(0.00464, rel=0.1)
+        assert math.isinf(median_spread([])) and math.isinf(median_spread([1.0] * 5))
+        assert median_spread([2.0] * 6) == 0
 
 
 class TestSteady:
@@ -100,6 +156,47 @@ class TestIntervals:
         covered = self._coverage(lambda generator: ratio_interval(pair_trials(generator, faster=1.25)), truth=1.25)
         assert 0.92 <= covered <= 0.98
 
+    def test_what_the_order_of_loading_does_stays_out_of_the_ratio(self) -> None:
+        """Whoever is loaded first is 1.5 % faster, processes differ by 0.3 %: the first hides nothing, and costs no width."""
+        generator = np.random.default_rng(8)
+        first = [at % 2 == 0 for at in range(6)]
+
+        def interval(known: bool) -> Interval:
+            pairs = [
+                ([np.full(3, math.exp(-0.015 if is_first else 0.015))], [np.full(3, generator.lognormal(0, 0.003))])
+                for is_first in first
+            ]
+            return ratio_interval(pairs, first if known else ())
+
+        aware, naive = [interval(True) for _ in range(400)], [interval(False) for _ in range(400)]
+        assert 0.92 <= sum(f.low <= 1 <= f.high for f in aware) / 400 <= 0.98
+        assert np.median([half_width(f) for f in aware]) < 0.3 * np.median([half_width(f) for f in naive])
+
+    def test_both_orders_count_alike_however_often_each_came(self) -> None:
+        pairs = [([np.array([1.0])], [np.array([ratio])]) for ratio in (2.0, 2.0, 2.0, 2.0, 8.0, 8.0)]
+        found = ratio_interval(pairs, [True, True, True, True, False, False])
+        assert found == Interval(pytest.approx(4.0), pytest.approx(4.0), pytest.approx(4.0))
+
+    def test_an_order_that_came_once_says_nothing(self) -> None:
+        pairs = [([np.array([1.0])], [np.array([ratio])]) for ratio in (2.0, 2.1, 2.2)]
+        assert ratio_interval(pairs, [True, True, False]) == ratio_interval(pairs)
+
+    def test_stopping_when_it_is_narrow_costs_little_coverage(self) -> None:
+        """As an agent samples: from 6 processes on, two more until the interval is within 1 %, at most 16."""
+        generator = np.random.default_rng(9)
+        covered, used = [], []
+        for _ in range(400):
+            logs, count = generator.normal(0, 0.015, 16), 6
+            first = [at % 2 == 0 for at in range(16)]
+            pairs = [([np.array([1.0])], [np.array([math.exp(log)])]) for log in logs]
+            while half_width(found := ratio_interval(pairs[:count], first[:count])) > 0.01 and count < 16:
+                count += 2
+            covered.append(found.low <= 1 <= found.high)
+            used.append(count)
+        assert 0.90 <= np.mean(covered) <= 0.99
+        # Both ends are met, so stopping early is what is tested.
+        assert min(used) < 10 and max(used) == 16
+
     @staticmethod
     def _coverage(interval: Callable[[np.random.Generator], Interval], truth: float, runs: int = 600) -> float:
         generator = np.random.default_rng(5)
@@ -143,8 +240,31 @@ class TestRatio:
         with pytest.raises(InvalidData, match="one build only"):
             ratio_interval([([np.array([1.0])], [])])
 
+    def test_how_far_one_process_may_be_off(self) -> None:
+        generator = np.random.default_rng(10)
+        still = [np.array([1.0])] * 12
+        spreads = [process_spread([np.array([x]) for x in generator.lognormal(0, 0.02, 12)], still) for _ in range(300)]
+        # 1.96 * 1.2533 * 0.02 / sqrt(12) by normal theory; the deviation of so few is a little low in the mean.
+        assert 0.011 <= np.mean(spreads) <= 0.0145
+        assert process_spread(still, still) == 0
+        assert math.isinf(process_spread(still[:2], still[:2]))
+
 
 class TestTies:
+    def test_an_interval_that_holds_one_or_lies_beside_it_is_even(self) -> None:
+        assert is_even(0.9, 1.1) and is_even(1.0, 1.5) and is_even(None, 1.2) and is_even(None, None)
+        assert not is_even(1.02, 1.1) and not is_even(0.8, 0.98) and not is_even(1.2, None)
+        # Proven to differ, and by nothing that anybody would notice.
+        assert is_even(1.002, 1.008) and is_equivalent(1.002, 1.008)
+        assert not is_even(1.002, 1.011) and not is_equivalent(None, 1.001)
+
+    @given(st.floats(0.5, 2), st.floats(0.5, 2))
+    def test_even_is_the_same_seen_from_the_other_build(self, one: float, other: float) -> None:
+        low, high = sorted((one, other))
+        edges = (1 / (1 + EQUIVALENCE_MARGIN), 1 + EQUIVALENCE_MARGIN, 1.0)
+        if all(abs(bound - edge) > 1e-9 for bound in (low, high) for edge in edges):
+            assert is_even(low, high) == is_even(1 / high, 1 / low)
+
     def test_overlap_of_the_difference_is_a_tie(self) -> None:
         a, b, c = Interval(1.0, 0.9, 1.11), Interval(1.1, 1.0, 1.21), Interval(2.0, 1.9, 2.1)
         assert is_tie(a, b) and is_tie(b, a) and is_tie(a, a)

@@ -18,9 +18,10 @@ import fleetfit
 from fleetfit.agent.measuring.endings import Status
 from fleetfit.core.hostlock import host_lock
 from fleetfit.proto.methods import METHOD_VERSION
+from fleetfit.proto.v1 import measurement_pb2
 
 from ...runtimes.builds import WEIGHTS, affine, endless, hungry
-from .tasks import command, measure, prepare
+from .tasks import MS, command, measure, prepare
 
 X = np.random.default_rng(1).standard_normal((70, 4)).astype(np.float32)
 
@@ -58,6 +59,25 @@ def test_a_build_is_measured_alone_beside_the_original_and_on_its_metric(tmp_pat
     progress = json.loads((tmp_path / "progress.json").read_text())
     assert progress["activity"] == "measuring the build beside the original"
     assert 0 < progress["fraction"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("precision", "most", "limit_ns", "pairs", "end"),
+    [
+        (1e9, 16, 60_000 * MS, 4, measurement_pb2.SAMPLING_END_PRECISE),
+        (1e-9, 6, 60_000 * MS, 6, measurement_pb2.SAMPLING_END_PROCESSES),
+        (1e-9, 16, 1, 4, measurement_pb2.SAMPLING_END_TIME),
+        (0, 16, 60_000 * MS, 4, measurement_pb2.SAMPLING_END_UNSPECIFIED),
+    ],
+)
+def test_pairs_go_on_until_the_ratio_is_known(
+    tmp_path: Path, precision: float, most: int, limit_ns: int, pairs: int, end: measurement_pb2.SamplingEnd.ValueType
+) -> None:
+    asked = {"precision": precision, "most_pair_processes": most, "pair_limit_ns": limit_ns, "pair_processes": 4}
+    prepare(tmp_path, affine(), baseline=affine(-WEIGHTS), method=asked)
+    result = measure(tmp_path)
+    assert (len(result.pairs), result.pairs_end, result.precision) == (pairs, end, precision)
+    assert [run.candidate_loaded_first for run in result.pairs] == [True, False] * (pairs // 2)
 
 
 def test_only_the_metric_needs_one_child_and_no_quiet_device(tmp_path: Path) -> None:

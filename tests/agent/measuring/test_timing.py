@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleetfit.agent.measuring import timing
-from fleetfit.agent.measuring.timing import block_size, take_samples, time_once, warm_up
+from fleetfit.agent.measuring.timing import block_size, take_samples, take_until, time_once, warm_up
 
 MS = 1_000_000
 
@@ -57,6 +57,20 @@ def test_as_many_samples_as_fit_but_never_fewer_than_the_least(count: int, each:
     most = max(count, least)
     fit = limit // each + 1  # the one that passes the limit is kept
     assert samples == [each] * min(most, max(fit, least))
+
+
+def test_samples_are_taken_until_their_median_is_known(clock: Clock) -> None:
+    assert take_until(clock.call(5), 10, 10_000, 0.01) == [5] * 10
+    # The first ten leave the median open between 4 and 6; most that follow are 5.
+    open_still = [4, 6] * 5
+    samples = take_until(clock.call([*open_still, *[5] * 1000]), 10, 10_000, 0.01)
+    assert samples[:10] == open_still and 20 <= len(samples) <= 100 and len(samples) % 10 == 0
+
+
+def test_a_median_that_stays_open_ends_with_the_limit(clock: Clock) -> None:
+    samples = take_until(clock.call([4, 8] * 1000), 10, 300, 0.01)
+    assert 290 <= sum(samples) <= 300 + 8
+    assert take_until(clock.call([4, 8] * 1000), 10, 300, 0.0) == [4, 8] * 5
 
 
 def test_a_steady_call_is_warm_after_two_stretches(clock: Clock) -> None:

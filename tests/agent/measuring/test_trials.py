@@ -79,6 +79,16 @@ def test_a_pair_trial_that_runs_out_of_time_keeps_the_fewest_rounds(tmp_path: Pa
     assert len(pair_here(tmp_path).blocks) == 2 * 3
 
 
+def test_rounds_go_on_until_the_process_has_told_its_ratio(tmp_path: Path) -> None:
+    """A precision that no machine reaches, against one that any has."""
+    more = {"blocks_per_process": 4, "more_rounds_limit_ns": 300 * MS}
+    prepare(tmp_path, affine(), baseline=affine(WIDE), method=more | {"precision": 1e-9})
+    blocks = pair_here(tmp_path).blocks
+    assert len(blocks) > 2 * 4 and len(blocks) % 2 == 0
+    prepare(tmp_path, affine(), baseline=affine(WIDE), method=more | {"precision": 1e9})
+    assert len(pair_here(tmp_path).blocks) == 2 * 4
+
+
 def test_a_slow_build_has_one_sample_per_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seats, "SLOW_CALL_NS", 0)
     prepare(tmp_path, affine(), baseline=affine(WIDE))

@@ -54,6 +54,43 @@ def test_one_process_gives_no_interval() -> None:
     assert MeasurementSummary.model_validate_json(alone.model_dump_json()) == alone
 
 
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        ("precise", ""),
+        ("time", "the time for pairs was used up after 6 processes"),
+        ("processes", "all processes for pairs"),
+    ],
+)
+def test_how_sampling_ended_is_told(end: str, words: str) -> None:
+    raw = raw_result(processes=6)
+    raw.pairs_end = measurement_pb2.SamplingEnd.Value(f"SAMPLING_END_{end.upper()}")
+    raw.precision = 0.001
+    found = summarize(raw)
+    assert found.ratio is not None and found.sampling is not None
+    assert (found.sampling.end, found.sampling.asked, found.sampling.processes) == (end, 0.001, 6)
+    low, high = found.ratio.low or 0, found.ratio.high or 0
+    assert found.sampling.reached == pytest.approx((high / low) ** 0.5 - 1)
+    (note,) = [note for note in found.notes if "asked for" in note] or [""]
+    assert words in note and bool(note) == bool(words)
+
+
+def test_an_older_agent_says_nothing_of_sampling() -> None:
+    assert summarize(raw_result()).sampling is None
+    raw = raw_result()
+    raw.pairs_end, raw.precision = measurement_pb2.SAMPLING_END_PRECISE, float("nan")
+    assert summarize(raw).sampling is None
+
+
+def test_percentiles_have_bounds_from_both_levels() -> None:
+    latency = summarize(raw_result()).latency
+    assert latency is not None and latency.p95_ms and latency.p99_ms
+    for value, (low, high) in ((latency.p95_ms, latency.p95_bounds), (latency.p99_ms, latency.p99_bounds)):
+        assert low is not None and high is not None and low < value < high
+    alone = summarize(raw_result(processes=0)).latency
+    assert alone is not None and alone.p95_ms and alone.p95_bounds == (None, None)
+
+
 def test_trust() -> None:
     raw = raw_result()
     raw.quiet, raw.disturbance = False, "other processes used 40 % of the processors"

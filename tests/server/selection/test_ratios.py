@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleetfit.core.statistics import Interval
-from fleetfit.core.statistics import is_tie as is_tie_with_numpy
+from fleetfit.core.statistics_latency import is_tie as is_tie_with_numpy
+from fleetfit.core.statistics_student import Interval
 from fleetfit.server.report.summary import Figure
 from fleetfit.server.selection.ratios import UNITY, is_faster, is_slower, is_tie, quotient
 

@@ -1,0 +1,54 @@
+"""The figures that raw samples carry: what an agent decides by, a server prints, and anybody can compute again.
+
+Needs NumPy; the resident agent and the server's process keep away from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleetfit.core.statistics_latency import Floats, ratio_interval
+from fleetfit.core.statistics_student import Interval
+from fleetfit.proto.v1 import measurement_pb2
+
+_MS = 1e-6
+
+
+def milliseconds(samples_ns: Sequence[int]) -> Floats:
+    """Samples in milliseconds, (N,) float64. A clock that did not move between two looks gives 1 ns: 0 has no logarithm."""
+    return np.maximum(np.asarray(samples_ns, dtype=np.float64), 1.0) * _MS
+
+
+def candidate_samples(raw: measurement_pb2.MeasurementResult) -> list[Floats]:
+    """The candidate's samples in milliseconds, one array for each fresh process: the solo child first, then the pairs."""
+    processes = [milliseconds(raw.solo.latency_ns)] if raw.HasField("solo") else []
+    processes += [milliseconds([ns for b in run.blocks if b.candidate for ns in b.latency_ns]) for run in raw.pairs]
+    return [samples for samples in processes if len(samples)]
+
+
+def pair_ratio(runs: Iterable[measurement_pb2.PairRun]) -> Interval | None:
+    """How many times faster than the baseline, over the fresh processes that hold both builds; None where none does."""
+    pairs, candidate_first = [], []
+    for run in runs:
+        ours = [milliseconds(b.latency_ns) for b in run.blocks if b.candidate and len(b.latency_ns)]
+        theirs = [milliseconds(b.latency_ns) for b in run.blocks if not b.candidate and len(b.latency_ns)]
+        if ours and len(ours) == len(theirs):
+            pairs.append((ours, theirs))
+            candidate_first.append(run.candidate_loaded_first)
+    return ratio_interval(pairs, candidate_first) if pairs else None
+
+
+def scores_of(raw: measurement_pb2.MeasurementResult) -> NDArray[np.float32]:
+    """A result's scores, one row per sample: (N,), or (N, several) where the metric needs more than one number of each."""
+    values, count = np.asarray(raw.metric.scores, dtype=np.float32), raw.metric.count
+    return values.reshape(count, -1) if 0 < count < len(values) and len(values) % count == 0 else values
+
+
+def peak_memory(raw: measurement_pb2.MeasurementResult) -> int | None:
+    """Bytes at the peak of the solo child over its floor; None where the device does not tell them."""
+    if not raw.HasField("solo") or raw.solo.peak_memory_bytes <= 0 or raw.solo.floor_memory_bytes <= 0:
+        return None
+    return max(0, raw.solo.peak_memory_bytes - raw.solo.floor_memory_bytes)
