@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.padding import Padding
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _NAME_WIDTH: Final = 14
+
+
+@dataclass(frozen=True)
+class _Condition:
+    threads: int | None
+    batch: int | None
 
 
 def report_parts(report: Mapping[str, Any]) -> Iterator[RenderableType]:
@@ -35,9 +42,14 @@ def report_parts(report: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield Text()
     yield Text(
         "Below each figure stands its 95 % interval. A ratio of 2 means twice as fast; faster is only what has its whole "
-        "interval above 1.",
+        f"interval above 1; a tie is what has 1 in it{_margin(report)}.",
         style="dim",
     )
+
+
+def _margin(report: Mapping[str, Any]) -> str:
+    margin = report.get("tie_margin")
+    return f", or all of it within {100 * margin:g} % of 1" if margin else ""
 
 
 def limits_sentence(limits: Mapping[str, Any]) -> str:
@@ -64,6 +76,11 @@ def _device_parts(report: Mapping[str, Any], device: Mapping[str, Any]) -> Itera
     rows = rows_of(report, device)
     yield _table(rows)
     yield Text()
+    if device.get("doubt"):
+        yield Text(str(device["doubt"]), style="bold yellow")
+    for control in device.get("controls") or []:
+        where = condition(_Condition(control["threads"], control["batch"]), rows)
+        yield Text(f"A/A control{where}: {control['words']}.", style="dim")
     chosen = next((row for row in rows if row.selected), None)
     verdict = f"Chosen: {chosen.recipe}. " if chosen is not None else "Nothing was chosen. "
     yield Text.assemble((verdict, "bold green" if chosen is not None else "bold yellow"), str(device.get("why") or ""))
@@ -115,7 +132,8 @@ def _broken(name: str) -> str:
 def _cell(span: Span | None, style: str, *, digits: int | None = None) -> Text:
     if span is None:
         return Text("-", style="dim")
-    return Text.assemble((_figure(span.value, digits), style), ("\n" + interval(span, digits), "dim"))
+    below = interval(span, digits) + ("\ntie" if span.tie else "")
+    return Text.assemble((_figure(span.value, digits), style), ("\n" + below, "dim"))
 
 
 def interval(span: Span, digits: int | None = None) -> str:
@@ -153,7 +171,7 @@ def _notes(rows: list[Row]) -> Iterator[str]:
         told.update(frozenset((row.variant, other)) for other in others)
         if others:
             others = [names_of.get(other, other) for other in others]
-            yield f"{row.recipe} cannot be told apart in speed from {', '.join(others)}"
+            yield f"{row.recipe} ties in speed with {', '.join(others)}"
     for row in rows:
         if row.status == "measured":
             yield from row.notes

@@ -14,6 +14,7 @@ class Span:
     value: float
     low: float | None
     high: float | None
+    tie: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,6 @@ def _row(device: Mapping[str, Any], c: Mapping[str, Any], reference: Span | None
     if drop is None and metric is not None and reference is not None:
         worse = reference.value - metric.value if higher_is_better else metric.value - reference.value
         drop = Span(worse, None, None)
-    p50 = latency.get("p50")
     selected = device.get("selected")
     return Row(
         device=str(device.get("device", "")),
@@ -78,7 +78,7 @@ def _row(device: Mapping[str, Any], c: Mapping[str, Any], reference: Span | None
         baseline=bool(c.get("baseline")),
         selected=_is_selected(device, c) if selected else False,
         meets_limits=bool(c.get("meets_limits")),
-        p50_ms=None if p50 is None else Span(p50, *_bounds(latency)),
+        p50_ms=_span(latency, "p50"),
         p95_ms=latency.get("p95"),
         p99_ms=latency.get("p99"),
         versus_original=_span(speedup.get("original"), "ratio"),
@@ -113,7 +113,8 @@ def _is_selected(device: Mapping[str, Any], c: Mapping[str, Any]) -> bool:
 def _span(figure: Mapping[str, Any] | None, key: str = "value") -> Span | None:
     if not figure or figure.get(key) is None:
         return None
-    return Span(figure[key], *_bounds(figure))
+    low, high = _bounds(figure)
+    return Span(figure[key], low, high, tie=bool(figure.get("tie")))
 
 
 def _bounds(figure: Mapping[str, Any]) -> Sequence[float | None]:

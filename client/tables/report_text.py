@@ -64,6 +64,9 @@ def report_markdown(report: Mapping[str, Any]) -> str:
             lines += ["**This device is emulated: its timings mean nothing.**", ""]
         lines += [f"{_plain(str(device.get('why') or ''))}", ""]
         lines += _table(rows_of(report, device))
+        if device.get("doubt"):
+            lines += [f"**{_plain(str(device['doubt']))}**", ""]
+        lines += [f"A/A control: {_plain(str(control['words']))}." for control in device.get("controls") or []] + [""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -91,7 +94,8 @@ def _span(span: Span | None) -> str:
     if span is None:
         return "-"
     bounds = interval(span)
-    return f"{significant(span.value)} ({bounds})" if bounds else significant(span.value)
+    tie = ", a tie" if span.tie else ""
+    return f"{significant(span.value)} ({bounds}{tie})" if bounds else significant(span.value)
 
 
 def _plain(text: str) -> str:

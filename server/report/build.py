@@ -8,6 +8,7 @@ from typing import Final, Literal, cast
 
 from fleetfit.core.figures import number
 from fleetfit.core.metrics import known_metric
+from fleetfit.server.report.controls import control_words, controls_of, doubt_of
 from fleetfit.server.report.facts import CandidateFacts, DeviceFacts, JobFacts, LimitFacts
 from fleetfit.server.report.model import (
     Bounds,
@@ -26,6 +27,7 @@ from fleetfit.server.report.model import (
 )
 from fleetfit.server.report.summary import Drops, Figure, MeasurementSummary
 from fleetfit.server.selection.choose import Verdict, select_variant
+from fleetfit.server.selection.ratios import UNITY, is_a_tie
 from fleetfit.server.selection.words import interval
 
 _EMULATED: Final = "its timings mean nothing: the device is emulated"
@@ -75,6 +77,8 @@ def _device(job: JobFacts, device: DeviceFacts) -> DeviceReport:
             for c in device.candidates
         ],
         closest=variants[choice.closest] if choice.closest else None,
+        controls=controls_of(device),
+        doubt=doubt_of(device),
     )
 
 
@@ -149,7 +153,10 @@ def _latency(summary: MeasurementSummary | None) -> LatencyFigure | None:
 
 
 def _ratio(figure: Figure | None) -> RatioFigure | None:
-    return None if figure is None else RatioFigure(ratio=figure.value, ci95=_bounds(figure))
+    if figure is None:
+        return None
+    # A build is no tie with itself.
+    return RatioFigure(ratio=figure.value, ci95=_bounds(figure), tie=figure != UNITY and is_a_tie(figure))
 
 
 def _drop(device: DeviceFacts, c: CandidateFacts, drops: Drops | None) -> DropFigure | None:
@@ -210,7 +217,4 @@ def _beside_itself(c: CandidateFacts, summary: MeasurementSummary | None) -> lis
         return [
             f"timed beside the original in {c.beside} it came out {number(ratio.value)} times as fast{interval(ratio)}"
         ]
-    text = f"timed beside itself the original came out {number(ratio.value)} times as fast{interval(ratio)}"
-    if ratio.low <= 1 <= ratio.high:
-        return [f"{text}, as it should"]
-    return [f"{text}: differences of this size mean nothing on this device"]
+    return [control_words(ratio)]

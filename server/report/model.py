@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fleetfit.core.ties import EQUIVALENCE_MARGIN
+
 Bounds = tuple[float | None, float | None]
 
 
@@ -96,10 +98,11 @@ class SamplingReport(_Part):
 
 
 class RatioFigure(_Part):
-    """How many times as fast: 2 is twice as fast."""
+    """How many times as fast: 2 is twice as fast. A tie is neither faster nor slower: see `tie_margin`."""
 
     ratio: float
     ci95: Bounds
+    tie: bool = False
 
 
 class SpeedupReport(_Part):
@@ -144,6 +147,16 @@ class CandidateReport(_Part):
     """Null where no precision was asked for."""
 
 
+class ControlReport(_Part):
+    """An A/A control: the original timed beside itself under one condition. `words` say what came out."""
+
+    runtime: str
+    threads: int
+    batch: int
+    ratio: RatioFigure
+    words: str
+
+
 class DeviceReport(_Part):
     """One device: what was chosen for it, why, and everything that was measured on it."""
 
@@ -156,6 +169,9 @@ class DeviceReport(_Part):
     candidates: list[CandidateReport]
     closest: str | None = None
     """Where nothing meets the limits: the variant that comes nearest."""
+    controls: list[ControlReport] = []
+    doubt: str = ""
+    """Why the ratios of this device are doubtful, judged by its controls; empty where they are not."""
 
 
 class Report(_Part):
@@ -171,3 +187,5 @@ class Report(_Part):
     limits: LimitsReport = LimitsReport()
     created: str = ""
     """When the job was asked for, ISO 8601, UTC."""
+    tie_margin: float = EQUIVALENCE_MARGIN
+    """A ratio is a tie where its interval holds 1, or lies within this share of 1."""

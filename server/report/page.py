@@ -140,7 +140,8 @@ def _ratio(figure: RatioFigure | None) -> Cell:
     if figure is None:
         return Cell()
     # A build against itself has no interval.
-    return Cell(f"× {number(figure.ratio)}", "" if figure.ci95 == (1.0, 1.0) else _interval(figure.ci95))
+    below = "" if figure.ci95 == (1.0, 1.0) else _interval(figure.ci95)
+    return Cell(f"× {number(figure.ratio)}", below, "tie" if figure.tie else "")
 
 
 def _drop(drop: DropFigure | None) -> Cell:

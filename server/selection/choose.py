@@ -301,7 +301,7 @@ def _second_best(job: JobFacts, one: _Rated, chosen: _Rated) -> str:
         there = condition(chosen.facts.threads, chosen.facts.batch)
         return f"it is good, but a call of {name} with {there} is shorter"
     if _same(job.objective, one, chosen):
-        return f"it cannot be told apart from {name} by {job.objective}, and {name} {_tie_break(one, chosen)}"
+        return f"it ties with {name} by {job.objective}, and {name} {_tie_break(one, chosen)}"
     return better_because(job.objective, chosen, one) or f"{name} was better by {job.objective}"
 
 

@@ -9,7 +9,7 @@ from fleetfit.core.figures import number, size
 from fleetfit.server.report.facts import CandidateFacts
 from fleetfit.server.report.summary import Figure
 from fleetfit.server.selection.ratios import is_faster, is_slower
-from fleetfit.server.selection.words import interval, smaller, times
+from fleetfit.server.selection.words import interval, smaller, tie, times
 
 # A build's peak memory is read in one process; smaller differences come and go between two runs of one build.
 MEMORY_TIE: Final = 0.02
@@ -58,7 +58,7 @@ def why_not_worth(
     """Why compression gained nothing here by the objective; empty where it did. `original` is of the same runtime.
 
     Faster means that the whole interval of the ratio against the best uncompressed build, and of that against the original,
-    lies above 1.
+    lies above 1, and not all of it so near to 1 that it is a tie.
     """
     if original is None:
         return "there is nothing to compare it with: the original was not measured on this device"
@@ -73,12 +73,7 @@ def why_not_worth(
         against, ratio = ("the original", versus_original)
     if is_slower(ratio):
         return f"compression made it no faster but slower: it runs {times(ratio)} as {against}{interval(ratio)}"
-    if ratio.low is None:
-        return f"compression made it no faster for certain: {number(ratio.value)} times {against}'s speed, interval unknown"
-    return (
-        f"compression made it no faster: it runs {times(ratio)} as {against}, with an interval of "
-        f"{number(ratio.low)} to {number(ratio.high or math.inf)} that holds 1"
-    )
+    return f"compression made it no faster: it runs {times(ratio)} as {against}{interval(ratio)}, {tie(ratio)}"
 
 
 def _not_smaller(objective: str, c: CandidateFacts, original: CandidateFacts) -> str:

@@ -21,6 +21,11 @@ def is_slower(ratio: Figure | None) -> bool:
     return ratio is not None and ratio.high is not None and ratio.high < 1 and not is_even(ratio.low, ratio.high)
 
 
+def is_a_tie(ratio: Figure) -> bool:
+    """Whether a ratio is called a tie: neither faster nor slower by anything worth the name. See core/ties.py."""
+    return not is_faster(ratio) and not is_slower(ratio)
+
+
 def quotient(a: Figure, b: Figure) -> Figure:
     """How many times as fast as the build of `b` the build of `a` is, both measured against one baseline.
 
@@ -52,5 +57,4 @@ def _inverse(ratio: Figure) -> Figure:
 
 def is_tie(a: Figure, b: Figure) -> bool:
     """Whether two ratios against one baseline cannot be told apart at 95 %, or differ by nothing worth the name."""
-    apart = quotient(a, b)
-    return not is_faster(apart) and not is_slower(apart)
+    return is_a_tie(quotient(a, b))

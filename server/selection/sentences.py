@@ -10,7 +10,7 @@ from fleetfit.server.report.facts import CandidateFacts, DeviceFacts, JobFacts
 from fleetfit.server.report.summary import Figure
 from fleetfit.server.selection.limits import Breach, Judged
 from fleetfit.server.selection.ratios import is_faster, is_slower
-from fleetfit.server.selection.words import enumerate_names, interval, loss, smaller, times
+from fleetfit.server.selection.words import enumerate_names, interval, loss, smaller, tie, times
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def sentence(job: JobFacts, chosen: Chosen) -> str:
     if chosen.judged.drop is None:
         said.append("How accurate it is was not measured: the job has no targets to judge by.")
     if chosen.tied:
-        said.append(f"In speed it cannot be told apart from {enumerate_names(list(chosen.tied))}.")
+        said.append(f"In speed it ties with {enumerate_names(list(chosen.tied))}.")
     if chosen.condition:
         said.append(f"This is for {chosen.condition}, where a call is shortest.")
     summary = chosen.facts.validation
@@ -66,7 +66,7 @@ def _speed(chosen: Chosen) -> str:
 
 
 def _certainty(ratio: Figure) -> str:
-    return ", which is slower" if is_slower(ratio) else "" if is_faster(ratio) else ", which is no faster for certain"
+    return ", which is slower" if is_slower(ratio) else "" if is_faster(ratio) else f", {tie(ratio)}"
 
 
 def _memory(chosen: Chosen) -> str:

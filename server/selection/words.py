@@ -7,6 +7,7 @@ from typing import Final
 
 from fleetfit.core.figures import number, size
 from fleetfit.core.metrics import known_metric
+from fleetfit.core.ties import EQUIVALENCE_MARGIN, is_equivalent
 from fleetfit.server.report.summary import Figure
 
 _PROPER: Final = {"mean_absolute_error": "mean absolute error", "mean_squared_error": "mean squared error"}
@@ -22,6 +23,15 @@ def interval(figure: Figure) -> str:
 def times(ratio: Figure) -> str:
     """`2.31 times as fast` with its interval left to the caller: the object comes between."""
     return f"{number(ratio.value)} times as fast"
+
+
+def tie(ratio: Figure) -> str:
+    """Why a ratio is a tie: `a tie: its interval holds 1`."""
+    if ratio.low is None or ratio.high is None:
+        return "a tie as far as is known: its interval is unknown"
+    if is_equivalent(ratio.low, ratio.high):
+        return f"a tie: they differ by less than {100 * EQUIVALENCE_MARGIN:g} %"
+    return "a tie: its interval holds 1"
 
 
 def loss(metric: str, drop: Figure) -> str:

@@ -111,10 +111,26 @@ def test_the_report_fits_80_columns_and_says_everything(report: dict[str, Any]) 
         "loses 2.10 points where 1 is allowed; is no faster than the original",
         "low-rank: the device ran out of memory [exit 86]",
         "measured on a noisy device: ",
-        "cannot be told apart in speed from ",
+        "ties in speed with ",
     ):  # fmt: skip
         assert words in flat, words
     assert "-0.20 to" in flat, "an interval with a negative bound does not read like a range of two minus signs"
+
+
+def test_ties_controls_and_doubts_are_told(report: dict[str, Any]) -> None:
+    device = report["devices"][0]
+    device["candidates"][1]["speedup"]["original"] = {"ratio": 1.01, "ci95": [0.98, 1.04], "tie": True}
+    control = {"runtime": "onnxruntime", "threads": 1, "batch": 1, "words": "timed beside itself it came out even"}
+    device |= {"controls": [control], "doubt": "Doubtful: something is wrong."}
+    report["tie_margin"] = 0.01
+    text = printed(report_parts(report))
+    assert max(map(len, text.splitlines())) <= 80
+    flat = one_line(text)
+    assert re.search(r"^.*\btie\b", text, re.MULTILINE) and "0.980-1.04" in flat
+    assert "A/A control: timed beside itself it came out even." in flat and "Doubtful: something is wrong." in flat
+    assert "a tie is what has 1 in it, or all of it within 1 % of 1." in flat
+    page = report_markdown(report)
+    assert "1.01 (0.980-1.04, a tie)" in page and "A/A control: timed beside" in page and "**Doubtful:" in page
 
 
 def test_no_colour_codes_where_there_is_no_terminal(report: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from fleetfit.server.report.build import build_report
 from fleetfit.server.report.facts import CandidateFacts, DeviceFacts
 from fleetfit.server.report.model import Report
+from fleetfit.server.report.summary import Sampling
 
 from .invented import job_facts
 
@@ -81,7 +82,7 @@ def test_baselines() -> None:
         ("original", "original"),
         ("original-retrained", "control"),
     ]
-    assert baselines[0]["speedup"]["original"] == {"ratio": 1.0, "ci95": [1.0, 1.0]}
+    assert baselines[0]["speedup"]["original"] == {"ratio": 1.0, "ci95": [1.0, 1.0], "tie": False}
     assert any("timed beside itself" in note and "as it should" in note for note in baselines[0]["notes"])
 
 
@@ -97,6 +98,51 @@ def test_a_device_that_cannot_tell_one_from_itself_is_shown_up() -> None:
     candidates = (biased(device.candidates[0]), *device.candidates[1:])
     report = build_report(dataclasses.replace(facts, devices=(dataclasses.replace(device, candidates=candidates),)))
     assert "differences of this size mean nothing" in " ".join(report.devices[0].candidates[0].notes)
+    (control,) = report.devices[0].controls
+    assert (control.ratio.ratio, control.ratio.ci95, control.ratio.tie) == (1.1, (1.05, 1.15), False)
+    assert report.devices[0].doubt == (
+        "Doubtful: timed beside itself the original came out 1.10 times as fast (1.05 to 1.15), and equal builds cannot differ. "
+        "Trust no ratio that is not far beyond this; make the device quiet and measure again."
+    )
+
+
+def test_every_device_has_its_control() -> None:
+    for device in build_report(job_facts()).devices:
+        (control,) = device.controls
+        assert control.ratio.tie and "as it should" in control.words and device.doubt == ""
+        assert (control.runtime, control.ratio.ratio) == ("onnxruntime", 1.003)
+
+
+def test_a_device_without_a_control_says_so() -> None:
+    facts = job_facts()
+    device = facts.devices[0]
+    original = device.candidates[0]
+    assert original.validation is not None
+    alone = dataclasses.replace(original, validation=original.validation.model_copy(update={"ratio": None}))
+    candidates = (alone, *device.candidates[1:])
+    report = build_report(dataclasses.replace(facts, devices=(dataclasses.replace(device, candidates=candidates),)))
+    assert report.devices[0].controls == [] and "No original was timed beside itself" in report.devices[0].doubt
+
+
+def test_ties_are_called_ties() -> None:
+    candidates = {c.recipe: c for c in build_report(job_facts()).devices[0].candidates}
+    ties = {name for name, c in candidates.items() if c.speedup.original and c.speedup.original.tie}
+    assert ties == {"original-retrained", "low-rank"}
+    assert "a tie: its interval holds 1" in candidates["low-rank"].rejected_because[0]
+
+
+def test_how_sampling_ended_stands_in_the_report() -> None:
+    facts = job_facts()
+    device = facts.devices[0]
+    sampling = Sampling(end="time", asked=0.01, reached=0.02, processes=10)
+    candidates = tuple(
+        dataclasses.replace(c, validation=c.validation and c.validation.model_copy(update={"sampling": sampling}))
+        for c in device.candidates
+    )
+    report = build_report(dataclasses.replace(facts, devices=(dataclasses.replace(device, candidates=candidates),)))
+    found = report.devices[0].candidates[3].sampling
+    assert found is not None and found.model_dump() == sampling.model_dump()
+    assert build_report(facts).devices[0].candidates[3].sampling is None
 
 
 def test_reading_it_again_gives_the_same_and_newer_fields_are_tolerated() -> None:

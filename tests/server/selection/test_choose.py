@@ -91,8 +91,8 @@ def test_ties_are_called_ties_and_the_smaller_is_taken() -> None:
     )
     found = choose(lab)
     assert recipe_of(found) == "b"
-    assert "In speed it cannot be told apart from a." in found.why
-    assert reasons(found, "a") == "it cannot be told apart from b by latency, and b is smaller"
+    assert "In speed it ties with a." in found.why
+    assert reasons(found, "a") == "it ties with b by latency, and b is smaller"
     assert found.verdicts["a/1/1"].tie_with == ("v-b",)
     assert found.verdicts["c/1/1"].tie_with == ()
 

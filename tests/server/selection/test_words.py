@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from fleetfit.core.figures import number, size
 from fleetfit.server.report.summary import Figure
 from fleetfit.server.selection.limits import rounded_up
-from fleetfit.server.selection.words import condition, enumerate_names, loss, losses, smaller
+from fleetfit.server.selection.words import condition, enumerate_names, loss, losses, smaller, tie
 
 
 @given(st.floats(1e-6, 1e12))
@@ -57,3 +57,9 @@ def test_small_words() -> None:
     assert condition(1, 1) == "1 thread and batch 1"
     assert condition(2, 8) == "2 threads and batches of 8"
     assert [number(x) for x in (0.0, 2.3456, 0.01234, 1240.4, -0.5)] == ["0", "2.35", "0.0123", "1240", "-0.500"]
+
+
+def test_why_a_ratio_is_a_tie() -> None:
+    assert tie(Figure(value=1.01, low=0.97, high=1.05)) == "a tie: its interval holds 1"
+    assert tie(Figure(value=1.001, low=0.998, high=1.004)) == "a tie: they differ by less than 1 %"
+    assert tie(Figure(value=1.5, low=None, high=None)) == "a tie as far as is known: its interval is unknown"
