@@ -49,6 +49,11 @@ def examine(state: Path) -> list[Finding]:
     findings += _runtimes(snapshot)
     findings.append(_disk(state))
     findings.append(_quiet(snapshot))
+    findings.append(
+        Finding("energy", "ok", snapshot.energy)
+        if snapshot.energy
+        else Finding("energy", "note", snapshot.no_energy_because or "no meter", "All but energy is measured.")
+    )
     if "thermal" not in snapshot.meters:
         findings.append(Finding("temperature", "note", "no thermal sensor can be read", "Throttling cannot be seen."))
     if snapshot.power_mode not in ("", "performance") and not snapshot.power_mode.startswith("MAXN"):

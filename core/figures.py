@@ -18,6 +18,14 @@ def number(value: float, digits: int = 3, *, plain_below: float = 1e9) -> str:
     return f"{value:.{max(0, digits - 1 - math.floor(math.log10(rounded)))}f}"
 
 
+def joules(value: float) -> str:
+    """Energy with the prefix that keeps it readable: `812 µJ`, `12.4 mJ`, `1.24 J`."""
+    for limit, factor, unit in ((1e-3, 1e6, "µJ"), (1.0, 1e3, "mJ")):
+        if abs(value) < limit * 0.9995:
+            return f"{number(value * factor)} {unit}"
+    return f"{number(value)} J"
+
+
 def size(count: float) -> str:
     """Bytes in decimal units: `812 bytes`, `1.24 MB`."""
     value, at = float(count), 0

@@ -14,6 +14,8 @@ import psutil
 
 import fleetfit
 from fleetfit.agent.measuring.endings import Status, TrialFailed, explain
+from fleetfit.agent.measuring.energy import read_until_cancelled
+from fleetfit.agent.meters.base import FoundMeter, NoMeter, find_meter
 from fleetfit.agent.probe.files import Tree
 from fleetfit.agent.probe.processor import processor_name
 from fleetfit.agent.probe.readings import Readings, governor, host_digest, power_mode
@@ -49,6 +51,8 @@ class Measurer:
         self._began = time.monotonic()
         paired = task.HasField("baseline") and not task.metric_only
         self._pairs = task.method.pair_processes if paired else 0
+        energy = task.method.energy_rounds > 0 and not task.metric_only
+        self._meter: FoundMeter | NoMeter | None = find_meter(tree) if energy else None
         self._done = 0
         self._told = 0.0
 
@@ -70,6 +74,7 @@ class Measurer:
             if self._pairs:
                 await self._pair_trials(result)
                 result.readings.append(self._readings.take())
+            await self._energy_trial(result)
             result.status = Status.MEASUREMENT_STATUS_MEASURED
         except TrialFailed as failure:
             result.status, result.message = failure.status, failure.message
@@ -115,6 +120,23 @@ class Measurer:
             if spent_s + more_s > method.pair_limit_ns / 1e9
             else SamplingEnd.SAMPLING_END_UNSPECIFIED
         )
+
+    async def _energy_trial(self, result: measurement_pb2.MeasurementResult) -> None:
+        if isinstance(self._meter, NoMeter):
+            result.no_energy_because = self._meter.reason
+        if not isinstance(self._meter, FoundMeter):
+            return
+        reading = asyncio.create_task(read_until_cancelled(self._meter, result.energy))
+        try:
+            trial = await self._trial("energy", 0, "measuring energy")
+            result.energy.MergeFromString(trial)
+        except TrialFailed as failure:
+            # Everything else is measured.
+            result.ClearField("energy")
+            result.no_energy_because = failure.message
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
 
     async def _wait_for_quiet(self, result: measurement_pb2.MeasurementResult) -> None:
         deadline = time.monotonic() + self._task.method.quiet_limit_ns / 1e9
@@ -191,7 +213,8 @@ class Measurer:
 
     def _progress(self, activity: str, of_trial: float) -> None:
         # More pairs than were foreseen hold progress up, and never turn it back.
-        done = self._told = max(self._told, min((self._done + of_trial) / (1 + self._pairs), 1.0))
+        trials = 1 + self._pairs + isinstance(self._meter, FoundMeter)
+        done = self._told = max(self._told, min((self._done + of_trial) / trials, 1.0))
         said: dict[str, object] = {"activity": activity, "fraction": round(done, 3)}
         if done > 0:
             said["remaining_ms"] = int((time.monotonic() - self._began) * 1000 * (1 - done) / done)

@@ -1,6 +1,6 @@
-"""The trials themselves, each in a fresh process: solo (with the metric) and pair.
+"""The trials themselves, each in a fresh process: solo (with the metric), pair and energy.
 
-`python -m fleetfit.agent.measuring.trials TASKDIR OUT solo|pair NUMBER` writes one serialized message to OUT. What it
+`python -m fleetfit.agent.measuring.trials TASKDIR OUT solo|pair|energy NUMBER` writes one serialized message to OUT. What it
 cannot do for a reason that a person can act on is said in OUT.error; how far it is stands in OUT.step.
 """
 
@@ -23,6 +23,7 @@ import numpy as np
 from google.protobuf.message import Message
 from numpy.typing import NDArray
 
+from fleetfit.agent.measuring.energy import rest_and_work
 from fleetfit.agent.measuring.inputs import fixed_batch, metric_batches
 from fleetfit.agent.measuring.memory import memory_bytes, reset_peak
 from fleetfit.agent.measuring.outputs import OutputsFile
@@ -142,6 +143,15 @@ class Trial:
         ours, theirs = ([milliseconds(b.latency_ns) for b in run.blocks if b.candidate is w] for w in (True, False))
         return process_spread(ours, theirs) <= method.precision
 
+    def energy(self) -> measurement_pb2.EnergyRun:
+        """The build at rest and at work in turn."""
+        task = self._task
+        model = runtime(task.candidate.runtime).load(self._build(task.candidate), threads=task.threads)
+        try:
+            return rest_and_work(model.bind(feeds_of(task, self._taskdir)), task.method, self._step)
+        finally:
+            model.close()
+
     def _metric(self, model: LoadedModel, result: measurement_pb2.MeasurementResult) -> None:
         task, run = self._task, result.metric
         run.metric, run.split = task.metric, task.split
@@ -248,7 +258,10 @@ def main(arguments: list[str]) -> int:
     message: Message
     try:
         trial = Trial(taskdir, out)
-        message = trial.pair(int(arguments[3])) if kind == "pair" else trial.solo()
+        if kind == "energy":
+            message = trial.energy()
+        else:
+            message = trial.pair(int(arguments[3])) if kind == "pair" else trial.solo()
     except MemoryError:
         return EXIT_OUT_OF_MEMORY
     except FleetfitError as error:

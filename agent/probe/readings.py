@@ -65,13 +65,12 @@ def cpu_pressure_percent(tree: Tree) -> float | None:
 
 
 def meters(tree: Tree) -> list[str]:
-    """Which of these can be read here."""
+    """Which states of the device can be read here."""
     found = {
         "thermal": temperature_celsius(tree) is not None,
         "cpufreq": frequency_hz(tree) is not None,
         "pressure": cpu_pressure_percent(tree) is not None,
         "steal": bool(tree.lines("/proc/stat")),
-        "rapl": tree.number("/sys/class/powercap/intel-rapl:0/energy_uj") is not None,
     }
     return [name for name, readable in found.items() if readable]
 

@@ -10,6 +10,7 @@ import socket
 from pathlib import Path
 from typing import Final
 
+from fleetfit.agent.meters.base import FoundMeter, find_meter
 from fleetfit.agent.probe.files import Tree
 from fleetfit.agent.probe.processor import read_processor
 from fleetfit.agent.probe.readings import host_digest, meters, power_mode
@@ -27,6 +28,7 @@ def take_snapshot(
     """Everything that tells what this device is. What cannot be read is absent."""
     processor = read_processor(tree)
     usable = processor.usable_cores or 1
+    energy = find_meter(tree)
     snapshot = snapshot_pb2.DeviceSnapshot(
         machine=platform.machine() if tree.real else (tree.text("/fleetfit/machine") or platform.machine()),
         device_tree_model=(tree.text("/proc/device-tree/model") or "").strip(),
@@ -39,7 +41,9 @@ def take_snapshot(
         host_digest=host_digest(tree),
         threads=min(threads, usable) if threads else usable,
         power_mode=power_mode(tree),
-        meters=meters(tree),
+        meters=[*meters(tree), *([energy.name] if isinstance(energy, FoundMeter) else [])],
+        energy=energy.meter.covers if isinstance(energy, FoundMeter) else "",
+        no_energy_because="" if isinstance(energy, FoundMeter) else energy.reason,
         runtimes=_runtimes(),
         product=_product(tree),
     )

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from fleetfit.client.tables.report_rows import Row, Span, rows_of
 from fleetfit.client.tables.words import condition, job_id, significant, size
+from fleetfit.core.figures import joules
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -76,6 +77,7 @@ def _device_parts(report: Mapping[str, Any], device: Mapping[str, Any]) -> Itera
     rows = rows_of(report, device)
     yield _table(rows)
     yield Text()
+    yield from _energies(rows)
     if device.get("doubt"):
         yield Text(str(device["doubt"]), style="bold yellow")
     for control in device.get("controls") or []:
@@ -134,6 +136,20 @@ def _cell(span: Span | None, style: str, *, digits: int | None = None) -> Text:
         return Text("-", style="dim")
     below = interval(span, digits) + ("\ntie" if span.tie else "")
     return Text.assemble((_figure(span.value, digits), style), ("\n" + below, "dim"))
+
+
+def _energies(rows: list[Row]) -> Iterator[RenderableType]:
+    """A list below the table, which has no room for one more column in 80."""
+    metered = [row for row in rows if row.energy_joules is not None]
+    for meter in dict.fromkeys(row.energy_meter for row in metered):
+        yield Text(f"Energy of a call above rest{f', by {meter}' if meter else ''}:", style="bold")
+        for row in metered:
+            span = row.energy_joules
+            if span is None or row.energy_meter != meter:
+                continue
+            known = span.low is not None and span.high is not None
+            bounds = f" ({joules(span.low or 0)} to {joules(span.high or 0)})" if known else ""
+            yield _item(f"{row.recipe}{_condition(row, rows)}: {joules(span.value)}{bounds}")
 
 
 def interval(span: Span, digits: int | None = None) -> str:

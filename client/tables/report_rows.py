@@ -43,6 +43,8 @@ class Row:
     size_bytes: int | None
     parameters: int | None
     peak_memory_bytes: int | None
+    energy_joules: Span | None
+    energy_meter: str
     trust: str
     tie_with: tuple[str, ...]
     rejected_because: tuple[str, ...]
@@ -89,6 +91,8 @@ def _row(device: Mapping[str, Any], c: Mapping[str, Any], reference: Span | None
         size_bytes=c.get("size_bytes"),
         parameters=c.get("parameters"),
         peak_memory_bytes=c.get("peak_memory_bytes"),
+        energy_joules=_span(c.get("energy"), "joules"),
+        energy_meter=_meter(c.get("energy") or {}),
         trust=str(c.get("trust") or ""),
         tie_with=tuple(c.get("tie_with") or ()),
         rejected_because=tuple(c.get("rejected_because") or ()),
@@ -115,6 +119,10 @@ def _span(figure: Mapping[str, Any] | None, key: str = "value") -> Span | None:
         return None
     low, high = _bounds(figure)
     return Span(figure[key], low, high, tie=bool(figure.get("tie")))
+
+
+def _meter(energy: Mapping[str, Any]) -> str:
+    return ": ".join(str(energy[key]) for key in ("meter", "covers") if energy.get(key))
 
 
 def _bounds(figure: Mapping[str, Any]) -> Sequence[float | None]:

@@ -143,6 +143,9 @@ class Method(_message.Message):
     MOST_PAIR_PROCESSES_FIELD_NUMBER: _builtins.int
     PAIR_LIMIT_NS_FIELD_NUMBER: _builtins.int
     MORE_ROUNDS_LIMIT_NS_FIELD_NUMBER: _builtins.int
+    ENERGY_ROUNDS_FIELD_NUMBER: _builtins.int
+    ENERGY_REST_NS_FIELD_NUMBER: _builtins.int
+    ENERGY_BUSY_NS_FIELD_NUMBER: _builtins.int
     pair_processes: _builtins.int
     """Fresh processes per pair trial."""
     blocks_per_process: _builtins.int
@@ -170,6 +173,10 @@ class Method(_message.Message):
     """No process beyond the fewest is begun when pairs have taken so long."""
     more_rounds_limit_ns: _builtins.int
     """Rounds beyond `blocks_per_process` are made for at most so long in a process."""
+    energy_rounds: _builtins.int
+    """Where the device has a meter of energy: rounds of rest and calls in turn, and how long each part lasts; 0: no energy."""
+    energy_rest_ns: _builtins.int
+    energy_busy_ns: _builtins.int
     def __init__(
         self,
         *,
@@ -185,10 +192,13 @@ class Method(_message.Message):
         most_pair_processes: _builtins.int = ...,
         pair_limit_ns: _builtins.int = ...,
         more_rounds_limit_ns: _builtins.int = ...,
+        energy_rounds: _builtins.int = ...,
+        energy_rest_ns: _builtins.int = ...,
+        energy_busy_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_ns", b"block_ns", "blocks_per_process", b"blocks_per_process", "child_limit_ns", b"child_limit_ns", "more_rounds_limit_ns", b"more_rounds_limit_ns", "most_pair_processes", b"most_pair_processes", "pair_limit_ns", b"pair_limit_ns", "pair_processes", b"pair_processes", "precision", b"precision", "quiet_limit_ns", b"quiet_limit_ns", "solo_limit_ns", b"solo_limit_ns", "solo_samples", b"solo_samples", "warmup_limit_ns", b"warmup_limit_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_ns", b"block_ns", "blocks_per_process", b"blocks_per_process", "child_limit_ns", b"child_limit_ns", "energy_busy_ns", b"energy_busy_ns", "energy_rest_ns", b"energy_rest_ns", "energy_rounds", b"energy_rounds", "more_rounds_limit_ns", b"more_rounds_limit_ns", "most_pair_processes", b"most_pair_processes", "pair_limit_ns", b"pair_limit_ns", "pair_processes", b"pair_processes", "precision", b"precision", "quiet_limit_ns", b"quiet_limit_ns", "solo_limit_ns", b"solo_limit_ns", "solo_samples", b"solo_samples", "warmup_limit_ns", b"warmup_limit_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -385,6 +395,74 @@ class PairRun(_message.Message):
 Global___PairRun: _TypeAlias = PairRun  # noqa: Y015
 
 @_typing.final
+class Stretch(_message.Message):
+    """A part of an energy trial: nothing runs (0 calls), or the build is called again and again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WINDOW_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    calls: _builtins.int
+    @_builtins.property
+    def window(self) -> Global___Window: ...
+    def __init__(
+        self,
+        *,
+        window: Global___Window | None = ...,
+        calls: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["window", b"window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Stretch: _TypeAlias = Stretch  # noqa: Y015
+
+@_typing.final
+class EnergyRun(_message.Message):
+    """One loaded build, at rest and at work in turn, and what a meter told meanwhile."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STRETCHES_FIELD_NUMBER: _builtins.int
+    METER_FIELD_NUMBER: _builtins.int
+    COVERS_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    MONOTONIC_NS_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    meter: _builtins.str
+    """The meter's name, and what of the device it covers, in a few words."""
+    covers: _builtins.str
+    counts: _builtins.bool
+    """True: the values are energy counted up, in microjoules; false: power at that moment, in microwatts."""
+    @_builtins.property
+    def stretches(self) -> _containers.RepeatedCompositeFieldContainer[Global___Stretch]: ...
+    @_builtins.property
+    def monotonic_ns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """When each value was read, and the values."""
+
+    @_builtins.property
+    def value(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        stretches: _abc.Iterable[Global___Stretch] | None = ...,
+        meter: _builtins.str = ...,
+        covers: _builtins.str = ...,
+        counts: _builtins.bool = ...,
+        monotonic_ns: _abc.Iterable[_builtins.int] | None = ...,
+        value: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "covers", b"covers", "meter", b"meter", "monotonic_ns", b"monotonic_ns", "stretches", b"stretches", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EnergyRun: _TypeAlias = EnergyRun  # noqa: Y015
+
+@_typing.final
 class MetricRun(_message.Message):
     """The metric, computed on the device with the runtime that serves."""
 
@@ -558,6 +636,8 @@ class MeasurementResult(_message.Message):
     HELD_FIELD_NUMBER: _builtins.int
     PAIRS_END_FIELD_NUMBER: _builtins.int
     PRECISION_FIELD_NUMBER: _builtins.int
+    ENERGY_FIELD_NUMBER: _builtins.int
+    NO_ENERGY_BECAUSE_FIELD_NUMBER: _builtins.int
     status: Global___MeasurementStatus.ValueType
     message: _builtins.str
     """Where status is not MEASURED: what happened, in a sentence."""
@@ -574,6 +654,8 @@ class MeasurementResult(_message.Message):
     pairs_end: Global___SamplingEnd.ValueType
     """How the pair trials ended, and the precision that they were asked for."""
     precision: _builtins.float
+    no_energy_because: _builtins.str
+    """Where energy was asked for and there is none: why, as a clause."""
     @_builtins.property
     def solo(self) -> Global___SoloRun: ...
     @_builtins.property
@@ -596,6 +678,8 @@ class MeasurementResult(_message.Message):
     def held(self) -> Global___Window:
         """The whole stretch in which this task held the host's lock."""
 
+    @_builtins.property
+    def energy(self) -> Global___EnergyRun: ...
     def __init__(
         self,
         *,
@@ -618,10 +702,12 @@ class MeasurementResult(_message.Message):
         held: Global___Window | None = ...,
         pairs_end: Global___SamplingEnd.ValueType = ...,
         precision: _builtins.float = ...,
+        energy: Global___EnergyRun | None = ...,
+        no_energy_because: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "metric", b"metric", "solo", b"solo"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["energy", b"energy", "held", b"held", "metric", b"metric", "solo", b"solo"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "condition", b"condition", "disturbance", b"disturbance", "held", b"held", "host_digest", b"host_digest", "message", b"message", "method_version", b"method_version", "metric", b"metric", "notes", b"notes", "pairs", b"pairs", "pairs_end", b"pairs_end", "precision", b"precision", "quiet", b"quiet", "readings", b"readings", "runtime", b"runtime", "runtime_version", b"runtime_version", "solo", b"solo", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "condition", b"condition", "disturbance", b"disturbance", "energy", b"energy", "held", b"held", "host_digest", b"host_digest", "message", b"message", "method_version", b"method_version", "metric", b"metric", "no_energy_because", b"no_energy_because", "notes", b"notes", "pairs", b"pairs", "pairs_end", b"pairs_end", "precision", b"precision", "quiet", b"quiet", "readings", b"readings", "runtime", b"runtime", "runtime_version", b"runtime_version", "solo", b"solo", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

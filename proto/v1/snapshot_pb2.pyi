@@ -43,6 +43,8 @@ class DeviceSnapshot(_message.Message):
     METERS_FIELD_NUMBER: _builtins.int
     DISK_FREE_BYTES_FIELD_NUMBER: _builtins.int
     PRODUCT_FIELD_NUMBER: _builtins.int
+    ENERGY_FIELD_NUMBER: _builtins.int
+    NO_ENERGY_BECAUSE_FIELD_NUMBER: _builtins.int
     machine: _builtins.str
     """`x86_64`, `aarch64`."""
     device_tree_model: _builtins.str
@@ -62,6 +64,9 @@ class DeviceSnapshot(_message.Message):
     """Room for downloaded builds."""
     product: _builtins.str
     """What the firmware calls the machine: maker and product of DMI, or `EC2 instance`; else empty. Never a serial number."""
+    energy: _builtins.str
+    """What of the device its meter of energy covers; where it has none, why, as a clause."""
+    no_energy_because: _builtins.str
     @_builtins.property
     def device_tree_compatible(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """`compatible` strings of the device tree, most specific first."""
@@ -76,7 +81,7 @@ class DeviceSnapshot(_message.Message):
     def accelerators(self) -> _containers.RepeatedCompositeFieldContainer[Global___Accelerator]: ...
     @_builtins.property
     def meters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Which meters can be read, for example `thermal`, `cpufreq`, `pressure`, `rapl`."""
+        """Which meters can be read, for example `thermal`, `cpufreq`, `pressure`, and the name of the meter of energy."""
 
     def __init__(
         self,
@@ -98,10 +103,12 @@ class DeviceSnapshot(_message.Message):
         meters: _abc.Iterable[_builtins.str] | None = ...,
         disk_free_bytes: _builtins.int | None = ...,
         product: _builtins.str = ...,
+        energy: _builtins.str = ...,
+        no_energy_because: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_disk_free_bytes", b"_disk_free_bytes", "_memory_bytes", b"_memory_bytes", "disk_free_bytes", b"disk_free_bytes", "memory_bytes", b"memory_bytes", "os", b"os", "processor", b"processor"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_disk_free_bytes", b"_disk_free_bytes", "_memory_bytes", b"_memory_bytes", "accelerators", b"accelerators", "device_tree_compatible", b"device_tree_compatible", "device_tree_model", b"device_tree_model", "disk_free_bytes", b"disk_free_bytes", "emulated", b"emulated", "host_digest", b"host_digest", "host_name", b"host_name", "machine", b"machine", "memory_bytes", b"memory_bytes", "meters", b"meters", "os", b"os", "power_mode", b"power_mode", "processor", b"processor", "product", b"product", "python_version", b"python_version", "runtimes", b"runtimes", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_disk_free_bytes", b"_disk_free_bytes", "_memory_bytes", b"_memory_bytes", "accelerators", b"accelerators", "device_tree_compatible", b"device_tree_compatible", "device_tree_model", b"device_tree_model", "disk_free_bytes", b"disk_free_bytes", "emulated", b"emulated", "energy", b"energy", "host_digest", b"host_digest", "host_name", b"host_name", "machine", b"machine", "memory_bytes", b"memory_bytes", "meters", b"meters", "no_energy_because", b"no_energy_because", "os", b"os", "power_mode", b"power_mode", "processor", b"processor", "product", b"product", "python_version", b"python_version", "runtimes", b"runtimes", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__disk_free_bytes: _TypeAlias = _typing.Literal["disk_free_bytes"]  # noqa: Y015
     _WhichOneofArgType__disk_free_bytes: _TypeAlias = _typing.Literal["_disk_free_bytes", b"_disk_free_bytes"]  # noqa: Y015

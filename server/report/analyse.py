@@ -19,7 +19,16 @@ from fleetfit.core.statistics_student import Interval
 from fleetfit.proto.figures import candidate_samples, pair_ratio, peak_memory, scores_of
 from fleetfit.proto.printable import make_printable
 from fleetfit.proto.v1 import measurement_pb2
-from fleetfit.server.report.summary import Figure, Latency, MeasurementSummary, MetricSummary, OutputsSummary, Sampling
+from fleetfit.server.report.energy import energy_of_a_call
+from fleetfit.server.report.summary import (
+    EnergySummary,
+    Figure,
+    Latency,
+    MeasurementSummary,
+    MetricSummary,
+    OutputsSummary,
+    Sampling,
+)
 
 _MS: Final = 1e-6
 _ENDS: Final = {
@@ -60,6 +69,7 @@ def summarize(raw: measurement_pb2.MeasurementResult) -> MeasurementSummary:
         ratio=ratio,
         sampling=sampling,
         peak_memory_bytes=_memory(raw, notes),
+        energy=_energy(raw, notes),
         metric=_metric(raw),
         outputs=_outputs(raw),
         trust=_trust(raw, notes),
@@ -131,6 +141,19 @@ def _memory(raw: measurement_pb2.MeasurementResult, notes: list[str]) -> int | N
     found = peak_memory(raw)
     if found is None and raw.HasField("solo"):
         notes.append("peak memory is not given: the device does not tell it")
+    return found
+
+
+def _energy(raw: measurement_pb2.MeasurementResult, notes: list[str]) -> EnergySummary | None:
+    if raw.no_energy_because:
+        notes.append(f"energy was not measured: {raw.no_energy_because}")
+    if not raw.HasField("energy"):
+        return None
+    found = energy_of_a_call(raw.energy)
+    if found is None:
+        notes.append(f"energy is not given: the meter {raw.energy.meter} said too little meanwhile")
+    elif found.joules.low is not None and found.joules.low <= 0:
+        notes.append(f"the energy of a call cannot be told apart from nothing by the meter {found.meter}")
     return found
 
 

@@ -16,6 +16,7 @@ from fleetfit.server.report.model import (
     ConditionReport,
     DeviceReport,
     DropFigure,
+    EnergyFigure,
     LatencyFigure,
     LimitsReport,
     MetricFigure,
@@ -116,6 +117,7 @@ def _candidate(
         macs=c.macs,
         integer_operators=c.integer_operators,
         total_operators=c.total_operators,
+        energy=_energy(summary),
         lineage=[dict(step) for step in c.lineage],
         sampling=SamplingReport.model_validate(summary.sampling.model_dump()) if summary and summary.sampling else None,
     )
@@ -149,6 +151,20 @@ def _latency(summary: MeasurementSummary | None) -> LatencyFigure | None:
         first=found.first_ms,
         p95_ci95=found.p95_bounds,
         p99_ci95=found.p99_bounds,
+    )
+
+
+def _energy(summary: MeasurementSummary | None) -> EnergyFigure | None:
+    if summary is None or summary.energy is None:
+        return None
+    found = summary.energy
+    return EnergyFigure(
+        joules=found.joules.value,
+        ci95=_bounds(found.joules),
+        idle_watts=found.idle_watts,
+        busy_watts=found.busy_watts,
+        meter=found.meter,
+        covers=found.covers,
     )
 
 
@@ -192,6 +208,10 @@ def _notes(
         found.append("its speed was not measured beside the original's")
     if summary is not None and summary.peak_memory_bytes is None and not _mentions("memory", found):
         found.append("peak memory was not measured")
+    if summary is not None and summary.energy is None and not _mentions("energy", found):
+        found.append(
+            "energy was not measured: the device's agent is too old to measure it, or its method leaves it out"
+        )
     if not job.metric:
         found.append("no metric: the job has no targets to judge by")
     elif summary is not None and summary.metric is None:

@@ -97,6 +97,17 @@ class SamplingReport(_Part):
     processes: int
 
 
+class EnergyFigure(_Part):
+    """Energy of one inference call above the device at rest, in joules, as `meter` saw what it `covers`."""
+
+    joules: float
+    ci95: Bounds
+    idle_watts: float
+    busy_watts: float
+    meter: str
+    covers: str
+
+
 class RatioFigure(_Part):
     """How many times as fast: 2 is twice as fast. A tie is neither faster nor slower: see `tie_margin`."""
 
@@ -142,6 +153,7 @@ class CandidateReport(_Part):
     macs: int | None = None
     integer_operators: int = 0
     total_operators: int = 0
+    energy: EnergyFigure | None = None
     lineage: list[dict[str, Any]] = []
     sampling: SamplingReport | None = None
     """Null where no precision was asked for."""

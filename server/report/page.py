@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fleetfit.core.figures import number, size
+from fleetfit.core.figures import joules, number, size
 from fleetfit.server.report.chart import Axes, Point, scatter
 from fleetfit.server.report.model import (
     Bounds,
     CandidateReport,
     DeviceReport,
     DropFigure,
+    EnergyFigure,
     MetricFigure,
     RatioFigure,
     Report,
@@ -47,6 +48,7 @@ class Row:
     test: Cell
     size: Cell
     memory: Cell
+    energy: Cell
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class DevicePage:
     charts: str
     chart_caption: str
     has_metric: bool
+    has_energy: bool
 
 
 def device_pages(report: Report) -> list[DevicePage]:
@@ -79,6 +82,7 @@ def _device(report: Report, device: DeviceReport, anchor: str) -> DevicePage:
         charts=charts,
         chart_caption=caption,
         has_metric=bool(report.metric.name),
+        has_energy=any(c.energy is not None for c in device.candidates),
     )
 
 
@@ -99,6 +103,7 @@ def _row(report: Report, device: DeviceReport, c: CandidateReport, original: Can
         test=_metric(c.test_metric, c.test_drop),
         size=_amount(c.size_bytes, original.size_bytes if original else None),
         memory=_amount(c.peak_memory_bytes, original.peak_memory_bytes if original else None),
+        energy=_energy(c.energy),
     )
 
 
@@ -156,6 +161,14 @@ def _metric(metric: MetricFigure | None, drop: DropFigure | None = None) -> Cell
         return Cell()
     more = f"loss {_drop(drop).figure}" if drop is not None and drop.value else ""
     return Cell(number(metric.value, 4), _interval(metric.ci95, 4), more)
+
+
+def _energy(energy: EnergyFigure | None) -> Cell:
+    if energy is None:
+        return Cell()
+    low, high = energy.ci95
+    bounds = "interval unknown" if low is None or high is None else f"{joules(low)} to {joules(high)}"
+    return Cell(joules(energy.joules), bounds)
 
 
 def _amount(ours: int | None, original: int | None) -> Cell:

@@ -44,6 +44,20 @@ class Sampling(_Frozen):
     processes: int
 
 
+class EnergySummary(_Frozen):
+    """Energy of one call above the device at rest, in joules, from `rounds` rounds of rest and work.
+
+    `idle_watts` and `busy_watts` are what `meter` said of what it `covers` in both.
+    """
+
+    joules: Figure
+    idle_watts: float
+    busy_watts: float
+    rounds: int
+    meter: str
+    covers: str
+
+
 class MetricSummary(_Frozen):
     """The metric, computed on the device over `n` samples of `split`."""
 
@@ -74,6 +88,7 @@ class MeasurementSummary(_Frozen):
     """None where no precision was asked for."""
     peak_memory_bytes: int | None = None
     """Resident memory of the trial's process at its peak, over what the runtime needs without a model."""
+    energy: EnergySummary | None = None
     metric: MetricSummary | None = None
     outputs: OutputsSummary | None = None
     trust: str = "clean"

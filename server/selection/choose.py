@@ -14,7 +14,7 @@ from typing import Final
 from fleetfit.server.report.facts import CandidateFacts, DeviceFacts, JobFacts
 from fleetfit.server.report.summary import Figure
 from fleetfit.server.selection.limits import Breach, Judged, broken_limits
-from fleetfit.server.selection.objectives import ORIGINAL, better_because, cost, why_not_worth
+from fleetfit.server.selection.objectives import ORIGINAL, better_because, cost, joules_of, why_not_worth
 from fleetfit.server.selection.ratios import UNITY, is_faster, is_tie, product, quotient
 from fleetfit.server.selection.sentences import Chosen, no_choice, sentence
 from fleetfit.server.selection.words import condition
@@ -84,10 +84,13 @@ def select_variant(job: JobFacts, device: DeviceFacts) -> Selection:
     groups = {
         key: _group([c for c in candidates if _condition(c) == key]) for key in sorted(map(_condition, candidates))
     }
-    rated = [_rate(job, device, c, groups[_condition(c)]) for c in candidates if c.compressed and c.state == "measured"]
-    eligible = [one for one in rated if not one.breaches and not one.not_worth]
     obstacle = _obstacle(job, device)
-    winners = [_winner(job, [one for one in eligible if one.group is group]) for group in groups.values()]
+    # Without a meter it is told what latency would have chosen.
+    rated_by = replace(job, objective="latency") if obstacle == "energy" else job
+    recipes = [c for c in candidates if c.compressed and c.state == "measured"]
+    rated = [_rate(rated_by, device, c, groups[_condition(c)]) for c in recipes]
+    eligible = [one for one in rated if not one.breaches and not one.not_worth]
+    winners = [_winner(rated_by, [one for one in eligible if one.group is group]) for group in groups.values()]
     chosen = None if obstacle else min((w for w in winners if w), key=_across_conditions, default=None)
     closest = None if chosen or obstacle else _closest(rated)
     verdicts = {c.id: _verdict(job, device, c, groups[_condition(c)], rated, chosen) for c in candidates}
@@ -211,7 +214,7 @@ def _obstacle(job: JobFacts, device: DeviceFacts) -> str:
     """What forbids any choice on this device: `bench`, `energy` or `emulated`; empty where nothing does."""
     if job.kind == "bench":
         return "bench"
-    if job.objective == "energy":
+    if job.objective == "energy" and not any(joules_of(c) for c in device.candidates):
         return "energy"
     return "emulated" if device.emulated and not job.accept_emulated else ""
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Final, Protocol
 
-from fleetfit.core.figures import number, size
+from fleetfit.core.figures import joules, number, size
 from fleetfit.server.report.facts import CandidateFacts
 from fleetfit.server.report.summary import Figure
-from fleetfit.server.selection.ratios import is_faster, is_slower
+from fleetfit.server.selection.ratios import is_faster, is_slower, quotient
 from fleetfit.server.selection.words import interval, smaller, tie, times
 
 # A build's peak memory is read in one process; smaller differences come and go between two runs of one build.
@@ -39,6 +39,9 @@ def cost(objective: str, one: Weighed) -> float:
     """What is minimized; infinite where it was not measured. Latency counts by the ratio, which was measured interleaved."""
     if objective in ("size", "memory"):
         return _bytes(objective, one.facts)
+    if objective == "energy":
+        energy = joules_of(one.facts)
+        return energy.value if energy is not None else math.inf
     return -one.speed.value if one.speed is not None else math.inf
 
 
@@ -46,6 +49,18 @@ def _bytes(objective: str, c: CandidateFacts) -> float:
     peak = c.validation.peak_memory_bytes if c.validation else None
     found = c.size_bytes if objective == "size" else peak
     return math.inf if found is None else float(found)
+
+
+def joules_of(c: CandidateFacts) -> Figure | None:
+    """The energy of a call; None where it was not measured, or is not above nothing."""
+    energy = c.validation.energy if c.validation else None
+    return energy.joules if energy is not None and energy.joules.value > 0 else None
+
+
+def energy_saved(c: CandidateFacts, other: CandidateFacts) -> Figure | None:
+    """How many times the energy of `c` a call of `other` takes: above 1, `c` is thriftier."""
+    ours, theirs = joules_of(c), joules_of(other)
+    return None if ours is None or theirs is None else quotient(theirs, ours)
 
 
 def why_not_worth(
@@ -62,6 +77,8 @@ def why_not_worth(
     """
     if original is None:
         return "there is nothing to compare it with: the original was not measured on this device"
+    if objective == "energy":
+        return _not_thriftier(c, original)
     if objective in ("size", "memory"):
         return _not_smaller(objective, c, original)
     if versus_original is None or versus_best is None:
@@ -74,6 +91,19 @@ def why_not_worth(
     if is_slower(ratio):
         return f"compression made it no faster but slower: it runs {times(ratio)} as {against}{interval(ratio)}"
     return f"compression made it no faster: it runs {times(ratio)} as {against}{interval(ratio)}, {tie(ratio)}"
+
+
+def _not_thriftier(c: CandidateFacts, original: CandidateFacts) -> str:
+    saved = energy_saved(c, original)
+    if saved is None:
+        whose = "its" if joules_of(c) is None else "the original's"
+        return f"{whose} energy was not measured, or cannot be told apart from nothing"
+    if is_faster(saved):
+        return ""
+    told = f"the original takes {number(saved.value)} times the energy of a call{interval(saved)}"
+    if is_slower(saved):
+        return f"compression made it take more energy: {told}"
+    return f"compression saves no energy for certain: {told}"
 
 
 def _not_smaller(objective: str, c: CandidateFacts, original: CandidateFacts) -> str:
@@ -95,6 +125,11 @@ def better_because(objective: str, winner: Weighed, other: Weighed) -> str:
         what = "smaller" if objective == "size" else "leaner in memory"
         shown = size(theirs) if math.isfinite(theirs) else "unknown"
         return f"{winner.facts.name} is {what}: {size(ours)} against {shown}"
+    if objective == "energy":
+        saved = energy_saved(winner.facts, other.facts)
+        if saved is None or not is_faster(saved):
+            return ""
+        return f"{winner.facts.name} takes less energy: {joules(ours)} a call against {joules(theirs)}"
     if not ours < theirs:
         return ""
     of = f"the speed of {winner.reference}" if winner.reference != ORIGINAL else "the original's speed"

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
-from fleetfit.core.figures import number, size
+from fleetfit.core.figures import joules, number, size
 from fleetfit.server.report.facts import CandidateFacts, DeviceFacts, JobFacts
 from fleetfit.server.report.summary import Figure
 from fleetfit.server.selection.limits import Breach, Judged
+from fleetfit.server.selection.objectives import energy_saved, joules_of
 from fleetfit.server.selection.ratios import is_faster, is_slower
 from fleetfit.server.selection.words import enumerate_names, interval, loss, smaller, tie, times
+
+_NO_ENERGY: Final = "energy was not measured: "
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ def sentence(job: JobFacts, chosen: Chosen) -> str:
         parts.append(f"is {smaller(chosen.facts.size_bytes, original.size_bytes)}")
     if job.objective == "memory" and (memory := _memory(chosen)):
         parts.append(memory)
+    if job.objective == "energy" and (energy := _energy(chosen)):
+        parts.append(energy)
     if chosen.judged.drop is not None:
         parts.append(f"{loss(job.metric, chosen.judged.drop)} against {chosen.judged.reference}")
     rest = f"; it {enumerate_names(parts)}" if parts else ""
@@ -75,6 +81,28 @@ def _memory(chosen: Chosen) -> str:
     return f"needs {size(ours)} of memory at its peak instead of {size(theirs)}" if ours and theirs else ""
 
 
+def _energy(chosen: Chosen) -> str:
+    ours, theirs = joules_of(chosen.facts), joules_of(chosen.original) if chosen.original else None
+    saved = energy_saved(chosen.facts, chosen.original) if chosen.original else None
+    if ours is None or theirs is None or saved is None:
+        return ""
+    share = 100 * (1 - 1 / saved.value)
+    meter = chosen.facts.validation.energy if chosen.facts.validation else None
+    of = f" ({meter.covers})" if meter else ""
+    return f"takes {joules(ours.value)} a call above rest instead of {joules(theirs.value)}, {share:.0f} % less{of}"
+
+
+def _why_no_energy(device: DeviceFacts) -> str:
+    """The device's own reason, as its measurements note it."""
+    notes = (note for c in device.candidates if c.validation for note in c.validation.notes)
+    reason = next((note for note in notes if note.startswith(_NO_ENERGY)), "")
+    return (
+        f" on {device.name}: {reason.removeprefix(_NO_ENERGY)}"
+        if reason
+        else f": fleetfit reads no meter on {device.name}"
+    )
+
+
 def no_choice(
     job: JobFacts,
     device: DeviceFacts,
@@ -90,9 +118,7 @@ def no_choice(
         return _bench(device)
     if obstacle == "energy":
         otherwise = f"; by latency it would be {would_be.name}" if would_be is not None else ""
-        return (
-            f"Energy was not measured: fleetfit reads no meter on {device.name}{otherwise}. Choose another --minimize."
-        )
+        return f"Energy was not measured{_why_no_energy(device)}{otherwise}. Choose another --minimize."
     if obstacle == "emulated":
         otherwise = f"; it would have been {would_be.name}" if would_be is not None else ""
         return (
@@ -114,7 +140,7 @@ def no_choice(
     if nearest is None:
         return "Nothing could be chosen: see the reason beside each candidate."
     facts, reason = nearest
-    gain = {"size": "smaller", "memory": "leaner in memory"}.get(job.objective, "faster")
+    gain = {"size": "smaller", "memory": "leaner in memory", "energy": "thriftier"}.get(job.objective, "faster")
     text = f"Keep {keep}: no variant that meets the limits is {gain} here. The nearest is {facts.name}: {reason}."
     if closest is not None and not closest[2] and _relax(closest[1]):
         text += (

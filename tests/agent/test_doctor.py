@@ -32,7 +32,9 @@ RUNTIME = snapshot_pb2.Runtime(name="onnxruntime", version="1.32", available=Tru
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> snapshot_pb2.DeviceSnapshot:
     """What the probe finds, in place of this machine: a device without fault, for a test to change."""
-    snapshot = snapshot_pb2.DeviceSnapshot(runtimes=[RUNTIME], meters=["thermal"], power_mode="performance")
+    snapshot = snapshot_pb2.DeviceSnapshot(
+        runtimes=[RUNTIME], meters=["thermal"], power_mode="performance", energy="module input (VDD_IN)"
+    )
     snapshot.processor.usable_cores = 4
 
     async def probe(state: Path, *, threads: int, emulated: bool) -> snapshot_pb2.DeviceSnapshot:
@@ -69,11 +71,17 @@ def enrolled(folder: Path, change: Callable[[Identity], Identity] = lambda ident
 @pytest.mark.usefixtures("device")
 def test_a_device_that_lacks_nothing(tmp_path: Path) -> None:
     findings = enrolled(tmp_path, up=True)
-    assert list(findings) == ["identity", "server", "runtime", "disk", "quiet"]
+    assert list(findings) == ["identity", "server", "runtime", "disk", "quiet", "energy"]
     assert {finding.verdict for finding in findings.values()} == {"ok"}
     assert findings["identity"].found.startswith("bench, valid for 18")
     assert findings["server"].found.endswith("answers, with the right CA")
     assert findings["runtime"].found == "onnxruntime 1.32 (CPU)"
+
+
+def test_a_device_without_a_meter_of_energy_is_told_why(tmp_path: Path, device: snapshot_pb2.DeviceSnapshot) -> None:
+    device.energy, device.no_energy_because = "", "the counters are for root only"
+    finding = found(tmp_path, "energy")
+    assert (finding.verdict, finding.found) == ("note", "the counters are for root only")
 
 
 @pytest.mark.usefixtures("device")

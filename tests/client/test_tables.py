@@ -271,3 +271,15 @@ def test_a_long_name_is_parted_behind_hyphens() -> None:
     assert _broken("* pruned-low-rank") == "* pruned-low-\nrank"
     assert _broken("short") == "short"
     assert _broken("a--b").replace("\n", "") == "a--b"
+
+
+def test_energy_is_listed_where_it_was_measured(report: dict[str, Any]) -> None:
+    assert "Energy" not in printed(report_parts(report))
+    energy = {"joules": 0.0124, "ci95": [0.0121, 0.0127], "idle_watts": 2.0, "busy_watts": 6.0, "meter": "rails"}
+    report["devices"][0]["candidates"][0]["energy"] = energy
+    text = printed(report_parts(report))
+    assert "Energy of a call above rest, by rails:" in text and ": 12.4 mJ (12.1 mJ to 12.7 mJ)" in one_line(text)
+    assert max(map(len, text.splitlines())) <= 80
+    header, first = list(csv.reader(io.StringIO(report_csv(report))))[:2]
+    at = header.index("energy_joules")
+    assert first[at : at + 3] == ["0.0124", "0.0121", "0.0127"]

@@ -64,6 +64,7 @@ def test_an_x86_server(tmp_path: Path) -> None:
     assert (snapshot.device_tree_model, list(snapshot.device_tree_compatible)) == ("", [])
     assert [(a.kind, a.name) for a in snapshot.accelerators] == [("gpu", "NVIDIA L4")]
     assert (snapshot.power_mode, list(snapshot.meters)) == ("", ["steal", "rapl"])
+    assert (snapshot.energy, snapshot.no_energy_because) == ("processor packages", "")
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,7 @@ X86_SERVER: Mapping[str, str] = {
     "/proc/sys/kernel/osrelease": "6.1.0-18-amd64\n",
     "/proc/sys/kernel/random/boot_id": BOOT_ID + "\n",
     "/etc/machine-id": "ffffffffffffffffffffffffffffffff\n",
+    "/sys/class/powercap/intel-rapl:0/name": "package-0\n",
     "/sys/class/powercap/intel-rapl:0/energy_uj": "123456789\n",
     "/proc/driver/nvidia/gpus/0000:01:00.0/information": "Model: \t\t NVIDIA L4\nIRQ:   \t\t 100\n",
     **{

@@ -15,6 +15,7 @@ from fleetfit.server.report.build import build_report
 from fleetfit.server.report.chart import Axes, Point, scatter, ticks
 from fleetfit.server.report.facts import JobFacts, LimitFacts
 from fleetfit.server.report.render import render
+from fleetfit.server.report.summary import EnergySummary, Figure
 
 from .invented import job_facts
 
@@ -176,3 +177,20 @@ def test_it_fits_phones_and_desks(tmp_path: Path, chromium: object, width: int, 
     )
     assert cut == []
     shown.close()
+
+
+def test_energy_stands_on_the_page_where_it_was_measured() -> None:
+    assert "energy<br>of a call" not in page()
+    facts = job_facts()
+    first = facts.devices[0].candidates[0]
+    assert first.validation is not None
+    energy = EnergySummary(
+        joules=Figure(value=0.0124, low=0.0121, high=0.0127),
+        idle_watts=2.0, busy_watts=6.5, rounds=6, meter="rails", covers="module input (VDD_IN)",
+    )  # fmt: skip
+    metered = dataclasses.replace(first, validation=first.validation.model_copy(update={"energy": energy}))
+    candidates = (metered, *facts.devices[0].candidates[1:])
+    devices = (dataclasses.replace(facts.devices[0], candidates=candidates), *facts.devices[1:])
+    text = page(dataclasses.replace(facts, devices=devices))
+    for words in ("energy<br>of a call", "12.4 mJ", "12.1 mJ to 12.7 mJ", "rails: module input (VDD_IN)", "6.500 W"):
+        assert words in text

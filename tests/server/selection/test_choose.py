@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleetfit.server.report.facts import CandidateFacts, DeviceFacts, JobFacts, LimitFacts
-from fleetfit.server.report.summary import Figure
+from fleetfit.server.report.summary import EnergySummary, Figure
 from fleetfit.server.selection.choose import Selection, select_variant
 
 from .invented import candidate, control, device, job, original
@@ -172,7 +172,7 @@ def test_objectives(objective: str, winner: str) -> None:
 def test_energy_without_a_meter_is_said() -> None:
     found = choose(device(original(), candidate("fast")), objective="energy")
     assert found.selected is None
-    assert "reads no meter on lab" in found.why and "by latency it would be fast" in found.why
+    assert "fleetfit reads no meter on lab" in found.why and "by latency it would be fast" in found.why
     assert "energy was not measured" in reasons(found, "fast")
 
 
@@ -312,3 +312,47 @@ def test_what_is_chosen_holds_the_limits_and_all_others_have_a_reason(of: tuple[
                     assert ratio is not None and ratio.low is not None and ratio.low > 1
         elif c.compressed:
             assert verdict.rejected_because and all(verdict.rejected_because)
+
+
+def _metered(recipe: str, joules: tuple[float, float, float], **more: object) -> CandidateFacts:
+    facts = original(**more) if recipe == "original" else candidate(recipe, **more)  # type: ignore[arg-type]
+    assert facts.validation is not None
+    value, low, high = joules
+    energy = EnergySummary(
+        joules=Figure(value=value, low=low, high=high),
+        idle_watts=2.0, busy_watts=6.0, rounds=6, meter="rails", covers="module input (VDD_IN)",
+    )  # fmt: skip
+    return dataclasses.replace(facts, validation=facts.validation.model_copy(update={"energy": energy}))
+
+
+def test_least_energy_is_chosen_where_it_is_measured() -> None:
+    lab = device(
+        _metered("original", (0.100, 0.098, 0.102)),
+        _metered("fast", (0.060, 0.058, 0.062), ratio=(4.0, 3.9, 4.1)),
+        _metered("thrifty", (0.030, 0.029, 0.031), ratio=(0.9, 0.88, 0.92)),
+        _metered("hungry", (0.200, 0.19, 0.21)),
+        _metered("unclear", (0.099, 0.08, 0.12)),
+        candidate("unmetered"),
+    )
+    found = choose(lab, objective="energy")
+    assert recipe_of(found) == "thrifty"
+    assert "takes 30.0 mJ a call above rest instead of 100 mJ, 70 % less (module input (VDD_IN))" in found.why
+    assert "thrifty takes less energy: 30.0 mJ a call against 60.0 mJ" in reasons(found, "fast")
+    assert "compression made it take more energy" in reasons(found, "hungry")
+    assert "compression saves no energy for certain" in reasons(found, "unclear")
+    assert "its energy was not measured" in reasons(found, "unmetered")
+
+
+def test_energy_that_cannot_be_told_from_nothing_chooses_nothing() -> None:
+    lab = device(_metered("original", (0.1, 0.09, 0.11)), _metered("fast", (-0.01, -0.05, 0.03)))
+    found = choose(lab, objective="energy")
+    assert found.selected is None and "Keep the original" in found.why and "thriftier" in found.why
+
+
+def test_a_device_without_a_meter_says_why_in_its_own_words() -> None:
+    note = "energy was not measured: the counters in /sys/class/powercap are for root only"
+    fast = candidate("fast")
+    assert fast.validation is not None
+    fast = dataclasses.replace(fast, validation=fast.validation.model_copy(update={"notes": [note]}))
+    found = choose(device(original(), fast), objective="energy")
+    assert "was not measured on lab: the counters in /sys/class/powercap are for root only" in found.why
