@@ -30,7 +30,8 @@ class Wanted:
     """A job as a person asks for it: `fleetfit compress` and `Client.compress` alike.
 
     `max_drop` is text: "1" is in points of the metric, "2%" relative to the original's value. Sizes are in megabytes of a
-    million bytes. `recipes` are names or files; none is the default set. `budget` is text such as "30m".
+    million bytes. `recipes` are names or files; none is the default set. `budget` and
+    `sustained` are text such as "30m".
     """
 
     model: str
@@ -48,6 +49,7 @@ class Wanted:
     seed: int = 0
     metric: str = ""
     accept_emulated: bool = False
+    sustained: str = ""
     bench: bool = field(default=False, kw_only=True)
 
 
@@ -72,6 +74,7 @@ def job_spec(wanted: Wanted) -> jobs_pb2.JobSpec:
         seed=wanted.seed,
         metric=wanted.metric,
         accept_emulated=wanted.accept_emulated,
+        sustained_ms=duration_ms(wanted.sustained, "sustained") if wanted.sustained else 0,
     )
 
 

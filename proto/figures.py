@@ -6,11 +6,12 @@ Needs NumPy; the resident agent and the server's process keep away from it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetfit.core.statistics_latency import Floats, ratio_interval
+from fleetfit.core.statistics_latency import Floats, batch_median, percentile, quotient_interval, ratio_interval
 from fleetfit.core.statistics_student import Interval
 from fleetfit.proto.v1 import measurement_pb2
 
@@ -27,6 +28,38 @@ def candidate_samples(raw: measurement_pb2.MeasurementResult) -> list[Floats]:
     processes = [milliseconds(raw.solo.latency_ns)] if raw.HasField("solo") else []
     processes += [milliseconds([ns for b in run.blocks if b.candidate for ns in b.latency_ns]) for run in raw.pairs]
     return [samples for samples in processes if len(samples)]
+
+
+@dataclass(frozen=True)
+class Warmth:
+    """What a build does cool (`burst`, its first seconds) and warm (`sustained`, the last third of a long run), in ms.
+
+    `slowdown` is how many times as long a warm call takes. All are of one process: the spread between processes is in none.
+    """
+
+    burst: Interval
+    sustained: Interval
+    sustained_p95: float | None
+    slowdown: Interval
+    seconds: float
+
+
+def warmth(raw: measurement_pb2.MeasurementResult) -> Warmth | None:
+    """Burst and sustained figures; None where nothing was sustained."""
+    run = raw.solo.sustained
+    if not len(run.latency_ns) or not len(raw.solo.latency_ns):
+        return None
+    samples = milliseconds(run.latency_ns)
+    passed = np.cumsum(samples)
+    last = samples[int(np.searchsorted(passed, 2 / 3 * passed[-1])) :]
+    burst, sustained = batch_median(milliseconds(raw.solo.latency_ns)), batch_median(last)
+    return Warmth(
+        burst=burst,
+        sustained=sustained,
+        sustained_p95=percentile(95, last),
+        slowdown=quotient_interval(sustained, burst),
+        seconds=(run.window.end_monotonic_ns - run.window.begin_monotonic_ns) / 1e9,
+    )
 
 
 def pair_ratio(runs: Iterable[measurement_pb2.PairRun]) -> Interval | None:

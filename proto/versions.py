@@ -12,7 +12,15 @@ MINIMUM_PROTOCOL_VERSION: Final = 1
 RETURNS_OUTPUTS: Final = "measure.outputs"
 # Builds of two runtimes are timed in turn.
 PAIRS_RUNTIMES: Final = "measure.pair.runtimes"
-AGENT_CAPABILITIES: Final = ("measure.solo", "measure.pair", "measure.metric", RETURNS_OUTPUTS, PAIRS_RUNTIMES)
+SUSTAINS: Final = "measure.sustained"
+AGENT_CAPABILITIES: Final = (
+    "measure.solo",
+    "measure.pair",
+    "measure.metric",
+    RETURNS_OUTPUTS,
+    PAIRS_RUNTIMES,
+    SUSTAINS,
+)
 SERVER_CAPABILITIES: Final = ("artifacts.resume", "session.wake")
 
 # The most that an agent returns of the outputs of one build for one split.

@@ -10,6 +10,10 @@ from fleetfit.core.statistics_latency import median_spread, steady
 
 Call = Callable[[], None]
 
+_CHUNK_NS: Final = 100_000_000
+_ENDLESS: Final = 1 << 40
+_MOST_KEPT: Final = 50_000
+
 _clock = time.perf_counter_ns
 # Two stretches are compared for drift. They last long enough for a processor to raise its clock (tens of milliseconds) and
 # have enough samples for a median.
@@ -49,6 +53,26 @@ def take_until(call: Call, count: int, limit_ns: int, precision: float, *, least
     while precision > 0 and (left := limit_ns - (_clock() - began)) > 0 and median_spread(samples) > precision:
         samples += take_samples(call, count, left)
     return samples
+
+
+def call_without_pause(
+    call: Call, duration_ns: int, told: Callable[[float], None], *, most: int = _MOST_KEPT
+) -> tuple[list[int], int, int]:
+    """Call for so long: the times of one of `every` calls in order, in nanoseconds, then `every`, then how many calls.
+
+    So many are kept that a change over the whole time shows, and at most `most`. `told` hears what share of it is over.
+    """
+    began = _clock()
+    kept: list[int] = []
+    every, calls = 1, 0
+    while (left := duration_ns - (_clock() - began)) > 0:
+        told(1 - left / duration_ns)
+        samples = take_samples(call, _ENDLESS, min(_CHUNK_NS, left))
+        kept += samples[-calls % every :: every]
+        calls += len(samples)
+        while len(kept) > most:
+            kept, every = kept[::2], 2 * every
+    return kept, every, calls
 
 
 def warm_up(call: Call, limit_ns: int) -> tuple[int, bool]:

@@ -29,7 +29,7 @@ from fleetfit.agent.measuring.memory import memory_bytes, reset_peak
 from fleetfit.agent.measuring.outputs import OutputsFile
 from fleetfit.agent.measuring.seats import Seat, SeatApart, SeatHere, feeds_of
 from fleetfit.agent.measuring.split import open_split
-from fleetfit.agent.measuring.timing import take_until, time_once, warm_up
+from fleetfit.agent.measuring.timing import Call, call_without_pause, take_until, time_once, warm_up
 from fleetfit.agent.spool import OUTPUTS
 from fleetfit.core.digests import sha256_file
 from fleetfit.core.errors import FleetfitError, InvalidData, InvalidModel
@@ -89,6 +89,8 @@ class Trial:
             run.latency_ns.extend(samples)
             run.window.end_monotonic_ns = time.monotonic_ns()
             run.peak_memory_bytes = memory_bytes("VmHWM")
+            if method.sustained_ns > 0:
+                self._sustain(call, run.sustained)
             del call
         self._step(0.2, now=True)
         if task.data_artifact_name and task.return_outputs:
@@ -131,6 +133,14 @@ class Trial:
             for seat in seats.values():
                 seat.close()
         return run
+
+    def _sustain(self, call: Call, run: measurement_pb2.SustainedRun) -> None:
+        run.window.begin_monotonic_ns = time.monotonic_ns()
+        kept, run.every, run.calls = call_without_pause(
+            call, self._task.method.sustained_ns, lambda done: self._step(0.2 * done)
+        )
+        run.latency_ns.extend(kept)
+        run.window.end_monotonic_ns = time.monotonic_ns()
 
     def _enough_rounds(self, run: measurement_pb2.PairRun, began_ns: int) -> bool:
         """Whether this process has told its ratio as well as asked, or has taken as long as it may.
@@ -230,7 +240,7 @@ class Trial:
     def _step(self, fraction: float, *, now: bool = False) -> None:
         """Tell how far the trial is, at most some times per second: also its sign of life."""
         if now or time.monotonic_ns() - self._stepped > _STEP_NS:
-            self._step_file.write_text(f"{fraction:.3f}")
+            self._step_file.write_text(f"{fraction:.5f}")
             self._stepped = time.monotonic_ns()
 
 

@@ -14,6 +14,7 @@ from fleetfit.client.commands.options import (
     Seed,
     Server,
     SeveralValues,
+    Sustained,
     Threads,
     Wait,
     application,
@@ -32,6 +33,7 @@ def measure(
     metric: Annotated[str, typer.Option(help="The metric; else the dataset's.")] = "",
     threads: Threads = [],  # noqa: B006 - typer reads it
     batch: Batch = [],  # noqa: B006 - typer reads it
+    sustained: Sustained = "",
     seed: Seed = 0,
     wait: Wait = False,
     plan: Plan = False,
@@ -47,6 +49,7 @@ def measure(
         threads=threads,
         batch=batch,
         seed=seed,
+        sustained=sustained,
         accept_emulated=True,
         bench=True,
     )

@@ -16,6 +16,7 @@ from fleetfit.client.commands.options import (
     Seed,
     Server,
     SeveralValues,
+    Sustained,
     Threads,
     Wait,
     application,
@@ -51,6 +52,7 @@ def fit(
     max_size_mb: Annotated[float | None, typer.Option(help="Largest build.", show_default=False)] = None,
     threads: Threads = [],  # noqa: B006 - typer reads it
     batch: Batch = [],  # noqa: B006 - typer reads it
+    sustained: Sustained = "",
     minimize: Annotated[
         str, typer.Option(help="latency, energy, size or memory, among what meets the limits.")
     ] = "latency",
@@ -99,7 +101,7 @@ def fit(
 
         if on or wait or plan:
             raise UsageError("--local needs no device; leave --on, --wait and --plan out", field="local")
-        if p95_ms is not None or max_memory_mb is not None or budget:
+        if p95_ms is not None or max_memory_mb is not None or budget or sustained:
             raise UsageError(
                 "--local measures nothing; of the limits give only --max-drop and --max-size-mb with it", field="local"
             )
@@ -146,6 +148,7 @@ def fit(
         budget=budget,
         seed=seed,
         metric=metric,
+        sustained=sustained,
         accept_emulated=accept_emulated,
     )
     if not data:

@@ -22,6 +22,12 @@ Threads = Annotated[
     list[int], typer.Option("--threads", metavar="N...", help="Threads to measure with; else the device's own.")
 ]
 Batch = Annotated[list[int], typer.Option("--batch", metavar="N...", help="Batch sizes to measure with; else 1.")]
+Sustained = Annotated[
+    str,
+    typer.Option(
+        "--sustained", metavar="2m", help="Call each build for so long without a pause too: what it does when warm."
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait until the job has ended, and show its report.")]
 Plan = Annotated[bool, typer.Option("--plan", help="Only say what would be done; start nothing.")]

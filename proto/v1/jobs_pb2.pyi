@@ -186,6 +186,7 @@ class JobSpec(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     ACCEPT_EMULATED_FIELD_NUMBER: _builtins.int
     METRIC_FIELD_NUMBER: _builtins.int
+    SUSTAINED_MS_FIELD_NUMBER: _builtins.int
     kind: Global___JobKind.ValueType
     model: _builtins.str
     dataset: _builtins.str
@@ -198,6 +199,8 @@ class JobSpec(_message.Message):
     """Selects emulated devices too."""
     metric: _builtins.str
     """The metric; empty: the dataset's."""
+    sustained_ms: _builtins.int
+    """Each build is also called for so long without a pause, to see what it does when the device is warm; 0: not."""
     @_builtins.property
     def devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names, ids or labels; `all` is every device."""
@@ -237,10 +240,11 @@ class JobSpec(_message.Message):
         seed: _builtins.int = ...,
         accept_emulated: _builtins.bool = ...,
         metric: _builtins.str = ...,
+        sustained_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["incumbent", b"incumbent", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_emulated", b"accept_emulated", "batches", b"batches", "budget_ms", b"budget_ms", "dataset", b"dataset", "devices", b"devices", "incumbent", b"incumbent", "kind", b"kind", "limits", b"limits", "metric", b"metric", "model", b"model", "objective", b"objective", "recipes", b"recipes", "seed", b"seed", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_emulated", b"accept_emulated", "batches", b"batches", "budget_ms", b"budget_ms", "dataset", b"dataset", "devices", b"devices", "incumbent", b"incumbent", "kind", b"kind", "limits", b"limits", "metric", b"metric", "model", b"model", "objective", b"objective", "recipes", b"recipes", "seed", b"seed", "sustained_ms", b"sustained_ms", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

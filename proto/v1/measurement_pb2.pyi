@@ -146,6 +146,7 @@ class Method(_message.Message):
     ENERGY_ROUNDS_FIELD_NUMBER: _builtins.int
     ENERGY_REST_NS_FIELD_NUMBER: _builtins.int
     ENERGY_BUSY_NS_FIELD_NUMBER: _builtins.int
+    SUSTAINED_NS_FIELD_NUMBER: _builtins.int
     pair_processes: _builtins.int
     """Fresh processes per pair trial."""
     blocks_per_process: _builtins.int
@@ -177,6 +178,8 @@ class Method(_message.Message):
     """Where the device has a meter of energy: rounds of rest and calls in turn, and how long each part lasts; 0: no energy."""
     energy_rest_ns: _builtins.int
     energy_busy_ns: _builtins.int
+    sustained_ns: _builtins.int
+    """After its samples the solo child calls the build for so long without a pause; 0: not at all."""
     def __init__(
         self,
         *,
@@ -195,10 +198,11 @@ class Method(_message.Message):
         energy_rounds: _builtins.int = ...,
         energy_rest_ns: _builtins.int = ...,
         energy_busy_ns: _builtins.int = ...,
+        sustained_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_ns", b"block_ns", "blocks_per_process", b"blocks_per_process", "child_limit_ns", b"child_limit_ns", "energy_busy_ns", b"energy_busy_ns", "energy_rest_ns", b"energy_rest_ns", "energy_rounds", b"energy_rounds", "more_rounds_limit_ns", b"more_rounds_limit_ns", "most_pair_processes", b"most_pair_processes", "pair_limit_ns", b"pair_limit_ns", "pair_processes", b"pair_processes", "precision", b"precision", "quiet_limit_ns", b"quiet_limit_ns", "solo_limit_ns", b"solo_limit_ns", "solo_samples", b"solo_samples", "warmup_limit_ns", b"warmup_limit_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_ns", b"block_ns", "blocks_per_process", b"blocks_per_process", "child_limit_ns", b"child_limit_ns", "energy_busy_ns", b"energy_busy_ns", "energy_rest_ns", b"energy_rest_ns", "energy_rounds", b"energy_rounds", "more_rounds_limit_ns", b"more_rounds_limit_ns", "most_pair_processes", b"most_pair_processes", "pair_limit_ns", b"pair_limit_ns", "pair_processes", b"pair_processes", "precision", b"precision", "quiet_limit_ns", b"quiet_limit_ns", "solo_limit_ns", b"solo_limit_ns", "solo_samples", b"solo_samples", "sustained_ns", b"sustained_ns", "warmup_limit_ns", b"warmup_limit_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -289,6 +293,40 @@ class Window(_message.Message):
 Global___Window: _TypeAlias = Window  # noqa: Y015
 
 @_typing.final
+class SustainedRun(_message.Message):
+    """Calls without a pause, long enough for a device to become warm."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LATENCY_NS_FIELD_NUMBER: _builtins.int
+    EVERY_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    every: _builtins.int
+    calls: _builtins.int
+    @_builtins.property
+    def latency_ns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """One of `every` calls, in order."""
+
+    @_builtins.property
+    def window(self) -> Global___Window: ...
+    def __init__(
+        self,
+        *,
+        latency_ns: _abc.Iterable[_builtins.int] | None = ...,
+        every: _builtins.int = ...,
+        calls: _builtins.int = ...,
+        window: Global___Window | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["window", b"window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "every", b"every", "latency_ns", b"latency_ns", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SustainedRun: _TypeAlias = SustainedRun  # noqa: Y015
+
+@_typing.final
 class SoloRun(_message.Message):
     """One loaded build alone in a fresh process."""
 
@@ -302,6 +340,7 @@ class SoloRun(_message.Message):
     PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     FLOOR_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     WINDOW_FIELD_NUMBER: _builtins.int
+    SUSTAINED_FIELD_NUMBER: _builtins.int
     load_ns: _builtins.int
     first_inference_ns: _builtins.int
     warmup_samples: _builtins.int
@@ -316,6 +355,10 @@ class SoloRun(_message.Message):
 
     @_builtins.property
     def window(self) -> Global___Window: ...
+    @_builtins.property
+    def sustained(self) -> Global___SustainedRun:
+        """What follows the samples, where it is asked for."""
+
     def __init__(
         self,
         *,
@@ -327,10 +370,11 @@ class SoloRun(_message.Message):
         peak_memory_bytes: _builtins.int = ...,
         floor_memory_bytes: _builtins.int = ...,
         window: Global___Window | None = ...,
+        sustained: Global___SustainedRun | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sustained", b"sustained", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_inference_ns", b"first_inference_ns", "floor_memory_bytes", b"floor_memory_bytes", "latency_ns", b"latency_ns", "load_ns", b"load_ns", "peak_memory_bytes", b"peak_memory_bytes", "steady", b"steady", "warmup_samples", b"warmup_samples", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_inference_ns", b"first_inference_ns", "floor_memory_bytes", b"floor_memory_bytes", "latency_ns", b"latency_ns", "load_ns", b"load_ns", "peak_memory_bytes", b"peak_memory_bytes", "steady", b"steady", "sustained", b"sustained", "warmup_samples", b"warmup_samples", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -172,7 +172,15 @@ class Engine:
             request = Request(session, spec, self.settings.compress_threads, self.settings.cuda)
             known = {c.variant_key: session.get(VariantRow, c.variant_key) for c in request.candidates}
             made = {key for key, row in known.items() if row is not None and row.state == "done"}
-            return plan_message(request.candidates, request.model, request.data, made, self._pace(), request.notes)
+            return plan_message(
+                request.candidates,
+                request.model,
+                request.data,
+                made,
+                self._pace(),
+                request.notes,
+                sustained_s=spec.sustained_ms / 1000,
+            )
 
         return await self._database.read(read)
 

@@ -23,8 +23,13 @@ def plan_message(
     made: Collection[str],
     pace: Pace,
     notes: Sequence[str] = (),
+    *,
+    sustained_s: float = 0.0,
 ) -> jobs_pb2.Plan:
-    """The plan as the protocol has it. `made` are the keys of the variants that exist already; `notes` come first."""
+    """The plan as the protocol has it. `made` are the keys of the variants that exist already; `notes` come first.
+
+    `sustained_s` comes on top of what a measurement usually takes.
+    """
     plan = jobs_pb2.Plan(notes=notes)
     compress_s: dict[str, float] = {}
     measure_s: defaultdict[str, float] = defaultdict(float)
@@ -53,8 +58,9 @@ def plan_message(
         if not message.cached:
             compress_s[candidate.variant_key] = expected_compress_s(model, data, candidate.recipe)
             message.expected_compress_ms = int(compress_s[candidate.variant_key] * 1000)
-        message.expected_measure_ms = int(pace.measure_s * 1000)
-        measure_s[candidate.device.snapshot.host_digest or candidate.device.id] += pace.measure_s
+        each_s = pace.measure_s + sustained_s
+        message.expected_measure_ms = int(each_s * 1000)
+        measure_s[candidate.device.snapshot.host_digest or candidate.device.id] += each_s
     total_s = sum(compress_s.values()) + max(measure_s.values(), default=0.0)
     plan.expected_total_ms = int(total_s * 1000)
     shared = len(candidates) - len({candidate.variant_key for candidate in candidates})

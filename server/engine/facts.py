@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from fleetfit.compress.tasks import CompressFacts, DataFacts
 from fleetfit.core.digests import short
 from fleetfit.core.metrics import is_user_metric, judged_name
+from fleetfit.device_profiles.loader import load_profiles
 from fleetfit.proto.v1 import jobs_pb2
 from fleetfit.server.engine.fleet import read_snapshot
 from fleetfit.server.engine.planning import OBJECTIVES, limits_of
@@ -74,6 +77,7 @@ def read_facts(session: Session, job: JobRow) -> JobFacts:
         limits=limits_of(spec, metric),
         accept_emulated=spec.accept_emulated,
         created_ms=job.created_ms,
+        sustained_ms=spec.sustained_ms,
         devices=tuple(_device(session, job, device_id, candidates) for device_id, candidates in devices.items()),
     )
 
@@ -81,13 +85,15 @@ def read_facts(session: Session, job: JobRow) -> JobFacts:
 def _device(session: Session, job: JobRow, device_id: str, rows: list[CandidateRow]) -> DeviceFacts:
     device = session.get_one(DeviceRow, device_id)
     snapshot = read_snapshot(session, device)
+    profile = load_profiles().get(device.profile)
+    warm = profile is None or profile.conditions.sustained
     return DeviceFacts(
         device_id=device_id,
         name=device.name,
         profile=device.profile,
         snapshot_id=device.snapshot_id or "",
         emulated=snapshot is not None and snapshot.emulated,
-        candidates=tuple(_candidate(session, row) for row in rows),
+        candidates=tuple(replace(_candidate(session, row), warm_counts=warm) for row in rows),
         validation_drops=_drops(session, job.id, device_id, "validation"),
         test_drops=_drops(session, job.id, device_id, "test"),
     )

@@ -232,6 +232,8 @@ class Leases:
             method=self._method,
             metric_only=task.metric_only,
         )
+        if not task.metric_only:
+            measure.method.sustained_ns = spec.sustained_ms * 1_000_000
         facts = (session.get_one(DatasetRow, job.dataset_id).facts or {}) if job.dataset_id and task.split else {}
         judged = known_metric(spec.metric or facts.get("metric", ""))
         returns = judged is not None and judged.is_user

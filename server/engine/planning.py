@@ -24,6 +24,8 @@ MADE_FROM: Final[tuple[str, ...]] = ("train", "validation")
 # The runtimes that compression makes builds for.
 _BUILT_FOR: Final = ("onnxruntime",)
 _FLOAT_BYTES: Final = 4
+# A device is not warm earlier, and a job of many candidates should end.
+_SUSTAINED_MS: Final = (10_000, 30 * 60_000)
 # First guesses, replaced by what earlier work really took: seconds to load, export and check a model; bytes of a graph.
 _FIXED_COMPRESS_S: Final = 8.0
 _MACS_PER_S: Final = 2e10
@@ -247,6 +249,11 @@ def check_wishes(spec: jobs_pb2.JobSpec, metric: str) -> None:
         )
     if spec.seed < 0:
         raise InvalidInput(f"the seed {spec.seed} is negative; give 0 or more", field="seed")
+    if spec.sustained_ms and not _SUSTAINED_MS[0] <= spec.sustained_ms <= _SUSTAINED_MS[1]:
+        raise InvalidInput(
+            f"{spec.sustained_ms / 1000:g} s without a pause cannot be measured; give --sustained from 10s to 30m",
+            field="sustained",
+        )
     limits_of(spec, metric)
 
 

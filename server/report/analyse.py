@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from fleetfit.core.figures import number
 from fleetfit.core.statistics import metric_value
 from fleetfit.core.statistics_latency import half_width, median_interval, percentile_interval
 from fleetfit.core.statistics_student import Interval
-from fleetfit.proto.figures import candidate_samples, pair_ratio, peak_memory, scores_of
+from fleetfit.proto.figures import candidate_samples, pair_ratio, peak_memory, scores_of, warmth
 from fleetfit.proto.printable import make_printable
 from fleetfit.proto.v1 import measurement_pb2
 from fleetfit.server.report.energy import energy_of_a_call
@@ -28,7 +29,9 @@ from fleetfit.server.report.summary import (
     MetricSummary,
     OutputsSummary,
     Sampling,
+    Sustained,
 )
+from fleetfit.server.selection.words import interval
 
 _MS: Final = 1e-6
 _ENDS: Final = {
@@ -68,6 +71,7 @@ def summarize(raw: measurement_pb2.MeasurementResult) -> MeasurementSummary:
         latency=latency,
         ratio=ratio,
         sampling=sampling,
+        sustained=_sustained(raw, notes),
         peak_memory_bytes=_memory(raw, notes),
         energy=_energy(raw, notes),
         metric=_metric(raw),
@@ -135,6 +139,29 @@ def _ratio(raw: measurement_pb2.MeasurementResult, notes: list[str]) -> tuple[Fi
             f"{' processes' if sampling.end == 'time' else ''}"
         )
     return ratio, sampling
+
+
+def _sustained(raw: measurement_pb2.MeasurementResult, notes: list[str]) -> Sustained | None:
+    found = warmth(raw)
+    if found is None:
+        return None
+    # Taken right before and right after the build ran alone.
+    before, after = (
+        next((f"{r.temperature_celsius:.0f} °C" for r in some if r.HasField("temperature_celsius")), "")
+        for some in (raw.readings[:1], raw.readings[1:2])
+    )
+    notes.append(
+        f"after {found.seconds:.0f} s without a pause a call takes {number(found.sustained.value)} ms, "
+        f"{number(found.slowdown.value)} times as long as in the first seconds{interval(figure(found.slowdown))}"
+        + (f"; the device went from {before} to {after}" if before and after else "")
+    )
+    return Sustained(
+        burst_ms=figure(found.burst),
+        p50_ms=figure(found.sustained),
+        p95_ms=found.sustained_p95,
+        slowdown=figure(found.slowdown),
+        seconds=found.seconds,
+    )
 
 
 def _memory(raw: measurement_pb2.MeasurementResult, notes: list[str]) -> int | None:

@@ -25,6 +25,7 @@ from fleetfit.server.report.model import (
     Report,
     SamplingReport,
     SpeedupReport,
+    SustainedFigure,
 )
 from fleetfit.server.report.summary import Drops, Figure, MeasurementSummary
 from fleetfit.server.selection.choose import Verdict, select_variant
@@ -119,6 +120,7 @@ def _candidate(
         total_operators=c.total_operators,
         energy=_energy(summary),
         lineage=[dict(step) for step in c.lineage],
+        sustained_ms=_sustained(c, summary),
         sampling=SamplingReport.model_validate(summary.sampling.model_dump()) if summary and summary.sampling else None,
     )
 
@@ -168,6 +170,23 @@ def _energy(summary: MeasurementSummary | None) -> EnergyFigure | None:
     )
 
 
+def _sustained(c: CandidateFacts, summary: MeasurementSummary | None) -> SustainedFigure | None:
+    found = summary.sustained if summary else None
+    if found is None:
+        return None
+    return SustainedFigure(
+        burst=found.burst_ms.value,
+        burst_ci95=_bounds(found.burst_ms),
+        p50=found.p50_ms.value,
+        ci95=_bounds(found.p50_ms),
+        p95=found.p95_ms,
+        slowdown=found.slowdown.value,
+        slowdown_ci95=_bounds(found.slowdown),
+        seconds=found.seconds,
+        counts=c.warm is not None,
+    )
+
+
 def _ratio(figure: Figure | None) -> RatioFigure | None:
     if figure is None:
         return None
@@ -206,6 +225,8 @@ def _notes(
         found.append("latency was not measured")
     if summary is not None and summary.ratio is None and (c.role != "original" or c.beside_another_runtime):
         found.append("its speed was not measured beside the original's")
+    if job.sustained_ms and summary is not None and summary.latency is not None and summary.sustained is None:
+        found.append("what it does on a warm device was not measured: the agent is older; update it")
     if summary is not None and summary.peak_memory_bytes is None and not _mentions("memory", found):
         found.append("peak memory was not measured")
     if summary is not None and summary.energy is None and not _mentions("energy", found):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fleetfit.server.report.summary import Drops, MeasurementSummary
+from fleetfit.server.report.summary import Drops, MeasurementSummary, Sustained
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class CandidateFacts:
     validation: MeasurementSummary | None = None
     test: MeasurementSummary | None = None
     notes: tuple[str, ...] = ()
+    warm_counts: bool = False
+    """On this kind of device what a build does when it is warm decides, where that was measured."""
 
     @property
     def compressed(self) -> bool:
@@ -60,6 +62,17 @@ class CandidateFacts:
     def name(self) -> str:
         """What sentences call it."""
         return self.title or self.recipe
+
+    @property
+    def p50_ms(self) -> float | None:
+        """The median by which conditions are compared: warm where that counts."""
+        warm, found = self.warm, self.validation.latency if self.validation else None
+        return warm.p50_ms.value if warm is not None else found.p50_ms.value if found is not None else None
+
+    @property
+    def warm(self) -> Sustained | None:
+        """The sustained figures, where they were measured and count."""
+        return self.validation.sustained if self.warm_counts and self.validation is not None else None
 
     @property
     def beside_another_runtime(self) -> bool:
@@ -94,3 +107,5 @@ class JobFacts:
     accept_emulated: bool
     created_ms: int
     devices: tuple[DeviceFacts, ...] = field(default=())
+    sustained_ms: int = 0
+    """For how long each build was to be called without a pause; 0 is not at all."""

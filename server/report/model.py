@@ -84,6 +84,24 @@ class LatencyFigure(_Part):
     p99_ci95: Bounds = (None, None)
 
 
+class SustainedFigure(_Part):
+    """What a call takes cool (`burst`, the first seconds) and warm (`p50`, the last third of `seconds` without a pause), in ms.
+
+    Each `ci95` is of one process. `slowdown` is how many times as long a warm call takes. `counts`: on this kind of device
+    the warm figure decides about the limit on p95 and between conditions.
+    """
+
+    burst: float
+    burst_ci95: Bounds
+    p50: float
+    ci95: Bounds
+    p95: float | None
+    slowdown: float
+    slowdown_ci95: Bounds
+    seconds: float
+    counts: bool
+
+
 class SamplingReport(_Part):
     """How sampling of the ratio against the original ended: `precise`, or because `time` or `processes` were used up.
 
@@ -155,6 +173,8 @@ class CandidateReport(_Part):
     total_operators: int = 0
     energy: EnergyFigure | None = None
     lineage: list[dict[str, Any]] = []
+    sustained_ms: SustainedFigure | None = None
+    """Null where it was not asked for."""
     sampling: SamplingReport | None = None
     """Null where no precision was asked for."""
 

@@ -94,7 +94,7 @@ def _row(report: Report, device: DeviceReport, c: CandidateReport, original: Can
         kind=_kind(c),
         verdict=_verdict(report, c),
         condition=_condition(c, device),
-        p50=Cell(f"{number(latency.p50)} ms", _interval(latency.ci95)) if latency else Cell(),
+        p50=Cell(f"{number(latency.p50)} ms", _interval(latency.ci95), _warm(c)) if latency else Cell(),
         tail=Cell(_or_dash(latency.p95), _or_dash(latency.p99)) if latency else Cell(),
         versus_original=_ratio(c.speedup.original),
         versus_best=_ratio(c.speedup.best_uncompressed),
@@ -105,6 +105,10 @@ def _row(report: Report, device: DeviceReport, c: CandidateReport, original: Can
         memory=_amount(c.peak_memory_bytes, original.peak_memory_bytes if original else None),
         energy=_energy(c.energy),
     )
+
+
+def _warm(c: CandidateReport) -> str:
+    return f"warm {number(c.sustained_ms.p50)} ms" if c.sustained_ms is not None else ""
 
 
 def _kind(c: CandidateReport) -> str:

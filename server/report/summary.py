@@ -32,6 +32,19 @@ class Latency(_Frozen):
     p99_bounds: tuple[float | None, float | None] = (None, None)
 
 
+class Sustained(_Frozen):
+    """What a call takes cool, in the first seconds, and warm, in the last third of `seconds` without a pause, in ms.
+
+    `slowdown` is how many times as long a warm call takes.
+    """
+
+    burst_ms: Figure
+    p50_ms: Figure
+    p95_ms: float | None
+    slowdown: Figure
+    seconds: float
+
+
 class Sampling(_Frozen):
     """How sampling of the ratio ended: `precise`, or `time` or `processes`, whichever was used up first.
 
@@ -84,6 +97,8 @@ class MeasurementSummary(_Frozen):
     latency: Latency | None = None
     ratio: Figure | None = None
     """How many times faster than the original, from interleaved trials."""
+    sustained: Sustained | None = None
+    """None where it was not asked for."""
     sampling: Sampling | None = None
     """None where no precision was asked for."""
     peak_memory_bytes: int | None = None

@@ -248,8 +248,7 @@ def _smallest(one: _Rated) -> tuple[float, float, float, str, str]:
 
 def _across_conditions(one: _Rated) -> tuple[float, int, int]:
     """Between conditions the one under which a call is shortest decides; no ratio spans two conditions."""
-    latency = one.facts.validation.latency if one.facts.validation else None
-    return (latency.p50_ms.value if latency else math.inf, one.facts.batch, one.facts.threads)
+    return (math.inf if one.facts.p50_ms is None else one.facts.p50_ms, one.facts.batch, one.facts.threads)
 
 
 def _closest(rated: Sequence[_Rated]) -> _Rated | None:

@@ -69,6 +69,7 @@ def test_limits_reach_the_request_in_the_units_of_the_protocol() -> None:
             max_memory_mb=3,
             max_size_mb=0.5,
             threads=[2],
+            sustained="2m",
         )
     )
     assert list(spec.devices) == ["pi", "edge"]
@@ -78,6 +79,7 @@ def test_limits_reach_the_request_in_the_units_of_the_protocol() -> None:
         3_000_000,
         500_000,
     )
+    assert spec.sustained_ms == 120_000
     assert spec.kind == jobs_pb2.JOB_KIND_COMPRESS and list(spec.threads) == [2]
 
 
@@ -98,6 +100,7 @@ def test_no_limit_is_sent_where_none_is_given() -> None:
         {"batch": [-2]},
         {"minimize": "speed"},
         {"budget": "soon"},
+        {"sustained": "long"},
         {"max_drop": "a lot"},
     ],
 )

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleetfit.agent.measuring import timing
-from fleetfit.agent.measuring.timing import block_size, take_samples, take_until, time_once, warm_up
+from fleetfit.agent.measuring.timing import block_size, call_without_pause, take_samples, take_until, time_once, warm_up
 
 MS = 1_000_000
 
@@ -71,6 +71,24 @@ def test_a_median_that_stays_open_ends_with_the_limit(clock: Clock) -> None:
     samples = take_until(clock.call([4, 8] * 1000), 10, 300, 0.01)
     assert 290 <= sum(samples) <= 300 + 8
     assert take_until(clock.call([4, 8] * 1000), 10, 300, 0.0) == [4, 8] * 5
+
+
+@given(st.integers(1, 40), st.integers(1, 3000), st.integers(1, 60))
+def test_of_a_long_run_every_so_many_are_kept(each: int, count: int, most: int) -> None:
+    """Calls that take longer and longer: which were kept can be read from their times."""
+    clock = Clock()
+    told: list[float] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "_clock", lambda: clock.now)
+        patch.setattr(timing, "_CHUNK_NS", 50 * each)
+        durations = [each + number for number in range(count)]
+        kept, every, calls = call_without_pause(
+            clock.call([*durations, 10**9]), sum(durations) + 1, told.append, most=most
+        )
+    assert calls == clock.calls == count + 1
+    assert kept == [*durations, 10**9][::every] and len(kept) <= most
+    assert every == 1 or 2 * len(kept) + 1 >= most
+    assert told == sorted(told) and told[0] == 0 and told[-1] < 1
 
 
 def test_a_steady_call_is_warm_after_two_stretches(clock: Clock) -> None:

@@ -29,6 +29,19 @@ def test_a_solo_trial_brings_raw_samples_and_memory(tmp_path: Path) -> None:
     assert not result.HasField("metric")
 
 
+def test_a_solo_trial_may_go_on_without_a_pause(tmp_path: Path) -> None:
+    prepare(tmp_path, affine(), method={"sustained_ns": 60 * MS})
+    run = solo_here(tmp_path).solo
+    sustained = run.sustained
+    assert len(run.latency_ns) == 20 and sustained.calls >= len(sustained.latency_ns) > 1
+    assert len(sustained.latency_ns) == -(-sustained.calls // sustained.every)
+    # Its own stretch of time, and memory was read before it.
+    assert run.window.end_monotonic_ns <= sustained.window.begin_monotonic_ns
+    assert sustained.window.end_monotonic_ns - sustained.window.begin_monotonic_ns >= 60 * MS
+    prepare(tmp_path, affine())
+    assert not solo_here(tmp_path).solo.HasField("sustained")
+
+
 def test_a_solo_trial_that_runs_out_of_time_keeps_the_fewest_samples(tmp_path: Path) -> None:
     prepare(tmp_path, affine(), method={"solo_samples": 1000, "solo_limit_ns": 0})
     assert len(solo_here(tmp_path).solo.latency_ns) == 5

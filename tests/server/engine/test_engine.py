@@ -650,6 +650,7 @@ def test_limits_on_what_can_be_asked(tmp_path: Path) -> None:
                 (request(limits=jobs_pb2.Limits(max_size_bytes=-5)), InvalidInput, "max_size_bytes -5 is no limit"),
                 (request(objective=99), InvalidInput, "what to minimize is unknown"),
                 (request(seed=-1), InvalidInput, "the seed -1 is negative"),
+                (request(sustained_ms=5_000), InvalidInput, "give --sustained from 10s to 30m"),
                 (jobs_pb2.JobSpec(kind=1, model="nett"), NotFound, "did you mean 'net'"),
             ]
             for spec, kind, words in wrong:

@@ -96,6 +96,15 @@ def test_a_test_task_needs_no_baseline(leases: Leases, world: Any) -> None:
     assert {named.name for named in task.artifacts} == {"candidate", "test.npz"}
 
 
+def test_only_a_whole_measurement_goes_on_without_a_pause(leases: Leases, world: Any) -> None:
+    spec = jobs_pb2.JobSpec(sustained_ms=90_000).SerializeToString()
+    world.change(JobRow, world.job, spec=spec)
+    assert held(leases, world.device).measure.method.sustained_ns == 90_000_000_000
+    # The device asks again, as after a restart.
+    world.change(TaskRow, world.tasks[0], split="test", metric_only=True)
+    assert held(leases, world.device).measure.method.sustained_ns == 0
+
+
 def test_a_test_task_of_a_metric_without_targets_brings_the_original(leases: Leases, world: Any) -> None:
     spec = jobs_pb2.JobSpec(metric="agreement").SerializeToString()
     world.change(JobRow, world.job, spec=spec)

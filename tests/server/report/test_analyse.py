@@ -91,6 +91,34 @@ def test_percentiles_have_bounds_from_both_levels() -> None:
     assert alone is not None and alone.p95_ms and alone.p95_bounds == (None, None)
 
 
+def test_cool_and_warm_are_two_figures() -> None:
+    """1 ms in the first seconds; then a long run that slows down to 1.5 ms, of which the last third counts."""
+    raw = raw_result()
+    assert summarize(raw).sustained is None
+    chance = np.random.default_rng(3)
+    run = raw.solo.sustained
+    ms = np.concatenate([np.linspace(1.0, 1.5, 3000), np.full(3000, 1.5)]) * chance.lognormal(0, 0.02, 6000)
+    run.latency_ns.extend(int(1e6 * one) for one in ms)
+    run.every, run.calls = 10, 60_000
+    run.window.begin_monotonic_ns, run.window.end_monotonic_ns = 5_000_000_000, 95_000_000_000
+    raw.readings.add(temperature_celsius=41.2)
+    raw.readings.add(temperature_celsius=79.8)
+    found = summarize(raw)
+    warm = found.sustained
+    assert warm is not None and warm.seconds == 90 and warm.p95_ms is not None
+    assert warm.burst_ms.value == pytest.approx(1.0, rel=0.01) and warm.p50_ms.value == pytest.approx(1.5, rel=0.01)
+    assert warm.slowdown.low is not None and warm.slowdown.high is not None
+    assert 1.45 < warm.slowdown.low < 1.5 < warm.slowdown.high < 1.55
+    assert warm.p50_ms.value < warm.p95_ms < 1.6
+    (note,) = [note for note in found.notes if "without a pause" in note]
+    assert note.startswith(
+        "after 90 s without a pause a call takes 1.50 ms, 1.50 times as long as in the first seconds (1.4"
+    )
+    assert note.endswith("; the device went from 41 °C to 80 °C")
+    # The usual figures are those of the first seconds still.
+    assert found.latency == summarize(raw_result()).latency
+
+
 def test_trust() -> None:
     raw = raw_result()
     raw.quiet, raw.disturbance = False, "other processes used 40 % of the processors"

@@ -6,10 +6,13 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
+
 from fleetfit.server.report.build import build_report
 from fleetfit.server.report.facts import CandidateFacts, DeviceFacts
 from fleetfit.server.report.model import Report
-from fleetfit.server.report.summary import Sampling
+from fleetfit.server.report.render import render
+from fleetfit.server.report.summary import Figure, Sampling, Sustained
 
 from .invented import job_facts
 
@@ -179,3 +182,26 @@ def test_the_servers_process_stays_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"numpy", "scipy", "torch", "onnx", "bokeh", "jinja2"} & set(done.stdout.split())
+
+
+def test_what_a_warm_device_does_stands_in_the_report() -> None:
+    facts = job_facts()
+    device = facts.devices[0]
+
+    def warm(c: CandidateFacts) -> CandidateFacts:
+        figures = [Figure(value=v, low=v * 0.9, high=v * 1.1) for v in (1.0, 1.3, 1.3)]
+        found = Sustained(burst_ms=figures[0], p50_ms=figures[1], p95_ms=1.6, slowdown=figures[2], seconds=120.0)
+        return dataclasses.replace(
+            c, warm_counts=True, validation=c.validation and c.validation.model_copy(update={"sustained": found})
+        )
+
+    warmed = dataclasses.replace(device, candidates=(warm(device.candidates[0]), *device.candidates[1:]))
+    report = build_report(dataclasses.replace(facts, devices=(warmed,), sustained_ms=120_000))
+    figure = report.devices[0].candidates[0].sustained_ms
+    assert figure is not None
+    assert (figure.burst, figure.p50, figure.p95, figure.slowdown, figure.seconds) == (1.0, 1.3, 1.6, 1.3, 120.0)
+    assert figure.ci95 == pytest.approx((1.17, 1.43)) and figure.counts
+    assert "warm 1.30 ms" in render(report)
+    # Asked for, and not there: an agent that does not know it.
+    assert any("on a warm device was not measured" in note for note in report.devices[0].candidates[1].notes)
+    assert report.devices[0].candidates[1].sustained_ms is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fleetfit.server.report.facts import CandidateFacts, DeviceFacts, JobFacts, LimitFacts
-from fleetfit.server.report.summary import Drops, Figure, Latency, MeasurementSummary, MetricSummary
+from fleetfit.server.report.summary import Drops, Figure, Latency, MeasurementSummary, MetricSummary, Sustained
 
 Ratio = tuple[float, float | None, float | None]
 
@@ -26,6 +26,7 @@ def candidate(
     p50: float | None = None,
     runtime: str = "",
     beside: str = "",
+    warm_p95: float | None = None,
 ) -> CandidateFacts:
     """One candidate; its id says its condition too. Where `runtime` is given, its title says it."""
     latency = Latency(
@@ -39,14 +40,20 @@ def candidate(
         peak_memory_bytes=memory,
         metric=_metric(accuracy, "validation"),
         trust=trust,
+        sustained=None if warm_p95 is None else _warm(warm_p95),
     )
     test = MeasurementSummary(status="measured", metric=_metric(test_accuracy, "test")) if test_accuracy else None
     return CandidateFacts(
         id="/".join(filter(None, (recipe, str(threads), str(batch), runtime))), variant=f"v-{recipe}", recipe=recipe,
         role=role, runtime=runtime or "onnxruntime", title=f"{recipe} in {runtime}" if runtime else "", beside=beside,
         threads=threads, batch=batch, state=state, reason=reason, size_bytes=size, parameters=10,
-        validation=validation if state == "measured" else None, test=test,
+        validation=validation if state == "measured" else None, test=test, warm_counts=warm_p95 is not None,
     )  # fmt: skip
+
+
+def _warm(p95: float) -> Sustained:
+    p50 = Figure(value=p95 / 1.1, low=None, high=None)
+    return Sustained(burst_ms=p50, p50_ms=p50, p95_ms=p95, slowdown=p50, seconds=60)
 
 
 def _metric(value: float, split: str) -> MetricSummary:

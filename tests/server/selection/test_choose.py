@@ -356,3 +356,14 @@ def test_a_device_without_a_meter_says_why_in_its_own_words() -> None:
     fast = dataclasses.replace(fast, validation=fast.validation.model_copy(update={"notes": [note]}))
     found = choose(device(original(), fast), objective="energy")
     assert "was not measured on lab: the counters in /sys/class/powercap are for root only" in found.why
+
+
+def test_a_limit_on_p95_is_held_warm_where_the_warm_figure_counts() -> None:
+    limits = LimitFacts(p95_ms=2.0)
+    hot = candidate("hot", ratio=(3.0, 2.9, 3.1), p95=1.5, warm_p95=2.5)
+    cool = candidate("cool", ratio=(2.0, 1.9, 2.1), p95=1.5, warm_p95=1.9)
+    found = choose(device(original(), hot, cool), limits=limits)
+    assert recipe_of(found) == "cool"
+    assert reasons(found, "hot") == "its p95 on a warm device is 2.50 ms, where 2 ms is allowed"
+    with_a_fan = [dataclasses.replace(c, warm_counts=False) for c in (hot, cool)]
+    assert recipe_of(choose(device(original(), *with_a_fan), limits=limits)) == "hot"
