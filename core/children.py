@@ -26,6 +26,7 @@ _PR_SET_PDEATHSIG = 1
 # A child that met its memory limit says so with this exit code; the kernel's own killing is seen as SIGKILL.
 EXIT_OUT_OF_MEMORY = 86
 _STDERR_KEPT_BYTES = 16_384
+_GUARD_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,9 @@ class Limits:
     cpu_s: int | None = None
     file_bytes: int | None = None
     wall_s: float | None = None
+    expendable: bool = False
+    """Where memory runs out the kernel takes it first, and before that the parent does, when what it holds passes
+    `memory_bytes`: shared memory counts then too, which no resource limit does."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,10 @@ def limit_self() -> None:
     if not text:
         return
     wanted = Limits(**json.loads(text))
+    if wanted.expendable:
+        # Raising one's own score needs no privilege. Source: proc(5), /proc/pid/oom_score_adj.
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text("1000")
     for which, value in (
         (resource.RLIMIT_DATA, wanted.memory_bytes),
         (resource.RLIMIT_CPU, wanted.cpu_s),
@@ -93,6 +101,25 @@ def classify(return_code: int) -> str:
     if return_code == -signal.SIGXCPU:
         return "timed_out"
     return "failed" if return_code > 0 else "crashed"
+
+
+def held_bytes(pid: int) -> int:
+    """Memory that a process holds and nobody can take from it: private and shared, without files. 0 where it is gone."""
+    held = 0
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith(("RssAnon:", "RssShmem:")):
+                held += int(line.split()[1]) * 1024
+    return held
+
+
+async def _kill_above(pid: int, limits: Limits) -> None:
+    while limits.memory_bytes is not None:
+        await asyncio.sleep(_GUARD_S)
+        if held_bytes(pid) > limits.memory_bytes:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
+            return
 
 
 async def run_child(
@@ -132,9 +159,13 @@ async def run_child(
             del tail[:-_STDERR_KEPT_BYTES]
 
     reader = asyncio.create_task(read_stderr())
+    guard = asyncio.create_task(_kill_above(process.pid, limits)) if limits.expendable else None
     try:
         kind = "" if await within(process.wait(), limits.wall_s) else "timed_out"
     finally:
+        if guard is not None:
+            guard.cancel()
+            await asyncio.gather(guard, return_exceptions=True)
         # Also after a normal end: grandchildren of the session must not outlive it.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)

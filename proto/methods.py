@@ -40,6 +40,7 @@ def named_method(name: str) -> measurement_pb2.Method:
             energy_rounds=6,
             energy_rest_ns=400 * _MS,
             energy_busy_ns=800 * _MS,
+            cool_limit_ns=60 * _S,
         )
     if name == "quick":
         return measurement_pb2.Method(
@@ -54,5 +55,6 @@ def named_method(name: str) -> measurement_pb2.Method:
             energy_rounds=3,
             energy_rest_ns=200 * _MS,
             energy_busy_ns=300 * _MS,
+            cool_limit_ns=5 * _S,
         )
     raise InvalidInput(f"there is no measuring method '{name}'; choose standard or quick", field="method")

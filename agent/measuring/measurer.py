@@ -10,15 +10,21 @@ import time
 from pathlib import Path
 from typing import Final
 
-import psutil
-
 import fleetfit
 from fleetfit.agent.measuring.endings import Status, TrialFailed, explain
 from fleetfit.agent.measuring.energy import read_until_cancelled
 from fleetfit.agent.meters.base import FoundMeter, NoMeter, find_meter
 from fleetfit.agent.probe.files import Tree
 from fleetfit.agent.probe.processor import processor_name
-from fleetfit.agent.probe.readings import Readings, governor, host_digest, power_mode
+from fleetfit.agent.probe.readings import (
+    Readings,
+    clocks,
+    free_memory_bytes,
+    governor,
+    heat_left,
+    host_digest,
+    power_mode,
+)
 from fleetfit.core.children import ChildOutcome, Limits, run_child
 from fleetfit.core.statistics_latency import half_width
 from fleetfit.proto.figures import pair_ratio
@@ -29,6 +35,9 @@ from fleetfit.proto.v1 import measurement_pb2
 _OTHERS_PERCENT: Final = 20.0
 _STEAL_PERCENT: Final = 5.0
 _LOOK_S: Final = 0.25
+_GLANCE_S: Final = 1.0
+# Nearer to the heat at which it slows down a device is not cool.
+_COOL_BELOW_CELSIUS: Final = 10.0
 # A child may use this share of the memory that is free; the rest keeps the device alive.
 _MEMORY_SHARE: Final = 0.9
 _WATCH_S: Final = 0.2
@@ -48,6 +57,7 @@ class Measurer:
         self._task = task
         self._tree = tree
         self._readings = Readings(tree)
+        self._during: list[measurement_pb2.Reading] = []
         self._began = time.monotonic()
         paired = task.HasField("baseline") and not task.metric_only
         self._pairs = task.method.pair_processes if paired else 0
@@ -78,6 +88,7 @@ class Measurer:
             result.status = Status.MEASUREMENT_STATUS_MEASURED
         except TrialFailed as failure:
             result.status, result.message = failure.status, failure.message
+        result.during.extend(self._during)
         result.condition.update(self._condition(result))
         return result
 
@@ -139,37 +150,50 @@ class Measurer:
             await asyncio.gather(reading, return_exceptions=True)
 
     async def _wait_for_quiet(self, result: measurement_pb2.MeasurementResult) -> None:
-        deadline = time.monotonic() + self._task.method.quiet_limit_ns / 1e9
+        """Wait until nobody else works and the device is cool, each with its own limit; say what is left in the way."""
+        began = time.monotonic()
+        quiet_until = began + self._task.method.quiet_limit_ns / 1e9
+        cool_until = began + self._task.method.cool_limit_ns / 1e9
         while True:
             self._readings.take()
             await asyncio.sleep(_LOOK_S)
             reading = self._readings.take()
+            heat = heat_left(self._tree)
+            hot = heat is not None and heat[0] > heat[1] - _COOL_BELOW_CELSIUS
             busy = reading.other_cpu_percent if reading.HasField("other_cpu_percent") else 0.0
             stolen = reading.steal_percent if reading.HasField("steal_percent") else 0.0
-            result.quiet = busy <= _OTHERS_PERCENT and stolen <= _STEAL_PERCENT
+            quiet = busy <= _OTHERS_PERCENT and stolen <= _STEAL_PERCENT
+            now = time.monotonic()
+            waits = (not quiet and now <= quiet_until) or (hot and now <= cool_until)
             # A metric does not depend on who else is working.
-            if result.quiet or time.monotonic() > deadline or self._task.metric_only:
+            if not waits or self._task.metric_only:
                 break
-            self._progress("waiting for the device to be quiet", 0)
+            self._progress(f"waiting for the device to {'cool down' if quiet else 'be quiet'}", 0)
         result.readings.append(reading)
-        if not result.quiet:
-            result.disturbance = (
-                f"other processes used {busy:.0f} % of the processors"
-                if busy > _OTHERS_PERCENT
-                else f"the hypervisor took {stolen:.0f} % of the processor time"
-            )
+        result.quiet = quiet and not hot
+        found = []
+        if busy > _OTHERS_PERCENT:
+            found.append(f"other processes used {busy:.0f} % of the processors")
+        elif stolen > _STEAL_PERCENT:
+            found.append(f"the hypervisor took {stolen:.0f} % of the processor time")
+        if hot and heat is not None:
+            found.append(f"it began at {heat[0]:.0f} °C and slows down at {heat[1]:.0f} °C")
+        result.disturbance = ", and ".join(found)
 
     async def _trial(self, kind: str, number: int, activity: str) -> bytes:
         out = self._taskdir / f"{kind}-{number}.pb"
-        limits = Limits(memory_bytes=int(psutil.virtual_memory().available * _MEMORY_SHARE))
+        free = free_memory_bytes(self._tree)
+        limits = Limits(memory_bytes=int(free * _MEMORY_SHARE) if free is not None else None, expendable=True)
         arguments = ["-m", "fleetfit.agent.measuring.trials", str(self._taskdir), str(out), kind, str(number)]
         environment = {"OMP_NUM_THREADS": str(self._task.threads), "OPENBLAS_NUM_THREADS": "1"}
         child = asyncio.create_task(run_child(arguments, limits, environment=environment))
+        looking = asyncio.create_task(self._look_on())
         try:
             outcome = await self._watch(child, out.with_suffix(".step"), activity)
         finally:
             child.cancel()
-            await asyncio.gather(child, return_exceptions=True)
+            looking.cancel()
+            await asyncio.gather(child, looking, return_exceptions=True)
         # A crash at the process's exit, after the result was written, is not the build's fault (onnxruntime #28301).
         if not out.exists():
             raise explain(out, outcome)
@@ -177,6 +201,12 @@ class Measurer:
         content = out.read_bytes()
         out.unlink()
         return content
+
+    async def _look_on(self) -> None:
+        """Glance at the device while a trial runs: what throttles for a moment is seen, and one look costs next to nothing."""
+        while True:
+            self._during.append(self._readings.glance())
+            await asyncio.sleep(_GLANCE_S)
 
     async def _watch(self, child: asyncio.Task[ChildOutcome], step: Path, activity: str) -> ChildOutcome:
         """Wait for a child, telling how far it is. One that shows no sign of life for the limit has timed out.
@@ -205,6 +235,7 @@ class Measurer:
             "processor": processor_name(self._tree),
             "power_mode": power_mode(self._tree),
             "governor": governor(self._tree),
+            "clocks": clocks(self._tree),
             "kernel": platform.release(),
             "runtime": result.runtime,
             "runtime_version": result.runtime_version,

@@ -7,9 +7,10 @@ from pathlib import Path
 
 
 def memory_bytes(key: str) -> int:
-    """`VmRSS` (resident now) or `VmHWM` (its peak), in bytes; 0 where the kernel does not tell."""
+    """`VmRSS` (resident now), `VmHWM` (its peak) or `Pss` (shared pages in part), in bytes; 0 where the kernel does not tell."""
+    source = "/proc/self/smaps_rollup" if key == "Pss" else "/proc/self/status"
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path(source).read_text().splitlines():
             if line.startswith(key + ":"):
                 return int(line.split()[1]) * 1024
     return 0

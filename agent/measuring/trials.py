@@ -79,6 +79,8 @@ class Trial:
             run.window.begin_monotonic_ns = time.monotonic_ns()
             model = adapter.load(build, threads=task.threads)
             run.load_ns = time.monotonic_ns() - run.window.begin_monotonic_ns
+            run.load_peak_memory_bytes = memory_bytes("VmHWM")
+            reset_peak()
             run.first_inference_ns = time_once(lambda: _discard(model.run(feeds)))
             call = model.bind(feeds)
             run.warmup_samples, run.steady = warm_up(call, task.method.warmup_limit_ns)
@@ -88,7 +90,9 @@ class Trial:
             )
             run.latency_ns.extend(samples)
             run.window.end_monotonic_ns = time.monotonic_ns()
-            run.peak_memory_bytes = memory_bytes("VmHWM")
+            run.run_peak_memory_bytes = memory_bytes("VmHWM")
+            run.peak_memory_bytes = max(run.load_peak_memory_bytes, run.run_peak_memory_bytes)
+            run.shared_in_part_bytes = memory_bytes("Pss")
             if method.sustained_ns > 0:
                 self._sustain(call, run.sustained)
             del call

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
@@ -10,13 +9,11 @@ import socket
 import time
 
 from fleetfit.agent.probe.files import Tree
+from fleetfit.agent.probe.throttling import Throttling
 from fleetfit.proto.v1 import measurement_pb2
 
-# The firmware's word on a Raspberry Pi, in hexadecimal without a prefix (`%x` in its kernel's
-# drivers/firmware/raspberrypi.c): bits 0 to 3 are under-voltage, capped clock, throttled and soft temperature limit, now.
-# Source: raspberrypi.com/documentation/computers/os.html, `vcgencmd get_throttled`.
-_RASPBERRY_THROTTLED = "/sys/devices/platform/soc/soc:firmware/get_throttled"
-_RASPBERRY_NOW = 0b1111
+_CPUFREQ = "/sys/devices/system/cpu/cpu0/cpufreq"
+_ZONES = "/sys/class/thermal/thermal_zone*"
 
 
 def host_digest(tree: Tree) -> str:
@@ -43,22 +40,77 @@ def power_mode(tree: Tree) -> str:
     return names.get(int(mode[1]), f"nvpmodel {int(mode[1])}")
 
 
+def clocks(tree: Tree) -> str:
+    """What the governor may choose from, in MHz, or the one clock that is pinned (as jetson_clocks does); empty if unknown."""
+    low, high = (tree.number(f"{_CPUFREQ}/scaling_{end}_freq") for end in ("min", "max"))
+    if low is None or high is None:
+        return ""
+    return f"pinned at {high // 1000} MHz" if low == high else f"{low // 1000} to {high // 1000} MHz"
+
+
 def temperature_celsius(tree: Tree) -> float | None:
     """The hottest thermal zone."""
-    values = [tree.number(path) for path in tree.paths("/sys/class/thermal/thermal_zone*/temp")]
+    return _hottest(tree, tree.paths(f"{_ZONES}/temp"))
+
+
+def _hottest(tree: Tree, paths: list[str]) -> float | None:
+    values = [tree.number(path) for path in paths]
     real = [value / 1000 for value in values if value is not None and 0 < value < 200_000]
     return max(real, default=None)
 
 
+def heat_left(tree: Tree) -> tuple[float, float] | None:
+    """The zone nearest to where it slows the processor: its temperature and that limit, both in °C; None where none tells.
+
+    Source: Linux, Documentation/driver-api/thermal/sysfs-api.rst: trip points have a type, `passive` slows clocks, and a
+    temperature in millidegrees.
+    """
+    found: list[tuple[float, float]] = []
+    for path in tree.paths(f"{_ZONES}/trip_point_*_type"):
+        if tree.text(path) != "passive":
+            continue
+        limit, now = tree.number(path.replace("_type", "_temp")), tree.number(path.rpartition("/")[0] + "/temp")
+        if limit is not None and now is not None and limit > 0 and now > 0:
+            found.append((now / 1000, limit / 1000))
+    return min(found, key=lambda one: one[1] - one[0], default=None)
+
+
 def frequency_hz(tree: Tree) -> int | None:
     """The present clock of the first core."""
-    khz = tree.number("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
+    khz = tree.number(f"{_CPUFREQ}/scaling_cur_freq")
     return khz * 1000 if khz is not None else None
+
+
+def free_memory_bytes(tree: Tree) -> int | None:
+    """What may still be used: of the machine, and of every control group above this process that has a limit.
+
+    In a group, pages of files that nobody used lately count as free. Source: Linux, Documentation/admin-guide/cgroup-v2.rst:
+    `memory.max`, `memory.current`, `inactive_file` of `memory.stat`.
+    """
+    free = [tree.kibibytes("/proc/meminfo", "MemAvailable")]
+    own = next((line[3:] for line in tree.lines("/proc/self/cgroup") if line.startswith("0::")), "/")
+    parts = [part for part in own.split("/") if part and part != ".."]
+    for depth in range(len(parts) + 1):
+        folder = "/".join(("/sys/fs/cgroup", *parts[:depth]))
+        most, used = tree.number(f"{folder}/memory.max"), tree.number(f"{folder}/memory.current")
+        if most is not None and used is not None:
+            stat = dict(line.split(" ", 1) for line in tree.lines(f"{folder}/memory.stat") if " " in line)
+            idle = stat.get("inactive_file", "0")
+            free.append(max(0, most - used + (int(idle) if idle.isdigit() else 0)))
+    old = "/sys/fs/cgroup/memory/memory."
+    most, used = tree.number(f"{old}limit_in_bytes"), tree.number(f"{old}usage_in_bytes")
+    if most is not None and used is not None:
+        free.append(max(0, most - used))
+    return min((value for value in free if value is not None), default=None)
 
 
 def cpu_pressure_percent(tree: Tree) -> float | None:
     """PSI: the share of the last ten seconds in which some task waited for a processor."""
-    for line in tree.lines("/proc/pressure/cpu"):
+    return _pressure(tree, "cpu")
+
+
+def _pressure(tree: Tree, resource: str) -> float | None:
+    for line in tree.lines(f"/proc/pressure/{resource}"):
         if line.startswith("some") and "avg10=" in line:
             return float(line.split("avg10=")[1].split()[0])
     return None
@@ -80,11 +132,10 @@ def _load(tree: Tree) -> float:
     return float(words[0])
 
 
-def _throttle_count(tree: Tree) -> int | None:
-    """How often x86 cores were slowed down for heat since boot."""
-    paths = tree.paths("/sys/devices/system/cpu/cpu[0-9]*/thermal_throttle/core_throttle_count")
-    counts = [count for count in map(tree.number, paths) if count is not None]
-    return sum(counts) if counts else None
+def _set(reading: measurement_pb2.Reading, **values: float | int | bool | None) -> None:
+    for name, value in values.items():
+        if value is not None:
+            setattr(reading, name, value)
 
 
 class Readings:
@@ -93,7 +144,8 @@ class Readings:
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
         self._times = self._cpu_times()
-        self._throttles = _throttle_count(tree)
+        self._throttling = Throttling(tree)
+        self._zones = tree.paths(f"{_ZONES}/temp")
 
     def take(self) -> measurement_pb2.Reading:
         """The state now."""
@@ -104,15 +156,13 @@ class Readings:
             governor=governor(tree),
             power_mode=power_mode(tree),
         )
-        for name, value in (
-            ("temperature_celsius", temperature_celsius(tree)),
-            ("frequency_hz", frequency_hz(tree)),
-            ("cpu_pressure_percent", cpu_pressure_percent(tree)),
-            ("available_memory_bytes", tree.kibibytes("/proc/meminfo", "MemAvailable")),
-            ("throttled", self._throttled()),
-        ):
-            if value is not None:
-                setattr(reading, name, value)
+        _set(
+            reading,
+            cpu_pressure_percent=cpu_pressure_percent(tree),
+            memory_pressure_percent=_pressure(tree, "memory"),
+            io_pressure_percent=_pressure(tree, "io"),
+        )
+        self._look(reading)
         now = self._cpu_times()
         if now is not None and self._times is not None:
             total, busy, stolen, ours = (after - before for after, before in zip(now, self._times, strict=True))
@@ -122,12 +172,22 @@ class Readings:
         self._times = now
         return reading
 
-    def _throttled(self) -> bool | None:
-        """Whether the processor is slowed down for heat or lack of power: now, or since the reading before."""
-        with contextlib.suppress(ValueError):
-            return bool(int(self._tree.text(_RASPBERRY_THROTTLED) or "", 16) & _RASPBERRY_NOW)
-        before, self._throttles = self._throttles, _throttle_count(self._tree)
-        return None if before is None or self._throttles is None else self._throttles > before
+    def glance(self) -> measurement_pb2.Reading:
+        """What may change during a trial, and is read quickly: heat, clock, throttling, free memory."""
+        reading = measurement_pb2.Reading(monotonic_ns=time.monotonic_ns())
+        self._look(reading)
+        return reading
+
+    def _look(self, reading: measurement_pb2.Reading) -> None:
+        reasons = self._throttling.look()
+        _set(
+            reading,
+            temperature_celsius=_hottest(self._tree, self._zones),
+            frequency_hz=frequency_hz(self._tree),
+            available_memory_bytes=self._tree.kibibytes("/proc/meminfo", "MemAvailable"),
+            throttled=None if reasons is None else bool(reasons),
+        )
+        reading.throttled_by.extend(sorted(reasons or ()))
 
     def _cpu_times(self) -> tuple[float, float, float, float] | None:
         """Seconds since boot, over all processors: all, busy, stolen; and what we and our ended children used."""

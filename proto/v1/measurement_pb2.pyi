@@ -147,6 +147,7 @@ class Method(_message.Message):
     ENERGY_REST_NS_FIELD_NUMBER: _builtins.int
     ENERGY_BUSY_NS_FIELD_NUMBER: _builtins.int
     SUSTAINED_NS_FIELD_NUMBER: _builtins.int
+    COOL_LIMIT_NS_FIELD_NUMBER: _builtins.int
     pair_processes: _builtins.int
     """Fresh processes per pair trial."""
     blocks_per_process: _builtins.int
@@ -180,6 +181,8 @@ class Method(_message.Message):
     energy_busy_ns: _builtins.int
     sustained_ns: _builtins.int
     """After its samples the solo child calls the build for so long without a pause; 0: not at all."""
+    cool_limit_ns: _builtins.int
+    """Waits so long for a device that is near the heat at which it slows down."""
     def __init__(
         self,
         *,
@@ -199,10 +202,11 @@ class Method(_message.Message):
         energy_rest_ns: _builtins.int = ...,
         energy_busy_ns: _builtins.int = ...,
         sustained_ns: _builtins.int = ...,
+        cool_limit_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_ns", b"block_ns", "blocks_per_process", b"blocks_per_process", "child_limit_ns", b"child_limit_ns", "energy_busy_ns", b"energy_busy_ns", "energy_rest_ns", b"energy_rest_ns", "energy_rounds", b"energy_rounds", "more_rounds_limit_ns", b"more_rounds_limit_ns", "most_pair_processes", b"most_pair_processes", "pair_limit_ns", b"pair_limit_ns", "pair_processes", b"pair_processes", "precision", b"precision", "quiet_limit_ns", b"quiet_limit_ns", "solo_limit_ns", b"solo_limit_ns", "solo_samples", b"solo_samples", "sustained_ns", b"sustained_ns", "warmup_limit_ns", b"warmup_limit_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_ns", b"block_ns", "blocks_per_process", b"blocks_per_process", "child_limit_ns", b"child_limit_ns", "cool_limit_ns", b"cool_limit_ns", "energy_busy_ns", b"energy_busy_ns", "energy_rest_ns", b"energy_rest_ns", "energy_rounds", b"energy_rounds", "more_rounds_limit_ns", b"more_rounds_limit_ns", "most_pair_processes", b"most_pair_processes", "pair_limit_ns", b"pair_limit_ns", "pair_processes", b"pair_processes", "precision", b"precision", "quiet_limit_ns", b"quiet_limit_ns", "solo_limit_ns", b"solo_limit_ns", "solo_samples", b"solo_samples", "sustained_ns", b"sustained_ns", "warmup_limit_ns", b"warmup_limit_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -341,6 +345,9 @@ class SoloRun(_message.Message):
     FLOOR_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     WINDOW_FIELD_NUMBER: _builtins.int
     SUSTAINED_FIELD_NUMBER: _builtins.int
+    LOAD_PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    RUN_PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    SHARED_IN_PART_BYTES_FIELD_NUMBER: _builtins.int
     load_ns: _builtins.int
     first_inference_ns: _builtins.int
     warmup_samples: _builtins.int
@@ -349,6 +356,11 @@ class SoloRun(_message.Message):
     peak_memory_bytes: _builtins.int
     """Largest resident memory of the process, and what it was before the build was loaded."""
     floor_memory_bytes: _builtins.int
+    load_peak_memory_bytes: _builtins.int
+    """The peak while loading, and that of everything after it (peak_memory_bytes is the larger)."""
+    run_peak_memory_bytes: _builtins.int
+    shared_in_part_bytes: _builtins.int
+    """At the end of the samples: with pages that are shared, such as a runtime's library, counted in part (PSS)."""
     @_builtins.property
     def latency_ns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Steady samples, in order."""
@@ -371,10 +383,13 @@ class SoloRun(_message.Message):
         floor_memory_bytes: _builtins.int = ...,
         window: Global___Window | None = ...,
         sustained: Global___SustainedRun | None = ...,
+        load_peak_memory_bytes: _builtins.int = ...,
+        run_peak_memory_bytes: _builtins.int = ...,
+        shared_in_part_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sustained", b"sustained", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_inference_ns", b"first_inference_ns", "floor_memory_bytes", b"floor_memory_bytes", "latency_ns", b"latency_ns", "load_ns", b"load_ns", "peak_memory_bytes", b"peak_memory_bytes", "steady", b"steady", "sustained", b"sustained", "warmup_samples", b"warmup_samples", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_inference_ns", b"first_inference_ns", "floor_memory_bytes", b"floor_memory_bytes", "latency_ns", b"latency_ns", "load_ns", b"load_ns", "load_peak_memory_bytes", b"load_peak_memory_bytes", "peak_memory_bytes", b"peak_memory_bytes", "run_peak_memory_bytes", b"run_peak_memory_bytes", "shared_in_part_bytes", b"shared_in_part_bytes", "steady", b"steady", "sustained", b"sustained", "warmup_samples", b"warmup_samples", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -571,6 +586,9 @@ class Reading(_message.Message):
     AVAILABLE_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     THROTTLED_FIELD_NUMBER: _builtins.int
     OTHER_CPU_PERCENT_FIELD_NUMBER: _builtins.int
+    THROTTLED_BY_FIELD_NUMBER: _builtins.int
+    MEMORY_PRESSURE_PERCENT_FIELD_NUMBER: _builtins.int
+    IO_PRESSURE_PERCENT_FIELD_NUMBER: _builtins.int
     monotonic_ns: _builtins.int
     load_1m: _builtins.float
     temperature_celsius: _builtins.float
@@ -585,6 +603,13 @@ class Reading(_message.Message):
     throttled: _builtins.bool
     other_cpu_percent: _builtins.float
     """Share of processor time used by others on this host since the previous reading, in percent."""
+    memory_pressure_percent: _builtins.float
+    """As cpu_pressure_percent, for memory and for disks."""
+    io_pressure_percent: _builtins.float
+    @_builtins.property
+    def throttled_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Why it was throttled, now or since the reading before, each in a few words."""
+
     def __init__(
         self,
         *,
@@ -599,10 +624,13 @@ class Reading(_message.Message):
         available_memory_bytes: _builtins.int | None = ...,
         throttled: _builtins.bool | None = ...,
         other_cpu_percent: _builtins.float | None = ...,
+        throttled_by: _abc.Iterable[_builtins.str] | None = ...,
+        memory_pressure_percent: _builtins.float | None = ...,
+        io_pressure_percent: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_available_memory_bytes", b"_available_memory_bytes", "_cpu_pressure_percent", b"_cpu_pressure_percent", "_frequency_hz", b"_frequency_hz", "_other_cpu_percent", b"_other_cpu_percent", "_steal_percent", b"_steal_percent", "_temperature_celsius", b"_temperature_celsius", "_throttled", b"_throttled", "available_memory_bytes", b"available_memory_bytes", "cpu_pressure_percent", b"cpu_pressure_percent", "frequency_hz", b"frequency_hz", "other_cpu_percent", b"other_cpu_percent", "steal_percent", b"steal_percent", "temperature_celsius", b"temperature_celsius", "throttled", b"throttled"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_available_memory_bytes", b"_available_memory_bytes", "_cpu_pressure_percent", b"_cpu_pressure_percent", "_frequency_hz", b"_frequency_hz", "_io_pressure_percent", b"_io_pressure_percent", "_memory_pressure_percent", b"_memory_pressure_percent", "_other_cpu_percent", b"_other_cpu_percent", "_steal_percent", b"_steal_percent", "_temperature_celsius", b"_temperature_celsius", "_throttled", b"_throttled", "available_memory_bytes", b"available_memory_bytes", "cpu_pressure_percent", b"cpu_pressure_percent", "frequency_hz", b"frequency_hz", "io_pressure_percent", b"io_pressure_percent", "memory_pressure_percent", b"memory_pressure_percent", "other_cpu_percent", b"other_cpu_percent", "steal_percent", b"steal_percent", "temperature_celsius", b"temperature_celsius", "throttled", b"throttled"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_available_memory_bytes", b"_available_memory_bytes", "_cpu_pressure_percent", b"_cpu_pressure_percent", "_frequency_hz", b"_frequency_hz", "_other_cpu_percent", b"_other_cpu_percent", "_steal_percent", b"_steal_percent", "_temperature_celsius", b"_temperature_celsius", "_throttled", b"_throttled", "available_memory_bytes", b"available_memory_bytes", "cpu_pressure_percent", b"cpu_pressure_percent", "frequency_hz", b"frequency_hz", "governor", b"governor", "load_1m", b"load_1m", "monotonic_ns", b"monotonic_ns", "other_cpu_percent", b"other_cpu_percent", "power_mode", b"power_mode", "steal_percent", b"steal_percent", "temperature_celsius", b"temperature_celsius", "throttled", b"throttled"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_available_memory_bytes", b"_available_memory_bytes", "_cpu_pressure_percent", b"_cpu_pressure_percent", "_frequency_hz", b"_frequency_hz", "_io_pressure_percent", b"_io_pressure_percent", "_memory_pressure_percent", b"_memory_pressure_percent", "_other_cpu_percent", b"_other_cpu_percent", "_steal_percent", b"_steal_percent", "_temperature_celsius", b"_temperature_celsius", "_throttled", b"_throttled", "available_memory_bytes", b"available_memory_bytes", "cpu_pressure_percent", b"cpu_pressure_percent", "frequency_hz", b"frequency_hz", "governor", b"governor", "io_pressure_percent", b"io_pressure_percent", "load_1m", b"load_1m", "memory_pressure_percent", b"memory_pressure_percent", "monotonic_ns", b"monotonic_ns", "other_cpu_percent", b"other_cpu_percent", "power_mode", b"power_mode", "steal_percent", b"steal_percent", "temperature_celsius", b"temperature_celsius", "throttled", b"throttled", "throttled_by", b"throttled_by"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__available_memory_bytes: _TypeAlias = _typing.Literal["available_memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__available_memory_bytes: _TypeAlias = _typing.Literal["_available_memory_bytes", b"_available_memory_bytes"]  # noqa: Y015
@@ -610,6 +638,10 @@ class Reading(_message.Message):
     _WhichOneofArgType__cpu_pressure_percent: _TypeAlias = _typing.Literal["_cpu_pressure_percent", b"_cpu_pressure_percent"]  # noqa: Y015
     _WhichOneofReturnType__frequency_hz: _TypeAlias = _typing.Literal["frequency_hz"]  # noqa: Y015
     _WhichOneofArgType__frequency_hz: _TypeAlias = _typing.Literal["_frequency_hz", b"_frequency_hz"]  # noqa: Y015
+    _WhichOneofReturnType__io_pressure_percent: _TypeAlias = _typing.Literal["io_pressure_percent"]  # noqa: Y015
+    _WhichOneofArgType__io_pressure_percent: _TypeAlias = _typing.Literal["_io_pressure_percent", b"_io_pressure_percent"]  # noqa: Y015
+    _WhichOneofReturnType__memory_pressure_percent: _TypeAlias = _typing.Literal["memory_pressure_percent"]  # noqa: Y015
+    _WhichOneofArgType__memory_pressure_percent: _TypeAlias = _typing.Literal["_memory_pressure_percent", b"_memory_pressure_percent"]  # noqa: Y015
     _WhichOneofReturnType__other_cpu_percent: _TypeAlias = _typing.Literal["other_cpu_percent"]  # noqa: Y015
     _WhichOneofArgType__other_cpu_percent: _TypeAlias = _typing.Literal["_other_cpu_percent", b"_other_cpu_percent"]  # noqa: Y015
     _WhichOneofReturnType__steal_percent: _TypeAlias = _typing.Literal["steal_percent"]  # noqa: Y015
@@ -624,6 +656,10 @@ class Reading(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cpu_pressure_percent) -> _WhichOneofReturnType__cpu_pressure_percent | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__frequency_hz) -> _WhichOneofReturnType__frequency_hz | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__io_pressure_percent) -> _WhichOneofReturnType__io_pressure_percent | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_pressure_percent) -> _WhichOneofReturnType__memory_pressure_percent | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__other_cpu_percent) -> _WhichOneofReturnType__other_cpu_percent | None: ...
     @_typing.overload
@@ -682,6 +718,7 @@ class MeasurementResult(_message.Message):
     PRECISION_FIELD_NUMBER: _builtins.int
     ENERGY_FIELD_NUMBER: _builtins.int
     NO_ENERGY_BECAUSE_FIELD_NUMBER: _builtins.int
+    DURING_FIELD_NUMBER: _builtins.int
     status: Global___MeasurementStatus.ValueType
     message: _builtins.str
     """Where status is not MEASURED: what happened, in a sentence."""
@@ -724,6 +761,10 @@ class MeasurementResult(_message.Message):
 
     @_builtins.property
     def energy(self) -> Global___EnergyRun: ...
+    @_builtins.property
+    def during(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reading]:
+        """While trials ran, about one each second: only what is read quickly."""
+
     def __init__(
         self,
         *,
@@ -748,10 +789,11 @@ class MeasurementResult(_message.Message):
         precision: _builtins.float = ...,
         energy: Global___EnergyRun | None = ...,
         no_energy_because: _builtins.str = ...,
+        during: _abc.Iterable[Global___Reading] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["energy", b"energy", "held", b"held", "metric", b"metric", "solo", b"solo"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "condition", b"condition", "disturbance", b"disturbance", "energy", b"energy", "held", b"held", "host_digest", b"host_digest", "message", b"message", "method_version", b"method_version", "metric", b"metric", "no_energy_because", b"no_energy_because", "notes", b"notes", "pairs", b"pairs", "pairs_end", b"pairs_end", "precision", b"precision", "quiet", b"quiet", "readings", b"readings", "runtime", b"runtime", "runtime_version", b"runtime_version", "solo", b"solo", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "condition", b"condition", "disturbance", b"disturbance", "during", b"during", "energy", b"energy", "held", b"held", "host_digest", b"host_digest", "message", b"message", "method_version", b"method_version", "metric", b"metric", "no_energy_because", b"no_energy_because", "notes", b"notes", "pairs", b"pairs", "pairs_end", b"pairs_end", "precision", b"precision", "quiet", b"quiet", "readings", b"readings", "runtime", b"runtime", "runtime_version", b"runtime_version", "solo", b"solo", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from fleetfit.core.figures import number
 from fleetfit.core.statistics import metric_value
@@ -26,9 +26,11 @@ from fleetfit.server.report.summary import (
     Figure,
     Latency,
     MeasurementSummary,
+    MemorySummary,
     MetricSummary,
     OutputsSummary,
     Sampling,
+    Seen,
     Sustained,
 )
 from fleetfit.server.selection.words import interval
@@ -73,6 +75,7 @@ def summarize(raw: measurement_pb2.MeasurementResult) -> MeasurementSummary:
         sampling=sampling,
         sustained=_sustained(raw, notes),
         peak_memory_bytes=_memory(raw, notes),
+        memory=_memory_apart(raw),
         energy=_energy(raw, notes),
         metric=_metric(raw),
         outputs=_outputs(raw),
@@ -82,6 +85,7 @@ def summarize(raw: measurement_pb2.MeasurementResult) -> MeasurementSummary:
         agent_version=raw.agent_version,
         method_version=raw.method_version,
         condition=dict(raw.condition),
+        seen=_seen(raw),
         notes=notes,
     )
 
@@ -171,6 +175,17 @@ def _memory(raw: measurement_pb2.MeasurementResult, notes: list[str]) -> int | N
     return found
 
 
+def _memory_apart(raw: measurement_pb2.MeasurementResult) -> MemorySummary | None:
+    solo = raw.solo
+    if solo.floor_memory_bytes <= 0 or solo.load_peak_memory_bytes <= 0 or solo.run_peak_memory_bytes <= 0:
+        return None
+    return MemorySummary(
+        load_bytes=max(0, solo.load_peak_memory_bytes - solo.floor_memory_bytes),
+        run_bytes=max(0, solo.run_peak_memory_bytes - solo.floor_memory_bytes),
+        proportional_bytes=solo.shared_in_part_bytes or None,
+    )
+
+
 def _energy(raw: measurement_pb2.MeasurementResult, notes: list[str]) -> EnergySummary | None:
     if raw.no_energy_because:
         notes.append(f"energy was not measured: {raw.no_energy_because}")
@@ -200,6 +215,28 @@ def _outputs(raw: measurement_pb2.MeasurementResult) -> OutputsSummary | None:
     return OutputsSummary(sha256=named.sha256, size_bytes=named.size_bytes, split=raw.metric.split, n=raw.metric.count)
 
 
+def _seen(raw: measurement_pb2.MeasurementResult) -> Seen | None:
+    looks = [*raw.readings, *raw.during]
+    if not looks:
+        return None
+
+    present = [{field.name: value for field, value in look.ListFields()} for look in looks]
+
+    def told(name: str) -> list[Any]:
+        return [fields[name] for fields in present if name in fields]
+
+    heat, clock, free = told("temperature_celsius"), told("frequency_hz"), told("available_memory_bytes")
+    return Seen(
+        celsius=(min(heat), max(heat)) if heat else None,
+        clock_hz=(min(clock), max(clock)) if clock else None,
+        cpu_pressure_percent=max(told("cpu_pressure_percent"), default=None),
+        memory_pressure_percent=max(told("memory_pressure_percent"), default=None),
+        steal_percent=max(told("steal_percent"), default=None),
+        least_free_memory_bytes=min(free, default=None),
+        throttled_by=sorted({reason for look in looks for reason in look.throttled_by}),
+    )
+
+
 def _trust(raw: measurement_pb2.MeasurementResult, notes: list[str]) -> str:
     """`throttled` where the device said so, `noisy` where others worked beside it, else `clean`."""
     noisy = False
@@ -216,10 +253,14 @@ def _trust(raw: measurement_pb2.MeasurementResult, notes: list[str]) -> str:
     if max(stolen, default=0.0) > _STEAL_PERCENT and not raw.disturbance:
         notes.append(f"the hypervisor took up to {max(stolen):.0f} % of the processor time meanwhile")
         noisy = True
-    if any(reading.throttled for reading in raw.readings):
-        temperatures = [r.temperature_celsius for r in raw.readings if r.HasField("temperature_celsius")]
-        at = f" at {max(temperatures):.0f} °C" if temperatures else ""
-        notes.append(f"the device throttled its clocks{at}")
+    looks = [*raw.readings, *raw.during]
+    if any(reading.throttled for reading in looks):
+        temperatures = [r.temperature_celsius for r in looks if r.HasField("temperature_celsius")]
+        at = f" at up to {max(temperatures):.0f} °C" if temperatures else ""
+        reasons = dict.fromkeys(reason for reading in looks for reason in reading.throttled_by)
+        why = f" ({', '.join(reasons)})" if reasons else ""
+        seen = sum(reading.throttled for reading in looks)
+        notes.append(f"the device throttled its clocks{at}{why}, in {seen} of {len(looks)} looks at it")
         return "throttled"
     return "noisy" if noisy else "clean"
 

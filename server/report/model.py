@@ -126,6 +126,26 @@ class EnergyFigure(_Part):
     covers: str
 
 
+class MemoryReport(_Part):
+    """Peaks over the runtime's own floor, in bytes: of loading, of everything after; and the whole process's PSS at the end."""
+
+    load_bytes: int
+    run_bytes: int
+    proportional_bytes: int | None = None
+
+
+class SeenReport(_Part):
+    """What the device was like while it measured, least and most; null where it does not tell."""
+
+    celsius: tuple[float, float] | None = None
+    clock_hz: tuple[int, int] | None = None
+    cpu_pressure_percent: float | None = None
+    memory_pressure_percent: float | None = None
+    steal_percent: float | None = None
+    least_free_memory_bytes: int | None = None
+    throttled_by: list[str] = []
+
+
 class RatioFigure(_Part):
     """How many times as fast: 2 is twice as fast. A tie is neither faster nor slower: see `tie_margin`."""
 
@@ -171,7 +191,9 @@ class CandidateReport(_Part):
     macs: int | None = None
     integer_operators: int = 0
     total_operators: int = 0
+    memory: MemoryReport | None = None
     energy: EnergyFigure | None = None
+    seen: SeenReport | None = None
     lineage: list[dict[str, Any]] = []
     sustained_ms: SustainedFigure | None = None
     """Null where it was not asked for."""

@@ -71,6 +71,29 @@ class EnergySummary(_Frozen):
     covers: str
 
 
+class MemorySummary(_Frozen):
+    """Peaks over what the runtime needs without a model, in bytes: of loading, and of everything after it.
+
+    `proportional_bytes` is the process at the end, with pages that others use too counted in part (PSS).
+    """
+
+    load_bytes: int
+    run_bytes: int
+    proportional_bytes: int | None = None
+
+
+class Seen(_Frozen):
+    """What the device was like while it measured, from the least to the most; None where it does not tell."""
+
+    celsius: tuple[float, float] | None = None
+    clock_hz: tuple[int, int] | None = None
+    cpu_pressure_percent: float | None = None
+    memory_pressure_percent: float | None = None
+    steal_percent: float | None = None
+    least_free_memory_bytes: int | None = None
+    throttled_by: list[str] = []
+
+
 class MetricSummary(_Frozen):
     """The metric, computed on the device over `n` samples of `split`."""
 
@@ -103,6 +126,7 @@ class MeasurementSummary(_Frozen):
     """None where no precision was asked for."""
     peak_memory_bytes: int | None = None
     """Resident memory of the trial's process at its peak, over what the runtime needs without a model."""
+    memory: MemorySummary | None = None
     energy: EnergySummary | None = None
     metric: MetricSummary | None = None
     outputs: OutputsSummary | None = None
@@ -113,6 +137,7 @@ class MeasurementSummary(_Frozen):
     agent_version: str = ""
     method_version: str = ""
     condition: dict[str, str] = {}
+    seen: Seen | None = None
     notes: list[str] = []
 
 

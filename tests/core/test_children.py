@@ -138,3 +138,10 @@ def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
 )
 def test_return_codes_have_names(code: int, kind: str) -> None:
     assert classify(code) == kind
+
+
+def test_a_child_that_is_expendable_is_the_kernels_first_choice() -> None:
+    code = "import pathlib, sys; from fleetfit.core.children import limit_self; limit_self(); " \
+           "sys.exit(pathlib.Path('/proc/self/oom_score_adj').read_text().strip() != '1000')"  # fmt: skip
+    assert asyncio.run(run_child(["-c", code], Limits(expendable=True))).kind == "ok"
+    assert asyncio.run(run_child(["-c", code], Limits())).kind == "failed"

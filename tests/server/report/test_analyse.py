@@ -131,7 +131,7 @@ def test_trust() -> None:
     assert summarize(raw).trust == "noisy"
     raw.readings.add(throttled=True, temperature_celsius=84.6)
     assert summarize(raw).trust == "throttled"
-    assert "the device throttled its clocks at 85 °C" in summarize(raw).notes
+    assert "the device throttled its clocks at up to 85 °C, in 1 of 3 looks at it" in summarize(raw).notes
 
 
 def test_drifting_samples_are_told() -> None:

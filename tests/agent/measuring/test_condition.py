@@ -1,0 +1,124 @@
+"""What the device is like during a measurement, with real trials beside a constructed tree that changes meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+
+from fleetfit.agent.measuring.endings import Status
+from fleetfit.agent.measuring.measurer import Measurer
+from fleetfit.agent.probe.files import Tree
+from fleetfit.proto.v1 import measurement_pb2
+from fleetfit.server.report.analyse import summarize
+
+from ...runtimes.builds import affine
+from ..probe.trees import RASPBERRY_PI_4, plant
+from .tasks import MS, prepare
+
+FIRMWARE = "/sys/devices/platform/soc/soc:firmware/get_throttled"
+ZONE = "/sys/class/thermal/thermal_zone0"
+HOT = {
+    f"{ZONE}/temp": "79000\n",
+    f"{ZONE}/trip_point_0_type": "passive\n",
+    f"{ZONE}/trip_point_0_temp": "80000\n",
+}
+
+
+def measure(folder: Path, tree: Tree, **method: int) -> measurement_pb2.MeasurementResult:
+    task = prepare(folder / "task", affine(), method=method)
+    return asyncio.run(Measurer(folder / "task", task, tree).measure())
+
+
+def test_what_throttles_only_during_a_trial_marks_the_measurement(tmp_path: Path) -> None:
+    tree = plant(tmp_path / "root", RASPBERRY_PI_4)
+    calm = measure(tmp_path, tree)
+    assert calm.during and not any(look.throttled for look in [*calm.readings, *calm.during])
+    assert summarize(calm).trust != "throttled"
+
+    task = tmp_path / "task" / "progress.json"
+    task.unlink()
+    ended = threading.Event()
+
+    def slow_down() -> None:
+        # From the trial's begin to its end; before and after all is well.
+        while not ended.is_set() and not (task.exists() and "alone" in task.read_text()):
+            ended.wait(0.002)
+        plant(tmp_path / "root", {FIRMWARE: "4\n", f"{ZONE}/temp": "81500\n"})
+
+    thread = threading.Thread(target=slow_down)
+    thread.start()
+    throttled = measure(tmp_path, tree, solo_samples=100_000, solo_limit_ns=2_500 * MS)
+    ended.set()
+    thread.join()
+    assert not throttled.readings[0].throttled
+    summary = summarize(throttled)
+    assert summary.trust == "throttled"
+    assert any("throttled its clocks at up to 82 °C (throttled by firmware)" in note for note in summary.notes)
+    assert summary.seen is not None and summary.seen.throttled_by == ["throttled by firmware"]
+    assert summary.seen.celsius == (48.199, 81.5) and summary.seen.clock_hz == (600_000_000, 600_000_000)
+
+
+def test_a_hot_device_cools_down_first(tmp_path: Path) -> None:
+    tree = plant(tmp_path / "root", HOT)
+    cooling = threading.Timer(1.0, lambda: plant(tmp_path / "root", {f"{ZONE}/temp": "60000\n"}))
+    cooling.start()
+    result = measure(tmp_path, tree, cool_limit_ns=60_000 * MS)
+    cooling.join()
+    assert (result.quiet, result.disturbance) == (True, "")
+    assert result.readings[0].temperature_celsius == 60
+
+
+def test_a_device_that_stays_hot_is_measured_and_marked(tmp_path: Path) -> None:
+    result = measure(tmp_path, plant(tmp_path / "root", HOT), cool_limit_ns=300 * MS)
+    assert result.status == Status.MEASUREMENT_STATUS_MEASURED
+    assert (result.quiet, result.disturbance) == (False, "it began at 79 °C and slows down at 80 °C")
+    summary = summarize(result)
+    assert summary.trust == "noisy"
+    assert "the device was not quiet: it began at 79 °C and slows down at 80 °C" in summary.notes
+
+
+_GREEDY = """
+import mmap, time
+from fleetfit.runtimes.base import Availability, Runtime
+class Greedy(Runtime):
+    name, formats = "greedy", ("onnx",)
+    def availability(self): return Availability(True, "", "1.0", ("CPU",))
+    def load(self, build, *, threads):
+        kept = []
+        for _ in range(2000):
+            # Shared memory: no resource limit of a process counts it.
+            block = mmap.mmap(-1, 4 << 20)
+            block.write(b"x" * (4 << 20))
+            kept.append(block)
+            time.sleep(0.005)
+"""
+
+
+def test_a_build_that_eats_memory_which_no_limit_counts_is_ended_and_its_parent_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = tmp_path / "site" / "greedy-1.0.dist-info"
+    facts.mkdir(parents=True)
+    (tmp_path / "site" / "greedy_adapter.py").write_text(_GREEDY)
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: greedy\nVersion: 1.0\n")
+    (facts / "entry_points.txt").write_text("[fleetfit.runtimes]\ngreedy = greedy_adapter:Greedy\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    # A device of which 400 MB are free.
+    tree = plant(tmp_path / "root", {"/proc/meminfo": "MemAvailable: 390625 kB\n"})
+    task = prepare(tmp_path / "task", affine(), runtime="greedy")
+    result = asyncio.run(Measurer(tmp_path / "task", task, tree).measure())
+    assert result.status == Status.MEASUREMENT_STATUS_OUT_OF_MEMORY
+    assert "needs more memory than the device has free" in result.message
+    assert not result.HasField("solo")
+
+
+def test_loading_and_running_have_peaks_of_their_own(tmp_path: Path) -> None:
+    result = measure(tmp_path, Tree(tmp_path / "nothing"))
+    solo = result.solo
+    assert solo.peak_memory_bytes == max(solo.load_peak_memory_bytes, solo.run_peak_memory_bytes)
+    assert 0 < solo.shared_in_part_bytes <= solo.run_peak_memory_bytes
+    memory = summarize(result).memory
+    assert memory is not None and memory.load_bytes == solo.load_peak_memory_bytes - solo.floor_memory_bytes
