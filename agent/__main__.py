@@ -16,7 +16,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from fleetfit.agent.caps import apply_caps
 from fleetfit.agent.disk import disk_full, is_full
+from fleetfit.agent.hooks import start_what_was_left
 from fleetfit.agent.identity import require_identity
 from fleetfit.agent.session import Agent
 from fleetfit.core.children import Limits, run_child
@@ -35,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--cache-mb", type=int, default=2048)
+    parser.add_argument("--cores", default="")
+    parser.add_argument("--memory-mb", type=int, default=0)
     parser.add_argument("--emulated", action="store_true")
     parser.add_argument("--once", action="store_true")
     parser.add_argument("--json", action="store_true")
@@ -43,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     handler.setFormatter(_JsonLines() if options.json else logging.Formatter("%(asctime)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     try:
+        apply_caps(options.cores, options.memory_mb)
         with _alone(options.state):
             asyncio.run(_serve(options))
     except FleetfitError as error:
@@ -64,6 +69,7 @@ async def _serve(options: argparse.Namespace) -> None:
         return await probe_device(options.state, threads=options.threads, emulated=options.emulated)
 
     agent = Agent(identity, options.state, probe, cache_bytes=options.cache_mb << 20, once=options.once)
+    await start_what_was_left(options.state)
     serving = asyncio.create_task(agent.run())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

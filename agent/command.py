@@ -11,6 +11,7 @@ from typing import Annotated
 import platformdirs
 import typer
 
+from fleetfit.agent.caps import parse_cores
 from fleetfit.agent.identity import load_identity
 from fleetfit.core.errors import UsageError
 
@@ -35,6 +36,10 @@ def agent(
     state: State = None,
     threads: Annotated[int, typer.Option(min=0, help="Threads that inference may use; 0 is all cores.")] = 0,
     cache_mb: Annotated[int, typer.Option(min=16, help="Largest size of the folder of downloaded builds.")] = 2048,
+    cores: Annotated[
+        str, typer.Option(metavar="LIST", help="The processors it may use, such as 0-3,6; else all.")
+    ] = "",
+    memory_mb: Annotated[int, typer.Option(min=0, help="The most memory that a build may use; 0 is what is free.")] = 0,
     emulated: Annotated[bool, typer.Option(help="Say that this device is emulated; its timings mean nothing.")] = False,
     once: Annotated[bool, typer.Option(help="Do one task, report it, and end.")] = False,
     as_json: AsJson = False,
@@ -44,9 +49,12 @@ def agent(
     context.obj = folder
     if context.invoked_subcommand is not None:
         return
+    if cores:
+        parse_cores(cores)
     _enrol_if_needed(folder, server, token, name, as_json)
     arguments = [sys.executable, "-m", "fleetfit.agent", "--state", str(folder), "--cache-mb", str(cache_mb)]
     arguments += ["--threads", str(threads)]
+    arguments += [*(["--memory-mb", str(memory_mb)] if memory_mb else []), *(["--cores", cores] if cores else [])]
     arguments += [flag for flag, wanted in (("--emulated", emulated), ("--once", once), ("--json", as_json)) if wanted]
     sys.stdout.flush()
     # One heap arena: with glibc's default of eight per core the resident agent grows by megabytes for nothing.

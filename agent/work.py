@@ -18,8 +18,9 @@ import grpc.aio
 import fleetfit
 from fleetfit.agent.cache import Cache
 from fleetfit.agent.disk import Reserve, disk_full, is_full
+from fleetfit.agent.hooks import APPLICATION_VARIABLE, HookFailed, service_stopped
 from fleetfit.agent.spool import OUTPUTS, Spool, Spooled
-from fleetfit.core.children import Limits, run_child
+from fleetfit.core.children import ChildOutcome, Limits, run_child
 from fleetfit.core.errors import ExhaustedResource, FleetfitError, InvalidInput
 from fleetfit.proto.v1 import common_pb2, measurement_pb2, work_pb2
 
@@ -56,7 +57,7 @@ class Worker:
                 (taskdir / "in").mkdir(parents=True)
                 await self._gather(lease, taskdir)
                 (taskdir / "task.pb").write_bytes(lease.measure.SerializeToString())
-                outcome = await run_child(["-m", "fleetfit.agent.measuring", str(taskdir)], Limits(), cwd=taskdir)
+                outcome = await self._measure(taskdir)
                 result = taskdir / "result.pb.gz"
                 if not result.exists():
                     if "No space left on device" in outcome.stderr_tail:
@@ -64,6 +65,8 @@ class Worker:
                     last = outcome.stderr_tail.strip().splitlines()[-1:] or ["it said nothing"]
                     message = f"the measuring process ended as {outcome.kind} without a result: {last[0]}"
                     _write_failure(result, Status.MEASUREMENT_STATUS_CRASHED, message)
+            except HookFailed as error:
+                result = self._failure(taskdir, Status.MEASUREMENT_STATUS_REFUSED, str(error))
             except ExhaustedResource as error:
                 result = self._failure(taskdir, Status.MEASUREMENT_STATUS_DISK_FULL, error.message)
             except OSError as error:
@@ -78,6 +81,13 @@ class Worker:
             raise disk_full(self._folder.parent) from error
         finally:
             shutil.rmtree(taskdir, ignore_errors=True)
+
+    async def _measure(self, taskdir: Path) -> ChildOutcome:
+        arguments = ["-m", "fleetfit.agent.measuring", str(taskdir)]
+        async with service_stopped(self._folder.parent) as stopped:
+            if stopped:
+                return await run_child(arguments, Limits(), cwd=taskdir, environment={APPLICATION_VARIABLE: "stopped"})
+            return await run_child(arguments, Limits(), cwd=taskdir)
 
     def progress(self, lease: work_pb2.TaskLease) -> common_pb2.Progress:
         """How far the measuring child says it is."""

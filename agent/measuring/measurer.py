@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import platform
 import time
 from pathlib import Path
 from typing import Final
 
 import fleetfit
+from fleetfit.agent.caps import memory_cap
+from fleetfit.agent.hooks import APPLICATION_VARIABLE
 from fleetfit.agent.measuring.endings import Status, TrialFailed, explain
 from fleetfit.agent.measuring.energy import read_until_cancelled
 from fleetfit.agent.meters.base import FoundMeter, NoMeter, find_meter
@@ -183,7 +186,8 @@ class Measurer:
     async def _trial(self, kind: str, number: int, activity: str) -> bytes:
         out = self._taskdir / f"{kind}-{number}.pb"
         free = free_memory_bytes(self._tree)
-        limits = Limits(memory_bytes=int(free * _MEMORY_SHARE) if free is not None else None, expendable=True)
+        limit = int(free * _MEMORY_SHARE) if free is not None else None
+        limits = Limits(memory_bytes=min(filter(None, (limit, memory_cap())), default=None), expendable=True)
         arguments = ["-m", "fleetfit.agent.measuring.trials", str(self._taskdir), str(out), kind, str(number)]
         environment = {"OMP_NUM_THREADS": str(self._task.threads), "OPENBLAS_NUM_THREADS": "1"}
         child = asyncio.create_task(run_child(arguments, limits, environment=environment))
@@ -236,6 +240,7 @@ class Measurer:
             "power_mode": power_mode(self._tree),
             "governor": governor(self._tree),
             "clocks": clocks(self._tree),
+            "application": os.environ.get(APPLICATION_VARIABLE, ""),
             "kernel": platform.release(),
             "runtime": result.runtime,
             "runtime_version": result.runtime_version,

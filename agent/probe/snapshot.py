@@ -10,6 +10,7 @@ import socket
 from pathlib import Path
 from typing import Final
 
+from fleetfit.agent.caps import memory_cap
 from fleetfit.agent.meters.base import FoundMeter, find_meter
 from fleetfit.agent.probe.files import Tree
 from fleetfit.agent.probe.processor import read_processor
@@ -57,13 +58,13 @@ def take_snapshot(
 
 
 def _memory(tree: Tree) -> int | None:
-    """The machine's memory, or the limit of this container where that is lower."""
+    """The machine's memory, or the limit of this container or of the owner where that is lower."""
     total = tree.kibibytes("/proc/meminfo", "MemTotal")
     limits = [
         tree.number("/sys/fs/cgroup/memory.max"),
         tree.number("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
     ]
-    known = [value for value in (total, *limits) if value is not None and value > 0]
+    known = [value for value in (total, *limits, memory_cap()) if value is not None and value > 0]
     return min(known, default=None)
 
 

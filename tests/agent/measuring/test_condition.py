@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fleetfit.agent.caps import MEMORY_VARIABLE
 from fleetfit.agent.measuring.endings import Status
 from fleetfit.agent.measuring.measurer import Measurer
 from fleetfit.agent.probe.files import Tree
@@ -97,8 +98,9 @@ class Greedy(Runtime):
 """
 
 
+@pytest.mark.parametrize("whose", ["device", "owner"])
 def test_a_build_that_eats_memory_which_no_limit_counts_is_ended_and_its_parent_lives(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str
 ) -> None:
     facts = tmp_path / "site" / "greedy-1.0.dist-info"
     facts.mkdir(parents=True)
@@ -106,8 +108,11 @@ def test_a_build_that_eats_memory_which_no_limit_counts_is_ended_and_its_parent_
     (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: greedy\nVersion: 1.0\n")
     (facts / "entry_points.txt").write_text("[fleetfit.runtimes]\ngreedy = greedy_adapter:Greedy\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
-    # A device of which 400 MB are free.
-    tree = plant(tmp_path / "root", {"/proc/meminfo": "MemAvailable: 390625 kB\n"})
+    # A device of which 400 MB are free, or one of many of which its owner allows 400.
+    free = "390625" if whose == "device" else "99000000"
+    tree = plant(tmp_path / "root", {"/proc/meminfo": f"MemAvailable: {free} kB\n"})
+    if whose == "owner":
+        monkeypatch.setenv(MEMORY_VARIABLE, "400000000")
     task = prepare(tmp_path / "task", affine(), runtime="greedy")
     result = asyncio.run(Measurer(tmp_path / "task", task, tree).measure())
     assert result.status == Status.MEASUREMENT_STATUS_OUT_OF_MEMORY
