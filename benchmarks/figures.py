@@ -134,6 +134,36 @@ def peers() -> list[str]:
     ]
 
 
+def pretrained() -> str:
+    """How far every technique agrees with a pretrained original."""
+    path = RESULTS / "pretrained.json"
+    if not path.exists():
+        return ""
+    result = json.loads(path.read_text())
+    figures, machine = result["figures"], result["machine"]
+    sets = ", ".join(machine["instruction_sets"]) or "no vector extension that we look for"
+    original = figures["variants"]["original"]
+    lines = [
+        "## On a pretrained network",
+        "",
+        f"efficientnet_lite0 (ImageNet) as published, through every technique (`python -m benchmarks.pretrained`): the share of "
+        f"{figures['crops']} crops of photographs with the same best class as the original, with its 95 % interval; calibrated and "
+        f"recovered on {figures['crops_of_others']} crops of other photographs, without labels; ONNX Runtime "
+        f"{machine['versions']['onnxruntime']} on {machine['processor']} ({sets}):",
+        "",
+        "| variant | same class | mean cosine of the logits | bytes | fewer MACs |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, found in figures["variants"].items():
+        low, high = found["ci95"]
+        fewer = 1 - found["macs"] / original["macs"]
+        cells = [f"{found['agreement']:.1%} ({low:.1%} to {high:.1%})", f"{found['cosine']:.4f}", str(found["bytes"])]
+        lines.append(f"| {name} | {' | '.join([*cells, f'{fewer:.1%}'])} |")
+    lines += [f"| {name} | not run | | | |" for name in figures["not_run"]]
+    lines += ["", f"The claim {'holds' if result['holds'] else 'does not hold'}: {result['claim']}", ""]
+    return "\n".join(lines)
+
+
 def composition() -> str:
     """The comparison with the peers."""
     return "\n".join([*peers(), ""])
@@ -187,6 +217,7 @@ SECTIONS: Final[dict[str, dict[str, Callable[[], str]]]] = {
     "README.md": {"demo": readme},
     "docs/techniques/pruning.md": {"pruning": pruning},
     "docs/techniques/low-rank.md": {"low-rank": low_rank},
+    "docs/techniques/quantization.md": {"pretrained": pretrained},
     "docs/techniques/composition.md": {"peers": composition},
     "docs/architectures.md": {"breadth": architectures},
 }

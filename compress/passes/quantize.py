@@ -25,7 +25,7 @@ class Quantize(Pass):
 
     needs: ClassVar = frozenset({Needs.DATA})
     stage: ClassVar = Stage.QUANTIZE
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     must_be_last: ClassVar[bool] = True
 
     dtype: Literal["int8", "int4", "fp16", "bf16"] = "int8"
@@ -50,7 +50,10 @@ class Quantize(Pass):
     """How many weights of `int4` share a scale and a zero point; 32 where not given."""
     equalize: bool = False
     """Before static int8, bring the channels between neighbouring layers to like ranges, which leaves the function as it is:
-    for networks with depthwise convolutions above all (Nagel et al. 2019)."""
+    for networks with depthwise convolutions above all (Nagel et al. 2019). Channels that reach a ReLU6's upper end keep theirs."""
+    rounding: Literal["nearest", "gptq"] = "nearest"
+    """How static int8 rounds weights: each to the nearest number, or so that every layer's outputs on the calibration data change
+    least (Frantar et al. 2022)."""
     correct_bias: bool = False
     """After static int8, take the shift that rounding gives the mean of every layer's outputs out of its bias (Nagel et al.
     2019)."""
@@ -71,9 +74,11 @@ class Quantize(Pass):
             raise ValueError("'percentile' is for calibration: percentile; name that too, or leave it out")
         if self.block is not None and self.dtype != "int4":
             raise ValueError("'block' is for dtype: int4; name that too, or leave it out")
-        if (self.equalize or self.correct_bias) and (self.dtype != "int8" or self.mode != "static"):
+        adjusted = self.equalize or self.correct_bias or self.rounding != "nearest"
+        if adjusted and (self.dtype != "int8" or self.mode != "static"):
             raise ValueError(
-                "'equalize' and 'correct_bias' are for static int8; name dtype: int8 and mode: static, or leave them out"
+                "'equalize', 'rounding' and 'correct_bias' are for static int8; name dtype: int8 and mode: static, or leave them "
+                "out"
             )
         if self.keep_float == "auto" and self.dtype == "fp16":
             raise ValueError("keep_float: auto is for int8 and int4; name the operators that fp16 is to leave alone")

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Collection
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import onnx
@@ -19,7 +19,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from fleetfit.compress.exporter import predict_onnx, quiet
 from fleetfit.compress.passes.base import Arrays, PassContext, QuantizedBuild
-from fleetfit.compress.quantization.bias import correct_biases, give_biases
+from fleetfit.compress.quantization.adjusting import adjust, give_biases
 from fleetfit.compress.quantization.calibration import Batches, Observed, calibrate
 from fleetfit.compress.quantization.equalization import equalize
 from fleetfit.compress.quantization.error import output_errors
@@ -43,6 +43,10 @@ _JUDGED: Final = 256
 _TRIED, _FEWEST_APART, _CORRECTED = 128, 16, 128
 # Shares of the whole, for the progress bar.
 _CALIBRATED, _SCANNED = 0.3, 0.7
+# The layers are gone through with fewer at once: their values are held.
+_ADJUSTED_BATCH: Final = 16
+# The float model's outputs may change so much, relative to their variation, by scaling channels below a clip.
+_CHANGED: Final = 0.02
 # From here on a build says less about the input than it should: worth a warning even where nobody set a limit.
 _LARGE_ERROR: Final = 0.5
 # ConvInteger is slow and loses accuracy on convolutions (onnxruntime #6545): dynamic ranges are for products.
@@ -89,8 +93,8 @@ class _Work:
         if keep:
             how = "found by measuring" if self.wanted.keep_float == "auto" else "as asked"
             self.notes.append(f"kept in floats, {how}: {_some(sorted(keep))}")
-        if self.wanted.correct_bias:
-            quantized = self._corrected(model, quantized)
+        if self.wanted.correct_bias or self.wanted.rounding == "gptq":
+            quantized = self._adjusted(model, quantized)
         counts = count_operators(quantized)
         notes = [self._what_runs(counts), *self.notes, self._checked_error(quantized)]
         return QuantizedBuild(quantized, counts.integer, counts.total, notes)
@@ -145,41 +149,63 @@ class _Work:
         return lambda keep: to_static(model, ranges, self.wanted, keep)
 
     def _equalize(self, model: onnx.ModelProto, batches: Batches) -> None:
-        def peaks() -> dict[str, float]:
-            found: dict[str, float] = {}
+        def peaks() -> dict[str, NDArray[Any]]:
+            found: dict[str, NDArray[Any]] = {}
             for values in Observed(model, lambda node: node.output if node.op_type == "Clip" else ()).over(batches):
                 for name, array in values.items():
-                    found[name] = max(found.get(name, -math.inf), float(array.max(initial=-math.inf)))
+                    if array.ndim > 1:
+                        highest = array.max(tuple(axis for axis in range(array.ndim) if axis != 1), initial=-np.inf)
+                        found[name] = np.maximum(found[name], highest) if name in found else highest
             return found
 
-        done = equalize(model, peaks)
+        before = _copy(model)
+        done = equalize(model, peaks, self.wanted.per_channel)
+        if not done.pairs:
+            self.notes.append(
+                "no two neighbouring layers have channels that could be scaled between them: none was equalized"
+            )
+            return
         note = f"channels of {done.pairs} pairs of neighbouring layers were brought to like ranges"
         if done.clipped:
-            note += f"; {done.clipped} more pairs have a clip between them that values reach, and stay as they are"
-        self.notes.append(note)
+            note += f"; in {done.clipped} of them the {done.fixed:.0%} of channels that reach a clip keep their scale"
+        data = self._set_apart()
+        expected = predict_onnx(before.SerializeToString(), data, self.fixed)
+        error = max(output_errors(expected, predict_onnx(model.SerializeToString(), data, self.fixed)).values())
+        if error > _CHANGED:
+            model.CopyFrom(before)
+            note = (
+                f"equalizing would change the float model's outputs by {error:.2g} on other samples: none was equalized"
+            )
+        self.notes.append(f"{note} (float outputs change by {error:.1g})" if error <= _CHANGED else note)
 
-    def _corrected(self, model: onnx.ModelProto, quantized: bytes) -> bytes:
-        """With corrected biases, unless that makes the outputs worse."""
+    def _adjusted(self, model: onnx.ModelProto, quantized: bytes) -> bytes:
+        """With weights rounded anew and corrected biases, unless that makes the outputs worse."""
         data = self._calibrating_data().head(_CORRECTED)
-        size = self.fixed or min(_BATCH, len(data))
-        self.context.report(_SCANNED, "correcting biases")
-        corrected, count = correct_biases(
+        size = self.fixed or min(_ADJUSTED_BATCH, len(data))
+        self.context.report(_SCANNED, "adjusting weights and biases")
+        wanted = self.wanted
+        found = adjust(
             model,
             quantized,
-            Batches(data, self.names, size),
-            lambda part: self.context.report(_SCANNED + (1 - _SCANNED) * part, "correcting biases"),
+            data,
+            self.names,
+            size,
+            (64 if wanted.reduce_range else 127) if wanted.rounding == "gptq" else None,
+            wanted.correct_bias,
+            lambda part: self.context.report(_SCANNED + (1 - _SCANNED) * part, "adjusting weights and biases"),
         )
-        error_of = self._error_apart
-        before, after = error_of(quantized), error_of(corrected)
+        what = (
+            [f"weights of {found.weights} layers were rounded for their outputs"] if wanted.rounding == "gptq" else []
+        )
+        what += [f"biases of {found.biases} layers were corrected"] if wanted.correct_bias else []
+        before, after = self._error_apart(quantized), self._error_apart(found.content)
         if after > before:
             self.notes.append(
-                f"correcting biases made the output error {after:.3g} instead of {before:.3g}; they stay as they were"
+                f"{' and '.join(what)}, which made the output error {after:.3g} instead of {before:.3g}; undone"
             )
             return quantized
-        self.notes.append(
-            f"biases of {count} layers were corrected: output error {before:.3g} before, {after:.3g} after"
-        )
-        return corrected
+        self.notes.append(f"{' and '.join(what)}: output error {before:.3g} before, {after:.3g} after")
+        return found.content
 
     def _least_sensitive(self, model: onnx.ModelProto, build: Builder, nodes: list[onnx.NodeProto]) -> frozenset[str]:
         found = scan(

@@ -16,6 +16,8 @@ from fleetfit.compress.passes.base import Arrays
 from fleetfit.compress.quantization.static import quantizable
 
 if TYPE_CHECKING:
+    import onnxruntime
+
     from fleetfit.compress.passes.quantize import Quantize
 
 PERCENTILE: Final = 99.999
@@ -79,8 +81,6 @@ class Observed:
     """A graph whose intermediate floats can be read: those that `of` names for each node, all where not given."""
 
     def __init__(self, model: onnx.ModelProto, of: Callable[[onnx.NodeProto], Iterable[str]] | None = None) -> None:
-        import onnxruntime
-
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
         graph = copy.graph
@@ -94,12 +94,7 @@ class Observed:
         )
         there = {value.name for value in graph.output}
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in there | inputs)
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 4
-        content = copy.SerializeToString()
-        self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        self._session = session_of(copy)
         kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
         values = [*self._session.get_outputs(), *self._session.get_inputs()]
         self.dtypes = {v.name: kinds[v.type] for v in values if v.name in wanted and v.type in kinds}
@@ -110,6 +105,17 @@ class Observed:
         for inputs in batches:
             found = dict(zip(self._names, self._session.run(self._names, inputs), strict=True))
             yield {**{name: array for name, array in inputs.items() if name in self.dtypes}, **found}
+
+
+def session_of(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    """A session that computes every operator as it is written, nothing fused."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def all_of(node: onnx.NodeProto) -> tuple[str, ...]:

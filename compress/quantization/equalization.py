@@ -9,44 +9,68 @@ from typing import Any, Final
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 _ROUNDS: Final = 40
 _SETTLED: Final = 1e-3
 # A channel that is nearly dead would be blown up for nothing.
 _LARGEST_FACTOR: Final = 1e4
+_TINY: Final = float(np.finfo(np.float32).tiny)
 # max(0, s x) = s max(0, x) for s > 0; the others take each channel by itself and linearly, or as a maximum.
 _HOMOGENEOUS: Final = ("Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity")
 
 
+# How much further than on the calibration data a channel may go before it meets a clip that it did not meet before.
+_MARGIN: Final = 1.1
+
+
 @dataclass(frozen=True)
 class Equalized:
-    """How many pairs of layers were equalized, and how many clipped activations stood in the way of others."""
+    """How many pairs of layers were equalized; in how many of them a clip holds channels fixed; and what share of those it does."""
 
     pairs: int
     clipped: int
+    fixed: float
 
 
-def equalize(model: onnx.ModelProto, peaks: Callable[[], Mapping[str, float]]) -> Equalized:
-    """Scale the channels between pairs of layers, in place, so that both layers' weights use like ranges there.
+@dataclass
+class _Pair:
+    """Two layers, and by channel how near to a clip between them the values come: 1 where they reach it; None without clip."""
+
+    first: onnx.NodeProto
+    second: onnx.NodeProto
+    reach: NDArray[Any] | None
+
+
+def equalize(model: onnx.ModelProto, peaks: Callable[[], Mapping[str, NDArray[Any]]], per_channel: bool) -> Equalized:
+    """Scale the channels between pairs of layers, in place, so that they use like ranges there.
 
     Channel i's outgoing weights in the first layer are divided by s_i and its incoming ones in the second multiplied by it,
     with s_i = sqrt(r1_i / r2_i) for the largest absolute weights r1 and r2; repeated over all pairs until they settle. What
-    lies between must let a positive factor through (ReLU, pooling). A ReLU6 does not: it becomes a ReLU where `peaks`, the
-    largest values of tensors by name on data, says that its upper end is never reached. Batch norms must have been folded.
-    Source: Nagel et al., "Data-free quantization through weight equalization and bias correction" (2019), section 4.1.
+    lies between must let a positive factor through (ReLU, pooling). Batch norms must have been folded. Source: Nagel et al.,
+    "Data-free quantization through weight equalization and bias correction" (2019), section 4.1.
+
+    A ReLU6 lets no factor through where it clips. `peaks` gives the largest value of every channel of the clips' outputs on
+    data, by name: channels that reach the clip keep their scale, and the others are scaled only as far as they still stay below
+    it, with a tenth to spare. On values within that, the function stays what it was. Here r1 is the channel's largest value
+    (activations have one range for all channels), and with `per_channel` weights r2 is relative to the largest weight of each
+    output (they have one range for each).
     """
-    graph = _Graph(model)
-    pairs, clipped = graph.pairs(peaks)
+    graph = _Graph(model, per_channel)
+    pairs = graph.pairs(peaks)
+    fixed = [pair.reach >= 1 for pair in pairs if pair.reach is not None]
     for _ in range(_ROUNDS):
-        if max([graph.balance(first, second) for first, second in pairs], default=0.0) < _SETTLED:
+        if max([graph.balance(pair) for pair in pairs], default=0.0) < _SETTLED:
             break
     graph.write()
-    return Equalized(len(pairs), clipped)
+    return Equalized(
+        len(pairs), sum(bool(one.any()) for one in fixed), float(np.concatenate(fixed).mean()) if fixed else 0.0
+    )
 
 
 class _Graph:
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, per_channel: bool) -> None:
+        self.per_channel = per_channel
         self.graph = model.graph
         self.tensors = {tensor.name: tensor for tensor in self.graph.initializer}
         self.values: dict[str, NDArray[Any]] = {}
@@ -56,12 +80,10 @@ class _Graph:
                 self.readers.setdefault(name, []).append(node)
         self.outputs = {value.name for value in self.graph.output}
 
-    def pairs(
-        self, peaks: Callable[[], Mapping[str, float]]
-    ) -> tuple[list[tuple[onnx.NodeProto, onnx.NodeProto]], int]:
-        """Layers with nothing between them that would feel a factor, and how many pairs a clip keeps apart."""
-        found, clipped = [], 0
-        known: Mapping[str, float] | None = None
+    def pairs(self, peaks: Callable[[], Mapping[str, NDArray[Any]]]) -> list[_Pair]:
+        """Layers with nothing between them that would feel a factor, or nothing but a clip."""
+        found = []
+        known: Mapping[str, NDArray[Any]] | None = None
         for first in self.graph.node:
             if not self._layer(first):
                 continue
@@ -73,22 +95,23 @@ class _Graph:
                 second = self._next(second)
             if second is None or not self._layer(second) or self._in_range(second).size != self._out_range(first).size:
                 continue
+            reach = None
             if clips:
                 known = peaks() if known is None else known
-                if any(known.get(clip.output[0], np.inf) >= end for clip, end in clips):
-                    clipped += 1
+                reach = np.ones(self._out_range(first).size)
+                if all(known.get(clip.output[0], np.empty(0)).shape == reach.shape for clip, _ in clips):
+                    reach = np.maximum.reduce([known[clip.output[0]].astype(np.float64) / end for clip, end in clips])
+                if (reach >= 1).all():
                     continue
-                for clip, _ in clips:
-                    clip.CopyFrom(helper.make_node("Relu", [clip.input[0]], list(clip.output), name=clip.name))
-            found.append((first, second))
-        return found, clipped
+            found.append(_Pair(first, second, reach))
+        return found
 
-    def balance(self, first: onnx.NodeProto, second: onnx.NodeProto) -> float:
+    def balance(self, pair: _Pair) -> float:
         """Scale one pair; how far the largest factor was from one, as a logarithm."""
-        out, into = self._out_range(first), self._in_range(second)
-        factor = np.ones_like(out)
-        alive = (out > 0) & (into > 0)
-        factor[alive] = np.clip(np.sqrt(out[alive] / into[alive]), 1 / _LARGEST_FACTOR, _LARGEST_FACTOR)
+        first, second = pair.first, pair.second
+        factor = self._factor(pair)
+        if pair.reach is not None:
+            pair.reach = pair.reach / factor
         weight = self._value(first.input[1])
         self.values[first.input[1]] = weight / _along(factor, weight, 0 if self._rows_are_outputs(first) else 1)
         if len(first.input) > 2 and first.input[2]:
@@ -101,6 +124,25 @@ class _Graph:
             scaled = grouped * factor.reshape(grouped.shape[0], 1, grouped.shape[2], 1)
             self.values[second.input[1]] = scaled.reshape(weight.shape)
         return float(np.abs(np.log(factor)).max(initial=0.0))
+
+    def _factor(self, pair: _Pair) -> NDArray[Any]:
+        out, into = self._out_range(pair.first), self._in_range(pair.second)
+        alive = (out > 0) & (into > 0)
+        factor: NDArray[Any] = np.ones_like(out)
+        if pair.reach is None:
+            factor[alive] = np.sqrt(out[alive] / into[alive])
+            return factor.clip(1 / _LARGEST_FACTOR, _LARGEST_FACTOR)
+        alive &= pair.reach > 0
+        if self.per_channel:
+            into = self._in_share(pair.second)
+        factor[alive] = np.sqrt(pair.reach[alive] / into[alive])
+        # Channels that cannot change set the scale of those that can.
+        fixed = pair.reach >= 1
+        if (alive & fixed).any():
+            factor /= np.exp(np.log(factor[alive & fixed]).mean())
+        factor = np.maximum(factor, pair.reach * _MARGIN).clip(1 / _LARGEST_FACTOR, _LARGEST_FACTOR)
+        factor[fixed | ~alive] = 1.0
+        return factor
 
     def write(self) -> None:
         """Put the changed weights back."""
@@ -156,6 +198,17 @@ class _Graph:
         else:
             largest = np.abs(self._grouped(node)).max((1, 3)).reshape(-1)
         return largest
+
+    def _in_share(self, node: onnx.NodeProto) -> NDArray[Any]:
+        """The largest weight of each input, relative to the largest of the output that it belongs to."""
+        if node.op_type == "Gemm":
+            weight = np.abs(self._value(node.input[1]))
+            weight = weight if self._rows_are_outputs(node) else weight.T
+            shares: NDArray[Any] = (weight / np.maximum(weight.max(1, keepdims=True), _TINY)).max(0)
+            return shares
+        grouped = np.abs(self._grouped(node))
+        shares = (grouped / np.maximum(grouped.max((2, 3), keepdims=True), _TINY)).max((1, 3)).reshape(-1)
+        return shares
 
     def _grouped(self, node: onnx.NodeProto) -> NDArray[Any]:
         """A convolution's weights as [groups, outputs of a group, inputs of a group, kernel]."""

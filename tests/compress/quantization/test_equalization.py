@@ -17,6 +17,7 @@ from fleetfit.compress.intake.pt2 import load_pt2
 from fleetfit.compress.passes.base import Arrays, PassContext
 from fleetfit.compress.passes.quantize import Quantize
 from fleetfit.compress.quantization import quantize_onnx
+from fleetfit.compress.quantization.calibration import Batches, Observed
 from fleetfit.compress.quantization.equalization import equalize
 from fleetfit.compress.quantization.error import output_errors
 
@@ -98,7 +99,7 @@ def _weights(model: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 def test_the_function_stays_and_ranges_become_alike(badly_scaled: bytes) -> None:
     model = onnx.load_model_from_string(badly_scaled)
-    assert equalize(model, dict).pairs == 3
+    assert equalize(model, dict, False).pairs == 3
     assert _error(badly_scaled, model.SerializeToString()) < 1e-4
     weights = _weights(model)
     rows = np.abs(weights["first.weight"]).max((1, 2, 3))
@@ -107,26 +108,52 @@ def test_the_function_stays_and_ranges_become_alike(badly_scaled: bytes) -> None
     rows = np.abs(weights["point.weight"]).max((1, 2, 3))
     columns = np.abs(weights["grouped.weight"].reshape(3, 4, 8, 9)).max((1, 3)).reshape(-1)
     assert np.allclose(rows, columns, rtol=0.01)
-    assert equalize(model, dict).pairs == 3
+    assert equalize(model, dict, False).pairs == 3
     for name, value in _weights(model).items():
         assert np.allclose(value, weights[name], rtol=0.05, atol=1e-6)
 
 
-def test_a_clip_that_is_never_reached_is_no_hindrance(tmp_path: Path, context: PassContext) -> None:
-    content = _exported(tmp_path, nn.Hardtanh(0.0, 6.0), 0.0)
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_channels_below_a_clip_are_scaled_and_those_that_reach_it_stay(tmp_path: Path, per_channel: bool) -> None:
+    content = _exported(tmp_path, nn.Hardtanh(0.0, 6.0), 1.5)
     model = onnx.load_model_from_string(content)
-    clips = [node for node in model.graph.node if node.op_type == "Clip"]
+    clips = [node.output[0] for node in model.graph.node if node.op_type == "Clip"]
     assert len(clips) == 4
-    # All are reached, or one only.
-    assert equalize(model, dict).pairs == 0 and equalize(model, dict).clipped == 3
-    low = {clip.output[0]: 5.0 for clip in clips}
-    low[clips[1].output[0]] = 6.0
-    assert equalize(model, lambda: low).pairs == 2
-    kinds = [node.op_type for node in model.graph.node]
-    assert kinds.count("Clip") == 2 and kinds.count("Relu") == 2
+    # Nothing is known of what reaches them, or everything reaches them.
+    for known in ({}, {name: np.full(count, 6.0) for name, count in zip(clips, (16, 16, 24, 12), strict=True)}):
+        done = equalize(model, lambda known=known: known, per_channel)
+        assert done.pairs == 0 and model.SerializeToString() == content
+    peaks = _peaks(content, clips, _images(400, 3))
+    reached = [(peaks[name] >= 6).sum() for name in clips[:3]]
+    assert 0 < sum(reached) < 56
+    done = equalize(model, lambda: peaks, per_channel)
+    assert done.pairs == 3 and done.fixed == pytest.approx(sum(reached) / 56)
+    assert done.clipped == sum(count > 0 for count in reached)
+    before, after = _weights(onnx.load_model_from_string(content)), _weights(model)
+    changed = np.abs(after["deep.weight"] / before["deep.weight"] - 1).max((1, 2, 3)) > 1e-3
+    assert changed.any()
+    fixed = (peaks[clips[0]] >= 6) & (peaks[clips[1]] >= 6)
+    assert not changed[fixed].any()
+    # The clips stay, and on the values that they were judged by nothing changes.
+    assert [node.op_type for node in model.graph.node].count("Clip") == 4
     assert _error(content, model.SerializeToString()) < 1e-4
-    built = quantize_onnx(content, Quantize(equalize=True), context)
-    assert any("3 pairs" in note for note in built.notes)
+    found = _peaks(model.SerializeToString(), clips, _images(400, 3))
+    for name in clips[:3]:
+        assert (found[name][peaks[name] < 6] <= 6 / 1.1 * (1 + 1e-4)).all()
+
+
+def _peaks(content: bytes, names: list[str], data: Arrays) -> dict[str, np.ndarray]:
+    observed = Observed(onnx.load_model_from_string(content), lambda node: set(node.output) & set(names))
+    (values,) = observed.over(Batches(data, ["image"], len(data)))
+    return {name: values[name].max((0, 2, 3)) for name in names}
+
+
+def test_what_was_equalized_is_noted(tmp_path: Path, context: PassContext) -> None:
+    content = _exported(tmp_path, nn.Hardtanh(0.0, 6.0), 1.5)
+    notes = quantize_onnx(content, Quantize(equalize=True), context).notes
+    assert any("3 pairs" in note and "reach a clip" in note for note in notes)
+    notes = quantize_onnx(_exported(tmp_path, nn.Sigmoid(), 0.0), Quantize(equalize=True), context).notes
+    assert any("none was equalized" in note for note in notes)
 
 
 def _shift(one: bytes, other: bytes, data: Arrays) -> float:
@@ -150,8 +177,32 @@ def test_corrected_biases_take_the_mean_shift_back(tmp_path: Path, context: Pass
     assert quantize_onnx(content, mixed, context).integer_operators == 4
 
 
+def test_weights_rounded_for_their_outputs_lose_less(tmp_path: Path, context: PassContext) -> None:
+    content = _exported(tmp_path, nn.Hardtanh(0.0, 6.0), 1.5)
+    plain = quantize_onnx(content, Quantize(), context)
+    rounded = quantize_onnx(content, Quantize(rounding="gptq"), context)
+    assert _error(content, rounded.content) < 0.9 * _error(content, plain.content)
+    assert any("weights of 5 layers" in note for note in rounded.notes)
+    one, other = (_integers(built.content) for built in (plain, rounded))
+    assert one.keys() == other.keys()
+    assert all(np.abs(values).max() <= 64 for values in other.values())
+    # The first layer's inputs are noise: there is nothing that its weights could make up for in each other.
+    assert sum((other[name] != values).any() for name, values in one.items()) >= 4
+    assert quantize_onnx(content, Quantize(rounding="gptq"), context).content == rounded.content
+    both = Quantize(rounding="gptq", correct_bias=True, reduce_range=False, keep_float=("deep",))
+    built = quantize_onnx(content, both, context)
+    assert built.integer_operators == 4
+    assert any("weights of 4 layers" in note and "biases of 5 layers" in note for note in built.notes)
+
+
+def _integers(content: bytes) -> dict[str, np.ndarray]:
+    kinds = (onnx.TensorProto.INT8,)
+    tensors = onnx.load_model_from_string(content).graph.initializer
+    return {t.name: numpy_helper.to_array(t).astype(int) for t in tensors if t.data_type in kinds and len(t.dims) > 1}
+
+
 @pytest.mark.parametrize("parameters", [{"mode": "dynamic"}, {"dtype": "int4"}, {"dtype": "fp16"}])
-def test_both_are_for_static_int8(parameters: dict[str, str]) -> None:
-    for name in ("equalize", "correct_bias"):
+def test_all_are_for_static_int8(parameters: dict[str, str]) -> None:
+    for name, value in (("equalize", True), ("correct_bias", True), ("rounding", "gptq")):
         with pytest.raises(ValueError, match="static int8"):
-            Quantize.model_validate({**parameters, name: True})
+            Quantize.model_validate({**parameters, name: value})
