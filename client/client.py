@@ -124,6 +124,11 @@ class Client:
         """Give a paused device work again."""
         return self._connection.call(self._devices.ResumeDevice, devices_pb2.ResumeDeviceRequest(device=device)).device
 
+    def set_hours(self, device: str, hours: Sequence[str]) -> list[devices_pb2.Device]:
+        """When a device, or all that bear a label, may be given work; none is always."""
+        request = devices_pb2.SetHoursRequest(device=device, hours=hours)
+        return list(self._connection.call(self._devices.SetHours, request).devices)
+
     # Models and datasets
 
     def push_model(

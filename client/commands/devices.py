@@ -126,6 +126,35 @@ def resume(device: Device, server: Server = "", as_json: AsJson = False) -> None
 
 
 @app.command()
+def hours(
+    device: Annotated[
+        str, typer.Argument(metavar="DEVICE_OR_LABEL", help="A device, a label, or all.", show_default=False)
+    ],
+    windows: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="HOURS...", help="Such as 22:00-06:00 or 'sat,sun 08:00-20:00 Europe/Berlin'; UTC unless told."
+        ),
+    ] = None,
+    always: Annotated[bool, typer.Option("--always", help="Take all hours away: work at any time.")] = False,
+    server: Server = "",
+    as_json: AsJson = False,
+) -> None:
+    """Say when a device may be given work; what it holds when they end it finishes. A label means those that bear it now."""
+    if bool(windows) == always:
+        raise typer.BadParameter("give hours, or --always for any time")
+    output = Output(as_json)
+    with connect(server) as client:
+        changed = client.set_hours(device, windows or [])
+    if as_json:
+        output.json({"devices": [_plain(one) for one in changed]})
+        return
+    when = f"takes work {', '.join(windows)}" if windows else "takes work at any time"
+    for one in changed:
+        output.say(f"{one.name} {when}" + ("" if one.within_hours else " (not now)"))
+
+
+@app.command()
 def profiles(
     name: Annotated[str, typer.Argument(metavar="[NAME]", help="One profile, in full.", show_default=False)] = "",
     as_json: AsJson = False,

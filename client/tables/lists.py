@@ -27,7 +27,8 @@ def devices_table(devices: Sequence[devices_pb2.Device]) -> Table:
 def device_state(device: devices_pb2.Device) -> str:
     """A device's state in a word or two."""
     state = enum_word(devices_pb2.DeviceState.DESCRIPTOR, device.state)
-    return f"{state}, paused" if device.paused else state
+    closed = bool(device.hours) and not device.within_hours
+    return f"{state}, paused" if device.paused else f"{state}, off hours" if closed else state
 
 
 def device_facts(device: devices_pb2.Device) -> Table:
@@ -40,6 +41,7 @@ def device_facts(device: devices_pb2.Device) -> Table:
         ("id", device.device_id),
         ("state", device_state(device)),
         ("labels", ", ".join(device.labels) or "-"),
+        ("hours", ", ".join(device.hours) or "any time"),
         (
             "profile",
             f"{device.profile or '-'}: {device.profile_reason}" if device.profile_reason else device.profile or "-",

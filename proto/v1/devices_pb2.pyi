@@ -63,6 +63,8 @@ class Device(_message.Message):
     LAST_SEEN_UNIX_MS_FIELD_NUMBER: _builtins.int
     CURRENT_TASK_ID_FIELD_NUMBER: _builtins.int
     PROFILE_JSON_FIELD_NUMBER: _builtins.int
+    HOURS_FIELD_NUMBER: _builtins.int
+    WITHIN_HOURS_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
     name: _builtins.str
     state: Global___DeviceState.ValueType
@@ -82,10 +84,15 @@ class Device(_message.Message):
     """The task it holds, if any."""
     profile_json: _builtins.str
     """The whole profile as JSON, where one device was asked for; else empty."""
+    within_hours: _builtins.bool
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def snapshot(self) -> _snapshot_pb2.DeviceSnapshot: ...
+    @_builtins.property
+    def hours(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """When it may be given work: `[DAYS] HH:MM-HH:MM [ZONE]`; none is always. And whether that is now."""
+
     def __init__(
         self,
         *,
@@ -104,14 +111,63 @@ class Device(_message.Message):
         last_seen_unix_ms: _builtins.int = ...,
         current_task_id: _builtins.str = ...,
         profile_json: _builtins.str = ...,
+        hours: _abc.Iterable[_builtins.str] | None = ...,
+        within_hours: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "current_task_id", b"current_task_id", "device_id", b"device_id", "emulated", b"emulated", "enrolled_unix_ms", b"enrolled_unix_ms", "labels", b"labels", "last_seen_unix_ms", b"last_seen_unix_ms", "name", b"name", "paused", b"paused", "profile", b"profile", "profile_json", b"profile_json", "profile_reason", b"profile_reason", "snapshot", b"snapshot", "snapshot_id", b"snapshot_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "current_task_id", b"current_task_id", "device_id", b"device_id", "emulated", b"emulated", "enrolled_unix_ms", b"enrolled_unix_ms", "hours", b"hours", "labels", b"labels", "last_seen_unix_ms", b"last_seen_unix_ms", "name", b"name", "paused", b"paused", "profile", b"profile", "profile_json", b"profile_json", "profile_reason", b"profile_reason", "snapshot", b"snapshot", "snapshot_id", b"snapshot_id", "state", b"state", "within_hours", b"within_hours"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Device: _TypeAlias = Device  # noqa: Y015
+
+@_typing.final
+class SetHoursRequest(_message.Message):
+    """New hours for a device, by its name or id, or for all that bear a label now, or for `all`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_FIELD_NUMBER: _builtins.int
+    HOURS_FIELD_NUMBER: _builtins.int
+    device: _builtins.str
+    @_builtins.property
+    def hours(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        device: _builtins.str = ...,
+        hours: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "hours", b"hours"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetHoursRequest: _TypeAlias = SetHoursRequest  # noqa: Y015
+
+@_typing.final
+class SetHoursResponse(_message.Message):
+    """The devices as they are now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]: ...
+    def __init__(
+        self,
+        *,
+        devices: _abc.Iterable[Global___Device] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetHoursResponse: _TypeAlias = SetHoursResponse  # noqa: Y015
 
 @_typing.final
 class CreateEnrolmentTokenRequest(_message.Message):

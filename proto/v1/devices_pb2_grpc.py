@@ -65,6 +65,11 @@ class DevicesStub(object):
                 request_serializer=fleetfit_dot_proto_dot_v1_dot_devices__pb2.ResumeDeviceRequest.SerializeToString,
                 response_deserializer=fleetfit_dot_proto_dot_v1_dot_devices__pb2.ResumeDeviceResponse.FromString,
                 _registered_method=True)
+        self.SetHours = channel.unary_unary(
+                '/fleetfit.v1.Devices/SetHours',
+                request_serializer=fleetfit_dot_proto_dot_v1_dot_devices__pb2.SetHoursRequest.SerializeToString,
+                response_deserializer=fleetfit_dot_proto_dot_v1_dot_devices__pb2.SetHoursResponse.FromString,
+                _registered_method=True)
 
 
 class DevicesServicer(object):
@@ -109,6 +114,13 @@ class DevicesServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetHours(self, request, context):
+        """Replaces the hours in which devices may be given work; what they hold they finish.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DevicesServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -141,6 +153,11 @@ def add_DevicesServicer_to_server(servicer, server):
                     servicer.ResumeDevice,
                     request_deserializer=fleetfit_dot_proto_dot_v1_dot_devices__pb2.ResumeDeviceRequest.FromString,
                     response_serializer=fleetfit_dot_proto_dot_v1_dot_devices__pb2.ResumeDeviceResponse.SerializeToString,
+            ),
+            'SetHours': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetHours,
+                    request_deserializer=fleetfit_dot_proto_dot_v1_dot_devices__pb2.SetHoursRequest.FromString,
+                    response_serializer=fleetfit_dot_proto_dot_v1_dot_devices__pb2.SetHoursResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -306,6 +323,33 @@ class Devices(object):
             '/fleetfit.v1.Devices/ResumeDevice',
             fleetfit_dot_proto_dot_v1_dot_devices__pb2.ResumeDeviceRequest.SerializeToString,
             fleetfit_dot_proto_dot_v1_dot_devices__pb2.ResumeDeviceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetHours(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleetfit.v1.Devices/SetHours',
+            fleetfit_dot_proto_dot_v1_dot_devices__pb2.SetHoursRequest.SerializeToString,
+            fleetfit_dot_proto_dot_v1_dot_devices__pb2.SetHoursResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,8 @@ class DevicesStub:
     PauseDevice: _grpc.UnaryUnaryMultiCallable[_devices_pb2.PauseDeviceRequest, _devices_pb2.PauseDeviceResponse]
     """A paused device gets no new work; what it holds it finishes."""
     ResumeDevice: _grpc.UnaryUnaryMultiCallable[_devices_pb2.ResumeDeviceRequest, _devices_pb2.ResumeDeviceResponse]
+    SetHours: _grpc.UnaryUnaryMultiCallable[_devices_pb2.SetHoursRequest, _devices_pb2.SetHoursResponse]
+    """Replaces the hours in which devices may be given work; what they hold they finish."""
 
 @_typing.type_check_only
 class DevicesAsyncStub(DevicesStub):
@@ -55,6 +57,8 @@ class DevicesAsyncStub(DevicesStub):
     PauseDevice: _aio.UnaryUnaryMultiCallable[_devices_pb2.PauseDeviceRequest, _devices_pb2.PauseDeviceResponse]  # type: ignore[assignment]
     """A paused device gets no new work; what it holds it finishes."""
     ResumeDevice: _aio.UnaryUnaryMultiCallable[_devices_pb2.ResumeDeviceRequest, _devices_pb2.ResumeDeviceResponse]  # type: ignore[assignment]
+    SetHours: _aio.UnaryUnaryMultiCallable[_devices_pb2.SetHoursRequest, _devices_pb2.SetHoursResponse]  # type: ignore[assignment]
+    """Replaces the hours in which devices may be given work; what they hold they finish."""
 
 class DevicesServicer(metaclass=_abc_1.ABCMeta):
     """The fleet, for people."""
@@ -102,5 +106,13 @@ class DevicesServicer(metaclass=_abc_1.ABCMeta):
         request: _devices_pb2.ResumeDeviceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_devices_pb2.ResumeDeviceResponse, _abc.Awaitable[_devices_pb2.ResumeDeviceResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def SetHours(
+        self,
+        request: _devices_pb2.SetHoursRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_devices_pb2.SetHoursResponse, _abc.Awaitable[_devices_pb2.SetHoursResponse]]:
+        """Replaces the hours in which devices may be given work; what they hold they finish."""
 
 def add_DevicesServicer_to_server(servicer: DevicesServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -6,6 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from typing import Final
 
 from sqlalchemy import select
@@ -17,7 +18,8 @@ from fleetfit.device_profiles.loader import load_profiles
 from fleetfit.device_profiles.matching import DeviceFactsForMatching, match
 from fleetfit.proto.printable import make_printable
 from fleetfit.proto.v1 import devices_pb2, snapshot_pb2, work_pb2
-from fleetfit.server.engine.lookup import find_device
+from fleetfit.server.engine.hours import parse_window, within_hours
+from fleetfit.server.engine.lookup import find_device, find_devices
 from fleetfit.server.storage.database import Database
 from fleetfit.server.storage.ids import new_id, now_ms
 from fleetfit.server.storage.tables import DeviceRow, DeviceSnapshotRow, TaskRow
@@ -182,6 +184,22 @@ class Fleet:
         self.wake(device.device_id)
         return device
 
+    async def set_hours(self, text: str, hours: Sequence[str]) -> list[devices_pb2.Device]:
+        """Give a device, or all that bear a label now, the hours of their work. Raises InvalidInput, NotFound."""
+        for window in hours:
+            parse_window(window)
+
+        def change(session: Session) -> list[devices_pb2.Device]:
+            rows = find_devices(session, [text])
+            for row in rows:
+                row.hours = [window.strip() for window in hours]
+            return [self._message(session, row) for row in rows]
+
+        devices = await self._database.write(change)
+        for device in devices:
+            self.wake(device.device_id)
+        return devices
+
     def _message(self, session: Session, row: DeviceRow) -> devices_pb2.Device:
         state = devices_pb2.DEVICE_STATE_OFFLINE if row.session_number else devices_pb2.DEVICE_STATE_ENROLLED
         message = devices_pb2.Device(
@@ -190,6 +208,8 @@ class Fleet:
             labels=row.labels,
             state=devices_pb2.DEVICE_STATE_ONLINE if self.online(row.id) else state,
             paused=row.paused,
+            hours=row.hours,
+            within_hours=within_hours(row.hours, datetime.now(timezone.utc)),
             profile=row.profile,
             profile_reason=row.profile_reason,
             agent_version=row.agent_version,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from datetime import datetime, timezone
 from typing import Any, Final
 
 from sqlalchemy import select
@@ -16,6 +17,7 @@ from fleetfit.core.metrics import known_metric
 from fleetfit.proto.printable import printable
 from fleetfit.proto.v1 import common_pb2, jobs_pb2, measurement_pb2, work_pb2
 from fleetfit.server.engine.fleet import check_session
+from fleetfit.server.engine.hours import within_hours
 from fleetfit.server.engine.library import keep_artifact
 from fleetfit.server.engine.messages import tensor_messages
 from fleetfit.server.engine.states import CandidateState, TaskState
@@ -49,12 +51,14 @@ class Leases:
         lease_ms: int = DEFAULT_LEASE_MS,
         clock_ms: Callable[[], int] = monotonic_ms,
         changed: Callable[[str], None] = lambda job_id: None,
+        now: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
     ) -> None:
         self._database = database
         self._store = store
         self._method = method
         self._lease_ms = lease_ms
         self._clock_ms = clock_ms
+        self._now = now
         # Called with the id of a job of which a task failed here.
         self._changed = changed
 
@@ -98,7 +102,8 @@ class Leases:
                 .where(TaskRow.device_id == device_id, TaskRow.state == TaskState.WAITING, JobRow.state == "running")
                 .order_by(TaskRow.job_id, TaskRow.id)
             )
-            while task is not None or not device.paused:
+            open_now = not device.paused and within_hours(device.hours, self._now())
+            while task is not None or open_now:
                 task = task or session.scalars(waiting).first()
                 if task is None:
                     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from typing import Final
 
 from sqlalchemy import select
@@ -13,6 +14,7 @@ from sqlalchemy.orm import Session
 from fleetfit.compress.tasks import TaskProgress
 from fleetfit.proto.v1 import common_pb2
 from fleetfit.server.engine.fleet import read_snapshot
+from fleetfit.server.engine.hours import within_hours
 from fleetfit.server.engine.states import ENDED_CANDIDATE, ENDED_TASK, JobState, TaskState, VariantState
 from fleetfit.server.storage.tables import CandidateRow, DeviceRow, JobRow, TaskRow, VariantRow
 
@@ -116,6 +118,10 @@ def _words(
     away = sorted(names[device] for device in waiting if not online.get(device, False))
     if away:
         parts.append(f"waiting for {', '.join(away)}, which {'is' if len(away) == 1 else 'are'} offline")
+    now = datetime.now(timezone.utc)
+    closed = sorted(d.name for d in devices if not within_hours(d.hours, now) and d.id in waiting)
+    if closed:
+        parts.append(f"waiting for the hours of {', '.join(closed)}")
     paused = sorted(device.name for device in devices if device.paused and device.id in waiting)
     if paused:
         parts.append(f"waiting for {', '.join(paused)}, which {'is' if len(paused) == 1 else 'are'} paused")

@@ -44,3 +44,6 @@ class Devices(devices_pb2_grpc.DevicesServicer):
         self, request: devices_pb2.ResumeDeviceRequest, context: Context
     ) -> devices_pb2.ResumeDeviceResponse:
         return devices_pb2.ResumeDeviceResponse(device=await self._fleet.set_paused(request.device, False))
+
+    async def SetHours(self, request: devices_pb2.SetHoursRequest, context: Context) -> devices_pb2.SetHoursResponse:
+        return devices_pb2.SetHoursResponse(devices=await self._fleet.set_hours(request.device, request.hours))

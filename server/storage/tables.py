@@ -108,6 +108,7 @@ class DeviceRow(Base):
     session_number: Mapped[int]
     snapshot_id: Mapped[str | None] = mapped_column(ForeignKey("device_snapshot.id"))
     capabilities: Mapped[list[str]] = mapped_column(default=list)
+    hours: Mapped[list[str]] = mapped_column(default=list)
     enrolled_ms: Mapped[int]
     last_seen_ms: Mapped[int]
 

@@ -127,6 +127,9 @@ def test_enroll_prints_a_line_to_paste(server: Server) -> None:
     [
         (("devices", "show", "nobody"), 1, "there is no device 'nobody'"),
         (("devices", "label", "nobody", "x"), 1, "there is no device 'nobody'"),
+        (("devices", "hours", "nobody", "22:00-06:00"), 1, "there is no device or label 'nobody'"),
+        (("devices", "hours", "nobody", "at night"), 1, "are no hours"),
+        (("devices", "hours", "nobody"), 2, "--always"),
         (("models", "show", "nothing"), 1, "there is no model 'nothing'"),
         (("data", "show", "nothing"), 1, "there is no dataset 'nothing'"),
         (("data", "push", "missing.npz"), 1, "there is no file 'missing.npz'"),

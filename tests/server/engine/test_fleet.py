@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from datetime import datetime, timezone
 
 import pytest
 
@@ -121,6 +122,30 @@ def test_labels_and_pausing(fleet: Fleet) -> None:
         with pytest.raises(NotFound, match="did you mean 'two'"):
             await fleet.set_paused("twoo", True)
         assert (await fleet.get("one")).state == devices_pb2.DEVICE_STATE_ENROLLED
+
+    asyncio.run(run())
+
+
+def test_hours_are_given_to_a_device_or_to_all_of_a_label(fleet: Fleet) -> None:
+    async def run() -> None:
+        for name, labels in (("one", ["lab"]), ("two", ["lab"]), ("three", [])):
+            await fleet.register(name, labels, "1")
+        assert (await fleet.get("one")).within_hours and not (await fleet.get("one")).hours
+        never_now = "00:00-00:01" if datetime.now(timezone.utc).hour else "12:00-12:01"
+        changed = await fleet.set_hours("lab", [never_now])
+        assert [(d.name, list(d.hours), d.within_hours) for d in changed] == [
+            ("one", [never_now], False),
+            ("two", [never_now], False),
+        ]
+        assert (await fleet.get("three")).within_hours
+        await fleet.set_hours("two", ["00:00-24:00", never_now])
+        assert (await fleet.get("two")).within_hours
+        (cleared,) = await fleet.set_hours("one", [])
+        assert cleared.within_hours and not cleared.hours
+        with pytest.raises(InvalidInput, match="are no hours"):
+            await fleet.set_hours("one", ["at night"])
+        with pytest.raises(NotFound, match="device or label 'nobody'"):
+            await fleet.set_hours("nobody", [])
 
     asyncio.run(run())
 

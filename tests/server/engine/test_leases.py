@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from datetime import datetime, timezone
 from typing import Any
 
 import pytest
@@ -261,6 +262,20 @@ def test_paused_devices_and_ended_jobs_get_no_work(leases: Leases, world: Any) -
     world.change(DeviceRow, world.device, paused=False)
     world.change(JobRow, world.job, state="cancelled")
     assert lease(leases, world.device) is None
+
+
+def test_a_device_gets_work_within_its_hours_only_and_finishes_what_it_holds(
+    world: Any, store: ArtifactStore, clock: Clock
+) -> None:
+    moment = datetime(2026, 11, 26, 12, 0, tzinfo=timezone.utc)
+    method = measurement_pb2.Method(pair_processes=3)
+    leases = Leases(world.database, store, method, lease_ms=LEASE_MS, clock_ms=clock, now=lambda: moment)
+    world.change(DeviceRow, world.device, hours=["22:00-06:00"])
+    assert lease(leases, world.device) is None
+    moment = datetime(2026, 11, 26, 22, 0, tzinfo=timezone.utc)
+    task = held(leases, world.device)
+    moment = datetime(2026, 11, 27, 6, 0, tzinfo=timezone.utc)
+    assert renew(leases, world, task) == (LEASE_MS, False)
 
 
 def test_a_paused_device_finishes_what_it_holds(leases: Leases, world: Any) -> None:
