@@ -19,20 +19,25 @@ from fleetfit.proto.v1 import measurement_pb2
 _READ_EVERY_S: Final = 0.02
 # Before the first stretch: threads of runtimes that spin after a call have stopped.
 _LULL_S: Final = 0.2
+# How the trial learns the meter's lag from its parent.
+LAG_VARIABLE: Final = "FLEETFIT_METER_LAG_NS"
 
 
 def rest_and_work(
-    call: Call, method: measurement_pb2.Method, step: Callable[[float], None]
+    call: Call, method: measurement_pb2.Method, step: Callable[[float], None], *, lag_ns: int = 0
 ) -> measurement_pb2.EnergyRun:
-    """Rest, work, rest, ... work, rest: each round of work lies between two rests."""
-    run = measurement_pb2.EnergyRun()
+    """Rest, work, rest, ... work, rest: each round of work lies between two rests.
+
+    Each is longer by the meter's lag, in which it still averages over what came before.
+    """
+    run = measurement_pb2.EnergyRun(lag_ns=lag_ns)
     warm_up(call, method.warmup_limit_ns // 2)
     time.sleep(_LULL_S)
     for round_number in range(method.energy_rounds):
-        _rest(run, method.energy_rest_ns)
-        _work(run, call, method.energy_busy_ns)
+        _rest(run, method.energy_rest_ns + lag_ns)
+        _work(run, call, method.energy_busy_ns + lag_ns)
         step((round_number + 1) / method.energy_rounds)
-    _rest(run, method.energy_rest_ns)
+    _rest(run, method.energy_rest_ns + lag_ns)
     return run
 
 

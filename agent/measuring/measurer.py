@@ -15,7 +15,7 @@ import fleetfit
 from fleetfit.agent.caps import memory_cap
 from fleetfit.agent.hooks import APPLICATION_VARIABLE
 from fleetfit.agent.measuring.endings import Status, TrialFailed, explain
-from fleetfit.agent.measuring.energy import read_until_cancelled
+from fleetfit.agent.measuring.energy import LAG_VARIABLE, read_until_cancelled
 from fleetfit.agent.meters.base import FoundMeter, NoMeter, find_meter
 from fleetfit.agent.probe.files import Tree
 from fleetfit.agent.probe.processor import processor_name
@@ -91,6 +91,8 @@ class Measurer:
             result.status = Status.MEASUREMENT_STATUS_MEASURED
         except TrialFailed as failure:
             result.status, result.message = failure.status, failure.message
+        if isinstance(self._meter, FoundMeter):
+            self._meter.meter.close()
         result.during.extend(self._during)
         result.condition.update(self._condition(result))
         return result
@@ -190,6 +192,8 @@ class Measurer:
         limits = Limits(memory_bytes=min(filter(None, (limit, memory_cap())), default=None), expendable=True)
         arguments = ["-m", "fleetfit.agent.measuring.trials", str(self._taskdir), str(out), kind, str(number)]
         environment = {"OMP_NUM_THREADS": str(self._task.threads), "OPENBLAS_NUM_THREADS": "1"}
+        if isinstance(self._meter, FoundMeter):
+            environment[LAG_VARIABLE] = str(int(self._meter.meter.lag_s * 1e9))
         child = asyncio.create_task(run_child(arguments, limits, environment=environment))
         looking = asyncio.create_task(self._look_on())
         try:

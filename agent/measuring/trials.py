@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
 import sys
 import time
@@ -23,7 +24,7 @@ import numpy as np
 from google.protobuf.message import Message
 from numpy.typing import NDArray
 
-from fleetfit.agent.measuring.energy import rest_and_work
+from fleetfit.agent.measuring.energy import LAG_VARIABLE, rest_and_work
 from fleetfit.agent.measuring.inputs import fixed_batch, metric_batches
 from fleetfit.agent.measuring.memory import memory_bytes, reset_peak
 from fleetfit.agent.measuring.outputs import OutputsFile
@@ -162,7 +163,9 @@ class Trial:
         task = self._task
         model = runtime(task.candidate.runtime).load(self._build(task.candidate), threads=task.threads)
         try:
-            return rest_and_work(model.bind(feeds_of(task, self._taskdir)), task.method, self._step)
+            lag_ns = int(os.environ.get(LAG_VARIABLE, 0))
+            call = model.bind(feeds_of(task, self._taskdir))
+            return rest_and_work(call, task.method, self._step, lag_ns=lag_ns)
         finally:
             model.close()
 

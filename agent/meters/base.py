@@ -27,6 +27,8 @@ class Meter(ABC):
     """What of the device is measured, in a few words for people."""
     reach: Reach
     """How much of the device that is; of several meters the one that covers most is used."""
+    lag_s: float = 0.0
+    """How long a change takes to be seen whole: the time over which values are averaged, or between two of them."""
 
     @classmethod
     @abstractmethod
@@ -36,6 +38,15 @@ class Meter(ABC):
     @abstractmethod
     def read(self) -> int | None:
         """Microjoules or microwatts now; None where it cannot be read at this moment."""
+
+    def close(self) -> None:  # noqa: B027 - most hold nothing
+        """Give back what reading needs. Twice is once."""
+
+
+def milliseconds(tree: Tree, path: str, otherwise_s: float) -> float:
+    """A file with an interval in milliseconds, in seconds; `otherwise_s` where it cannot be read."""
+    found = tree.number(path)
+    return found / 1000 if found is not None and 0 <= found <= 60_000 else otherwise_s
 
 
 @dataclass(frozen=True)
@@ -70,4 +81,8 @@ def find_meter(tree: Tree) -> FoundMeter | NoMeter:
             found.append(FoundMeter(entry.name, answer))
     if not found:
         return NoMeter("; ".join(reasons) or "this device has no meter that fleetfit knows")
-    return min(found, key=lambda one: (_REACHES.index(one.meter.reach), one.name))
+    chosen = min(found, key=lambda one: (_REACHES.index(one.meter.reach), one.name))
+    for other in found:
+        if other is not chosen:
+            other.meter.close()
+    return chosen

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from fleetfit.agent.meters.base import Meter, Reach
+from fleetfit.agent.meters.base import Meter, Reach, milliseconds
 from fleetfit.agent.probe.files import Tree
 
 # Source: Linux, Documentation/hwmon/ina3221.rst: in[123]_label, in[123]_input in mV, curr[123]_input in mA; in7 and curr4
@@ -37,6 +37,9 @@ class Rails(Meter):
         whole = [rail for rail in rails if rail.name in _WHOLE][:1]
         self._tree = tree
         self._rails = whole or rails
+        # How long a conversion of all channels takes, averaging included (ina3221.rst).
+        folders = {rail.millivolts.rpartition("/")[0] for rail in self._rails if rail.millivolts}
+        self.lag_s = max((milliseconds(tree, f"{folder}/update_interval", 0.0) for folder in folders), default=0.0)
         names = ", ".join(rail.name for rail in self._rails)
         self.covers = f"module input ({names})" if whole else f"sum of the module's rails {names}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Final
 
-from fleetfit.agent.meters.base import Meter, Reach
+from fleetfit.agent.meters.base import Meter, Reach, milliseconds
 from fleetfit.agent.probe.files import Tree
 
 # Source: Linux, Documentation/hwmon/acpi_power_meter.rst (`power_meter` returns "average power use over a configurable
@@ -13,6 +13,8 @@ from fleetfit.agent.probe.files import Tree
 _FILES: Final = {"power_meter": "power1_average"} | dict.fromkeys(
     ("ina219", "ina220", "ina226", "ina230", "ina231", "ina228", "ina237", "ina238"), "power1_input"
 )
+# Of a server's power meter that does not tell; they average over about a second.
+_SLOW_S: Final = 2.0
 
 
 class Supply(Meter):
@@ -23,6 +25,12 @@ class Supply(Meter):
     def __init__(self, tree: Tree, chip: str, path: str) -> None:
         self._tree = tree
         self._path = path
+        # `power1_average_interval` and `update_interval` are in milliseconds (sysfs-interface.rst).
+        folder = path.rpartition("/")[0]
+        if chip == "power_meter":
+            self.lag_s = milliseconds(tree, f"{folder}/power1_average_interval", _SLOW_S)
+        else:
+            self.lag_s = milliseconds(tree, f"{folder}/update_interval", 0.0)
         self.reach: Reach = "device" if chip == "power_meter" else "module"
         self.covers = "the whole machine (ACPI power meter)" if chip == "power_meter" else f"what {chip} is wired to"
 

@@ -30,6 +30,8 @@ def take_snapshot(
     processor = read_processor(tree)
     usable = processor.usable_cores or 1
     energy = find_meter(tree)
+    if isinstance(energy, FoundMeter):
+        energy.meter.close()
     snapshot = snapshot_pb2.DeviceSnapshot(
         machine=platform.machine() if tree.real else (tree.text("/fleetfit/machine") or platform.machine()),
         device_tree_model=(tree.text("/proc/device-tree/model") or "").strip(),

@@ -490,11 +490,14 @@ class EnergyRun(_message.Message):
     COUNTS_FIELD_NUMBER: _builtins.int
     MONOTONIC_NS_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
+    LAG_NS_FIELD_NUMBER: _builtins.int
     meter: _builtins.str
     """The meter's name, and what of the device it covers, in a few words."""
     covers: _builtins.str
     counts: _builtins.bool
     """True: the values are energy counted up, in microjoules; false: power at that moment, in microwatts."""
+    lag_ns: _builtins.int
+    """How long a change takes to be seen whole; left out at the begin of each stretch."""
     @_builtins.property
     def stretches(self) -> _containers.RepeatedCompositeFieldContainer[Global___Stretch]: ...
     @_builtins.property
@@ -512,10 +515,11 @@ class EnergyRun(_message.Message):
         counts: _builtins.bool = ...,
         monotonic_ns: _abc.Iterable[_builtins.int] | None = ...,
         value: _abc.Iterable[_builtins.int] | None = ...,
+        lag_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "covers", b"covers", "meter", b"meter", "monotonic_ns", b"monotonic_ns", "stretches", b"stretches", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "covers", b"covers", "lag_ns", b"lag_ns", "meter", b"meter", "monotonic_ns", b"monotonic_ns", "stretches", b"stretches", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

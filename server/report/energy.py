@@ -12,7 +12,7 @@ from fleetfit.core.statistics_student import student_quantile
 from fleetfit.proto.v1 import measurement_pb2
 from fleetfit.server.report.summary import EnergySummary, Figure
 
-# Left out at the begin of each stretch: clocks rise, and monitors average over what came before.
+# Left out at the begin of each stretch, with the meter's own lag: clocks rise, and counters are not read at its very begin.
 _SETTLE_NS: Final = 60_000_000
 _FEWEST_VALUES: Final = 3
 _FEWEST_ROUNDS: Final = 3
@@ -49,7 +49,7 @@ def energy_of_a_call(run: measurement_pb2.EnergyRun) -> EnergySummary | None:
 
 
 def _mean_watts(run: measurement_pb2.EnergyRun, window: measurement_pb2.Window) -> float | None:
-    begin, end = window.begin_monotonic_ns + _SETTLE_NS, window.end_monotonic_ns
+    begin, end = window.begin_monotonic_ns + _SETTLE_NS + max(run.lag_ns, 0), window.end_monotonic_ns
     times, values = run.monotonic_ns, run.value
     if end <= begin or len(times) != len(values):
         return None

@@ -99,6 +99,27 @@ def test_a_monitor_of_power_tells_microwatts(
     assert found.meter.read() == microwatts
 
 
+@pytest.mark.parametrize(
+    ("files", "lag_s"),
+    [
+        ({**ORIN_NANO, f"{HWMON}/hwmon1/update_interval": "140\n"}, 0.14),
+        (ORIN_NANO, 0.0),
+        ({f"{HWMON}/hwmon0/name": "power_meter", f"{HWMON}/hwmon0/power1_average": "1"}, 2.0),
+        (
+            {
+                f"{HWMON}/hwmon0/name": "power_meter",
+                f"{HWMON}/hwmon0/power1_average": "1",
+                f"{HWMON}/hwmon0/power1_average_interval": "1000",
+            },
+            1.0,
+        ),
+        (SERVER, 0.0),
+    ],
+)
+def test_a_meter_says_how_slow_it_is(tmp_path: Path, files: Mapping[str, str], lag_s: float) -> None:
+    assert meter_of(plant(tmp_path, files)).meter.lag_s == lag_s
+
+
 def test_packages_are_counted_together_and_across_the_end_of_a_counters_range(tmp_path: Path) -> None:
     tree = plant(tmp_path, SERVER)
     found = meter_of(tree)
@@ -187,3 +208,52 @@ def test_plug_ins_are_found_and_one_that_fails_is_told(tmp_path: Path) -> None:
     assert run() == "('clamp', 42)"
     (tmp_path / "clamp.py").write_text("raise RuntimeError('no driver')")
     assert run() == "the meter plug-in clamp:Clamp failed (RuntimeError: no driver)"
+
+
+# Constructed after jetson-stats' own source (jtop/jtop.py, jtop/core/power.py): no board is at hand.
+_JTOP = """
+class jtop:
+    def __init__(self, interval=0.5): self.running = False
+    def start(self):
+        if {fails}: raise RuntimeError('The jetson_stats.service is not active')
+        self.running = True
+    def ok(self): return self.running
+    @property
+    def power(self): return {power}
+    def close(self): print('closed')
+"""
+
+
+@pytest.mark.parametrize(
+    ("fails", "power", "said"),
+    [
+        (False, "{'rail': {}, 'tot': {'name': 'VDD_IN', 'power': 6100}}", "jetson_stats 6100000 1.0\nclosed"),
+        (True, "{}", "jetson-stats is installed and cannot be read (The jetson_stats.service is not active)"),
+        (
+            False,
+            "({'cur': 6100}, {})",
+            "closed\njetson-stats is installed and tells no total power; release 4 or newer does",
+        ),
+    ],
+)
+def test_jetson_stats_is_used_where_the_rails_cannot_be_read(
+    tmp_path: Path, fails: bool, power: str, said: str
+) -> None:
+    (tmp_path / "jtop.py").write_text(_JTOP.format(fails=fails, power=power))
+    plant(tmp_path / "root", {"/etc/nv_tegra_release": "# R36 (release)\n"})
+    code = (
+        "from pathlib import Path; from fleetfit.agent.meters.base import find_meter; from fleetfit.agent.probe.files import Tree\n"
+        "found = find_meter(Tree(Path('root')))\n"
+        "if hasattr(found, 'reason'): print(found.reason)\n"
+        "else: print(found.name, found.meter.read(), found.meter.lag_s); found.meter.close()"
+    )
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(
+        command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, check=True, capture_output=True, text=True
+    )
+    assert ended.stdout.strip() == said
+
+
+def test_rails_that_can_be_read_come_before_jetson_stats(tmp_path: Path) -> None:
+    tree = plant(tmp_path, {**ORIN_NANO, "/etc/nv_tegra_release": "# R36 (release)\n"})
+    assert meter_of(tree).name == "rails"

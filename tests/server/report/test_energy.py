@@ -75,6 +75,18 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
     assert 180 <= held <= 198
 
 
+@pytest.mark.parametrize(("lag", "right"), [(0, False), (300, True)])
+def test_a_meter_that_averages_is_right_only_where_its_lag_is_left_out(lag: int, right: bool) -> None:
+    run = trace(counts=False, every_ms=10)
+    # What a monitor says that averages over the last 300 ms.
+    values = [sum(run.value[max(0, at - 29) : at + 1]) / min(30, at + 1) for at in range(len(run.value))]
+    run.value[:] = [round(value) for value in values]
+    run.lag_ns = lag * 1_000_000
+    found = energy_of_a_call(run)
+    assert found is not None
+    assert (found.joules.value == pytest.approx(0.1, rel=0.01)) is right
+
+
 def test_fewer_than_three_rounds_have_no_interval() -> None:
     found = energy_of_a_call(trace(rounds=2))
     assert found is not None and (found.joules.low, found.joules.high) == (None, None)
