@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.harness import cache_folder
+from benchmarks.harness import cache_folder, machine
 from benchmarks.training import pictures
 from fleetfit.client.demo.images import load_images
 
@@ -206,6 +206,11 @@ def teaching(settings: Settings, model: nn.Module, data: Splits) -> torch.Tensor
         torch.save(torch.stack([outputs(model, data.train.images), outputs(model, mirrored)]), path)
     found: torch.Tensor = torch.load(path, weights_only=True)
     return found
+
+
+def without_vnni() -> bool:
+    """Whether sums of products of 8-bit numbers saturate on this processor, so that weights should have 7 bits."""
+    return not {"avx512_vnni", "avx_vnni"} & set(machine()["instruction_sets"])
 
 
 def say(text: str) -> None:

@@ -1,4 +1,8 @@
-"""Our entry in the benchmark against the peers: a few recipes, their shapes timed first, the fastest that holds chosen."""
+"""Our entry in the benchmark against the peers: a few recipes, their shapes timed first, the fastest that holds chosen.
+
+Each shape is timed with all of it in int8, and with the first and the last layer left in floats, which have few
+multiply-accumulates and whose numbers would have to be converted; the faster of the two is taken.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.peers_original import QUICK, Settings, Splits, say
+from benchmarks.peers_original import QUICK, Settings, Splits, say, without_vnni
 from fleetfit.agent.measuring.timing import take_samples
 from fleetfit.client.export import export
 from fleetfit.compress.exporter import export_onnx
@@ -27,7 +31,8 @@ from fleetfit.compress.passes.taylor_pruning import TaylorPruning
 from fleetfit.compress.passes.zero_pruning import ZeroPruning
 from fleetfit.runtimes.registry import runtime
 
-MOST_DROP = 1.0
+# A build may lose a point on the test split, which is not known here: the two splits differ by chance.
+MOST_DROP_HERE = 0.8
 
 
 def _taylor(share: float, round_to: int) -> Pass:
@@ -36,18 +41,22 @@ def _taylor(share: float, round_to: int) -> Pass:
 
 RECIPES: dict[str, Pass] = {
     "redundancy 0.75, by 16": RedundancyPruning(ratio=0.75, round_to=16),
-    "redundancy 0.75, by 8": RedundancyPruning(ratio=0.75, round_to=8),
     "redundancy 0.6, by 16": RedundancyPruning(ratio=0.6, round_to=16),
     "redundancy 0.5, by 16": RedundancyPruning(ratio=0.5, round_to=16),
-    "taylor 0.9, by 16": _taylor(0.9, 16),
-    "taylor 0.9, by 8": _taylor(0.9, 8),
     "taylor 0.85, by 16": _taylor(0.85, 16),
     "taylor 0.8, by 16": _taylor(0.8, 16),
+    "taylor 0.75, by 16": _taylor(0.75, 16),
     "magnitude 0.75, by 16": ZeroPruning(ratio=0.75, round_to=16),
 }
-QUANTIZE = Quantize(calibration="minmax", reduce_range=True)
+_STATIC: dict[str, Any] = {"calibration": "minmax", "reduce_range": without_vnni()}
+QUANTIZED = {
+    "all int8": Quantize(**_STATIC),
+    "first and last in floats": Quantize(**_STATIC, keep_float=("stem*", "head*")),
+}
 # The one that a trial of this benchmark takes.
 _TRIED = "magnitude 0.75, by 16"
+# For a network that is to learn much in few epochs.
+_LEARNING_RATE = 4e-3
 # Fewest calls that a shape is timed by, in so many turns.
 _TURNS, _CALLS = 15, 20
 
@@ -57,12 +66,13 @@ def best_of_ours(
 ) -> tuple[bytes, dict[str, Any]]:
     """The build for a seed, and how it was chosen.
 
-    Recipes are tried from the fastest shape on, each with the fine-tuning that peers get, until one costs at most a point on
-    the validation split; where none does, it is the one that costs least. Other seeds begin where the first one ended.
+    Recipes are tried from the fastest shape on, each with the fine-tuning that peers get, until one costs little enough on the
+    validation split; where none does, it is the one that costs least. Other seeds begin where the first one ended.
     """
     layered = _layered(model, data)
     context = _context(layered, data, seed)
-    order = _by_latency(settings, layered, context)
+    known = _timed(settings, layered, context)
+    order = sorted(known, key=lambda name: known[name]["nanoseconds"])
     begin = settings.folder() / "ours-first.txt"
     if begin.exists():
         order = order[order.index(begin.read_text()) :]
@@ -71,18 +81,21 @@ def best_of_ours(
     for name in order:
         cut = layered.clone()
         RECIPES[name].apply(cut, context)
-        Distill(epochs=settings.tuning_epochs).apply(cut, context)
-        content = _build(cut, context)
+        Distill(epochs=settings.tuning_epochs, learning_rate=_LEARNING_RATE).apply(cut, context)
+        content = _build(cut, context, known[name]["quantized"])
         tried[name] = original - _accuracy(content, data)
         builds[name] = content, {"macs": cut.macs(), "parameters": cut.parameters_count(), "channels": _widths(cut)}
         say(f"  fleetfit, seed {seed}, {name}: drop {tried[name]:.2f} on validation, {len(content)} bytes")
-        if tried[name] <= MOST_DROP:
+        if tried[name] <= MOST_DROP_HERE:
             break
-    chosen = min(tried, key=lambda name: (tried[name] > MOST_DROP, tried[name] if tried[name] > MOST_DROP else 0))
+    chosen = min(
+        tried, key=lambda name: (tried[name] > MOST_DROP_HERE, tried[name] if tried[name] > MOST_DROP_HERE else 0)
+    )
     if not begin.exists():
         begin.write_text(chosen)
     content, notes = builds[chosen]
-    return content, {**notes, "recipe": chosen, "step": RECIPES[chosen].parameters(), "tried": tried}
+    how = {"recipe": chosen, "step": RECIPES[chosen].parameters(), "quantized": known[chosen]["quantized"]}
+    return content, {**notes, **how, "tried": tried}
 
 
 def _accuracy(content: bytes, data: Splits) -> float:
@@ -106,16 +119,16 @@ def _context(layered: LayeredModel, data: Splits, seed: int) -> PassContext:
     return PassContext(known, held_out, layered, "accuracy", "classification", seed, lambda part, activity: None)
 
 
-def _build(cut: LayeredModel, context: PassContext) -> bytes:
-    return QUANTIZE.build(export_onnx(cut), context).content
+def _build(cut: LayeredModel, context: PassContext, quantized: str) -> bytes:
+    return QUANTIZED[quantized].build(export_onnx(cut), context).content
 
 
 def _widths(cut: LayeredModel) -> list[int]:
     return [layer.out_channels for layer in cut.module.modules() if isinstance(layer, nn.Conv2d)]
 
 
-def _by_latency(settings: Settings, layered: LayeredModel, context: PassContext) -> list[str]:
-    """The recipes from the fastest to the slowest build, untrained; timed once and kept."""
+def _timed(settings: Settings, layered: LayeredModel, context: PassContext) -> dict[str, dict[str, Any]]:
+    """What every recipe makes, untrained, and the time of its faster build; timed once and kept."""
     path = settings.folder() / "ours-shapes.json"
     if not path.exists():
         feeds = {layered.inputs[0].name: context.training_data("timing").inputs[layered.inputs[0].name][:1]}
@@ -125,15 +138,21 @@ def _by_latency(settings: Settings, layered: LayeredModel, context: PassContext)
             cut = layered.clone()
             step.apply(cut, context)
             shapes[name] = {"channels": _widths(cut), "macs": cut.macs(), "parameters": cut.parameters_count()}
-            calls[name] = runtime("onnxruntime").load(_build(cut, context), threads=1).bind(feeds)
-        turns: dict[str, list[float]] = {name: [] for name in recipes}
+            for quantized in QUANTIZED:
+                content = _build(cut, context, quantized)
+                calls[name, quantized] = runtime("onnxruntime").load(content, threads=1).bind(feeds)
+        turns: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
         for _ in range(_TURNS):
-            for name, call in calls.items():
+            for key, call in calls.items():
                 call()
-                turns[name].append(min(take_samples(call, _CALLS, 1_000_000_000)))
-        for name, found in turns.items():
-            shapes[name]["nanoseconds"] = statistics.median(sorted(found)[: _TURNS // 2])
-            say(f"  shape {name}: {shapes[name]}")
+                turns[key].append(min(take_samples(call, _CALLS, 1_000_000_000)))
+        for name, shape in shapes.items():
+            found = {
+                quantized: statistics.median(sorted(turns[name, quantized])[: _TURNS // 2]) for quantized in QUANTIZED
+            }
+            shape["quantized"] = min(found, key=lambda quantized: found[quantized])
+            shape["nanoseconds"] = found[shape["quantized"]]
+            say(f"  shape {name}: {shape}, {found}")
         path.write_text(json.dumps(shapes, indent=2) + "\n")
-    known: dict[str, Any] = json.loads(path.read_text())
-    return sorted(known, key=lambda name: known[name]["nanoseconds"])
+    known: dict[str, dict[str, Any]] = json.loads(path.read_text())
+    return known
