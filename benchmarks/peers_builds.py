@@ -260,11 +260,13 @@ def olive_default(work: Work, seed: int) -> Built:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "original.onnx").write_bytes(work.onnx)
-        (folder / "pictures.py").write_text(_OLIVE_DATA)
+        # Stays: Olive looks for the source of what an earlier run of this process has registered.
+        script = work.folder / "olive_pictures.py"
+        script.write_text(_OLIVE_DATA)
         np.save(folder / "pictures.npy", work.calibration(seed))
         data = {
             "name": "pictures",
-            "user_script": str(folder / "pictures.py"),
+            "user_script": str(script),
             "load_dataset_config": {"type": "fleetfit_pictures", "params": {"path": str(folder / "pictures.npy")}},
             "pre_process_data_config": {"type": "skip_pre_process"},
             "post_process_data_config": {"type": "skip_post_process"},
