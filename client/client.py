@@ -279,13 +279,22 @@ class Client:
         return self._connection.call(self._reports.GetReport, request, deadline_s=_HTML_DEADLINE_S).content
 
     def pull(
-        self, job: str, device: str, folder: str | Path, *, variant: str = "", on_progress: OnProgress = _ignore
+        self,
+        job: str,
+        device: str,
+        folder: str | Path,
+        *,
+        variant: str = "",
+        runtime: str = "",
+        on_progress: OnProgress = _ignore,
     ) -> Pulled:
-        """Put the build that was selected for a device (or another variant) into a new folder, with manifest and `run.py`.
+        """Put the build that was selected for a device into a new folder, with manifest and `run.py`.
+
+        `variant` and `runtime` name another of the report's builds.
 
         The folder appears whole or not at all, and every digest is checked. Raises AlreadyExists where it is not empty.
         """
-        request = reports_pb2.GetBuildRequest(job=job, device=device, variant=variant)
+        request = reports_pb2.GetBuildRequest(job=job, device=device, variant=variant, runtime=runtime)
         answer = self._connection.call(self._reports.GetBuild, request)
         return place_build(answer, Path(folder), self._downloader(on_progress))
 

@@ -1,4 +1,4 @@
-"""What is fetched on disk: a build with a `run.py` that needs only onnxruntime and numpy, or a network with a `train.py`."""
+"""What is fetched on disk: a build with a `run.py` that needs next to nothing, or a network with a `train.py`."""
 
 from __future__ import annotations
 
@@ -28,6 +28,20 @@ session = ort.InferenceSession(here / manifest["build"], options, providers=["CP
 zeros = {i["name"]: np.zeros([batch, *(max(n, 1) for n in i["shape"][1:])], i["dtype"]) for i in manifest["inputs"]}
 feeds = {name: np.load(sys.argv[1])[name][:batch] if sys.argv[1:] else array for name, array in zeros.items()}
 print({o.name: value.tolist() for o, value in zip(session.get_outputs(), session.run(None, feeds))})
+"""
+
+# Other runtimes' builds are several files in one; fleetfit's own adapters have no dependencies but the runtime and numpy.
+RUN_ELSEWHERE_PY: Final = """\
+# Runs the build with the options it was measured with: python run.py [INPUTS.npz]
+import json, pathlib, sys, numpy as np
+from fleetfit.runtimes.registry import runtime
+here = pathlib.Path(__file__).parent
+manifest = json.loads((here / "manifest.json").read_text())
+options, batch = manifest["options"], manifest["options"]["batch"]
+model = runtime(manifest["runtime"]).load((here / manifest["build"]).read_bytes(), threads=options["threads"])
+zeros = {i["name"]: np.zeros([batch, *(max(n, 1) for n in i["shape"][1:])], i["dtype"]) for i in manifest["inputs"]}
+feeds = {name: np.load(sys.argv[1])[name][:batch] if sys.argv[1:] else array for name, array in zeros.items()}
+print({name: value.tolist() for name, value in model.run(feeds).items()})
 """
 
 TRAIN_PY: Final = """\
@@ -87,8 +101,18 @@ def place_build(answer: reports_pb2.GetBuildResponse, folder: Path, download: Do
     with _appearing(folder) as staging:
         _fetch(answer.build.artifact, staging / name, download)
         (staging / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        (staging / "run.py").write_text(RUN_PY, encoding="utf-8")
+        script = RUN_PY if _in_onnxruntime(manifest) else RUN_ELSEWHERE_PY
+        (staging / "run.py").write_text(script, encoding="utf-8")
     return Pulled(folder, folder / name, manifest)
+
+
+def needed(pulled: Pulled) -> str:
+    """What `run.py` needs to be installed."""
+    return "onnxruntime and numpy" if _in_onnxruntime(pulled.manifest) else f"fleetfit[{pulled.manifest['runtime']}]"
+
+
+def _in_onnxruntime(manifest: dict[str, Any]) -> bool:
+    return bool(manifest.get("runtime", "onnxruntime") == "onnxruntime")
 
 
 def place_variant(answer: models_pb2.GetVariantResponse, folder: Path, download: Download) -> PulledVariant:

@@ -50,6 +50,7 @@ class Wanted:
     metric: str = ""
     accept_emulated: bool = False
     sustained: str = ""
+    runtimes: Sequence[str] = ()
     bench: bool = field(default=False, kw_only=True)
 
 
@@ -75,6 +76,7 @@ def job_spec(wanted: Wanted) -> jobs_pb2.JobSpec:
         metric=wanted.metric,
         accept_emulated=wanted.accept_emulated,
         sustained_ms=duration_ms(wanted.sustained, "sustained") if wanted.sustained else 0,
+        runtimes=split_names(wanted.runtimes),
     )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import re
 import socket
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +41,8 @@ _READABLE = (
     "/dev/urandom",
     "/dev/random",
 )
+# The name of a program's loader lies among its first bytes.
+_HEADER_BYTES = 4096
 _WRITABLE = ("/dev/null", "/dev/shm")  # noqa: S108 - shared memory of OpenMP, not a temporary file
 
 
@@ -53,10 +58,13 @@ _CUDA_READABLE = (
 )
 
 
-def confine(taskdir: Path, *, cuda: bool = False) -> list[str]:
+def confine(taskdir: Path, *, cuda: bool = False, programs: Sequence[Path] = ()) -> list[str]:
     """Give up the network, new programs, and every file but the task's folder; say what really confines now.
 
     With `cuda`, NVIDIA's device files and what else CUDA needs are left, and nothing is promised of what the driver does with them.
+
+    Where `programs` are named, these may be started, and are confined as the caller is; that needs Landlock, which alone can
+    tell one program from another, and without it no program may be started either.
 
     Uses Landlock for files and seccomp for system calls. Where the kernel or the packages lack one, the other is still done
     and the answer does not name it. To be called before threads are started (both hold for the calling thread and its
@@ -71,15 +79,18 @@ def confine(taskdir: Path, *, cuda: bool = False) -> list[str]:
     # Caches elsewhere would be refused, with a warning each.
     os.environ["HOME"] = os.environ["XDG_CACHE_HOME"] = str(scratch)
     sys.dont_write_bytecode = True
+    with contextlib.suppress(ImportError, RuntimeError, OSError):
+        # It starts a program to find its library, which Landlock would refuse.
+        import pyseccomp  # noqa: F401
     done = []
-    if _landlock(taskdir, cuda):
+    if _landlock(taskdir, cuda, programs):
         done.append("landlock")
-    if _seccomp(cuda):
+    if _seccomp(cuda, may_start=bool(programs) and bool(done)):
         done.append("seccomp")
     return done
 
 
-def _landlock(taskdir: Path, cuda: bool) -> bool:
+def _landlock(taskdir: Path, cuda: bool, programs: Sequence[Path]) -> bool:
     try:
         import landlock
     except ImportError:
@@ -87,7 +98,7 @@ def _landlock(taskdir: Path, cuda: bool) -> bool:
     try:
         rules = landlock.Ruleset()
         readable = {sys.prefix, sys.base_prefix, *_READABLE, *_package_folders(taskdir)}
-        read = landlock.FSAccess.READ_FILE | landlock.FSAccess.READ_DIR | landlock.FSAccess.EXECUTE
+        read = landlock.FSAccess.READ_FILE | landlock.FSAccess.READ_DIR
         for name in sorted(readable):
             if os.path.isdir(name):
                 rules.allow(name, rules=read)
@@ -104,6 +115,8 @@ def _landlock(taskdir: Path, cuda: bool) -> bool:
                 rules.allow(name, rules=landlock.FSAccess.READ_FILE | landlock.FSAccess.WRITE_FILE)
         if cuda:
             _allow_cuda(rules)
+        for path in {*programs, *(loader for program in programs for loader in _loader(program))}:
+            rules.allow(str(path), rules=landlock.FSAccess.READ_FILE | landlock.FSAccess.EXECUTE)
         rules.apply()
     except (OSError, RuntimeError, AttributeError, ValueError):
         return False
@@ -129,6 +142,13 @@ def _allow_cuda(rules: landlock.Ruleset) -> None:
     os.open("/proc/self/task", os.O_PATH | os.O_CLOEXEC)
     named = read | landlock.FSAccess.WRITE_FILE | landlock.FSAccess.TRUNCATE
     rules.allow("/proc/self/task", rules=named & landlock.FSAccess.all())
+
+
+def _loader(program: Path) -> list[Path]:
+    """What the kernel starts a program with: the dynamic loader that its ELF header names."""
+    with program.open("rb") as file:
+        found = re.search(rb"\0(/[\x21-\x7e]*/ld[\x21-\x7e]*)\0", file.read(_HEADER_BYTES))
+    return [Path(os.fsdecode(found[1]))] if found else []
 
 
 def _package_folders(taskdir: Path) -> set[str]:
@@ -171,7 +191,7 @@ _CUDA_CALLS = ("socket", "bind")
 _SOCKET_KINDS = 0xF
 
 
-def _seccomp(cuda: bool) -> bool:
+def _seccomp(cuda: bool, *, may_start: bool) -> bool:
     try:
         import pyseccomp
     except (ImportError, RuntimeError, OSError):
@@ -180,7 +200,7 @@ def _seccomp(cuda: bool) -> bool:
         rules = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
         refuse = pyseccomp.ERRNO(errno.EACCES)
         for call in _REFUSED:
-            if cuda and call in _CUDA_CALLS:
+            if (cuda and call in _CUDA_CALLS) or (may_start and call == "execve"):
                 continue
             try:
                 number = pyseccomp.resolve_syscall(pyseccomp.system_arch(), call)

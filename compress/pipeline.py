@@ -19,17 +19,11 @@ from fleetfit.compress.arrays import read_split
 from fleetfit.compress.compute import choose_device, described, generators
 from fleetfit.compress.export.base import Exporter
 from fleetfit.compress.export.registry import DEFAULT, exporter
-from fleetfit.compress.exporter import (
-    OnnxSession,
-    export_onnx,
-    largest_difference,
-    predict_onnx,
-    prove_equal,
-    prove_session,
-)
+from fleetfit.compress.exporter import export_onnx, largest_difference, predict_onnx, prove_equal
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.graph.batches import outputs_over
 from fleetfit.compress.intake.pt2 import load_pt2
+from fleetfit.compress.lowering import build_for
 from fleetfit.compress.passes.base import Arrays, Pass, PassContext, PassReport, QuantizedBuild
 from fleetfit.compress.reach import Loss, check_reach
 from fleetfit.compress.recipe import Recipe
@@ -161,7 +155,7 @@ def _from_layers(
     for one in exporters:
         report(_BUILT, f"building for {one.title}")
         try:
-            builds.append(_build_for(one, model, content, validation, out))
+            builds.append(build_for(one, model, content, validation, out))
         except InvalidModel as error:
             if len(exporters) == 1 and not builds:
                 raise
@@ -261,24 +255,6 @@ def _context(
 
 def _quantized(recipe: Recipe, content: bytes, context: PassContext) -> QuantizedBuild | None:
     return recipe.steps[-1].build(content, context) if recipe.steps and recipe.steps[-1].must_be_last else None
-
-
-def _build_for(one: Exporter, model: LayeredModel, onnx: bytes, validation: Arrays | None, out: Path) -> Build:
-    content = one.export(model, onnx)
-    session = one.session(content, OnnxSession(onnx).input_names, [tensor.name for tensor in model.outputs])
-    difference = prove_session(model, session, validation, one.title)
-    path = out / one.file
-    path.write_bytes(content)
-    return Build(
-        file=path.name,
-        runtime=one.runtime,
-        format=one.format,
-        size_bytes=len(content),
-        sha256=sha256_file(path),
-        inputs=model.inputs,
-        outputs=model.outputs,
-        largest_difference=difference,
-    )
 
 
 def _write_build(

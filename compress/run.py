@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fleetfit.core.children import EXIT_OUT_OF_MEMORY, limit_self
@@ -28,6 +28,7 @@ from fleetfit.compress.tasks import (
     FindDevice,
     IntakeData,
     IntakeModel,
+    Lower,
     Stopped,
     Task,
     TaskError,
@@ -35,7 +36,7 @@ from fleetfit.compress.tasks import (
     TaskResult,
     Window,
 )
-from fleetfit.core.errors import ExhaustedResource, FleetfitError, InternalError, OutOfReach
+from fleetfit.core.errors import ExhaustedResource, FleetfitError, InternalError, OutOfReach, UnsupportedHere
 from fleetfit.core.hostlock import host_lock
 
 
@@ -47,9 +48,12 @@ def main(taskdir: Path) -> int:
     progress(TaskProgress(activity=WAITING_FOR_HOST, fraction=0.0))
     with host_lock() as lock:
         progress.begin()
-        confined = [*confine(taskdir, cuda=task.wants_cuda()), "rlimits"]
+        programs = _programs(task)
+        confined = [*confine(taskdir, cuda=task.wants_cuda(), programs=programs), "rlimits"]
         code = 0
         try:
+            if programs and "landlock" not in confined:
+                raise UnsupportedHere(_NO_PROGRAMS)
             result = _carry_out(task, taskdir, progress)
         except OutOfReach as stop:
             result = TaskResult(task_id=task.task_id, stopped=Stopped(reasons=list(stop.reasons)))
@@ -63,6 +67,22 @@ def main(taskdir: Path) -> int:
         result = result.model_copy(update={"held": [window], "confinement": confined})
         _replace(taskdir / "result.json", result.model_dump_json())
     return code
+
+
+_NO_PROGRAMS = (
+    "this runtime's builds are made by a program of its own, which is started only where Landlock confines it; use a kernel that "
+    "has it (5.13) for the server, or make the build on your machine with `fleetfit compress --local`"
+)
+
+
+def _programs(task: Task) -> Sequence[Path]:
+    """What the task may start; an exporter that is not there is told of where the work begins."""
+    if isinstance(task.work, Lower):
+        from fleetfit.compress.export.registry import declared
+
+        with contextlib.suppress(FleetfitError):
+            return declared(task.work.runtime).programs()
+    return ()
 
 
 def _carry_out(task: Task, taskdir: Path, progress: _Progress) -> TaskResult:
@@ -81,17 +101,25 @@ def _carry_out(task: Task, taskdir: Path, progress: _Progress) -> TaskResult:
         # From now on its time is counted.
         progress(TaskProgress(activity="trying CUDA", fraction=0.0))
         return TaskResult(task_id=task.task_id, device=find_device())
-    assert isinstance(work, Compress)  # noqa: S101 - the union has four members
-    from fleetfit.compress.pipeline import Sources, run_recipe
 
     def existing(name: str) -> Path | None:
         path = taskdir / "in" / name
         return path if path.exists() else None
 
-    sources = Sources(taskdir / "in" / "model", existing("train.npz"), existing("validation.npz"))
-    facts = run_recipe(
-        work, sources, taskdir / "out", lambda part, activity: progress(TaskProgress(activity=activity, fraction=part))
-    )
+    def report(part: float, activity: str) -> None:
+        progress(TaskProgress(activity=activity, fraction=part))
+
+    given = taskdir / "in"
+    if isinstance(work, Lower):
+        from fleetfit.compress.lowering import lower
+
+        build = lower(work, given / "model", given / "build.onnx", existing("validation.npz"), taskdir / "out", report)
+        return TaskResult(task_id=task.task_id, build=build)
+    assert isinstance(work, Compress)  # noqa: S101 - the union has five members
+    from fleetfit.compress.pipeline import Sources, run_recipe
+
+    sources = Sources(given / "model", existing("train.npz"), existing("validation.npz"))
+    facts = run_recipe(work, sources, taskdir / "out", report)
     return TaskResult(task_id=task.task_id, compress=facts)
 
 

@@ -100,11 +100,23 @@ class FindDevice(_Strict):
     kind: Literal["find_device"] = "find_device"
 
 
+class Lower(_Strict):
+    """Make a finished variant's build for another runtime than ONNX Runtime.
+
+    Reads `model`, the variant as a layered `.pt2`, `build.onnx`, its build for ONNX Runtime, and, where there is one,
+    `validation.npz` to compare outputs on. Makes one file.
+    """
+
+    kind: Literal["lower"] = "lower"
+    runtime: str
+    threads: int = 1
+
+
 class Task(_Strict):
     """One task for a compression child."""
 
     task_id: str
-    work: Annotated[IntakeModel | IntakeData | Compress | FindDevice, Field(discriminator="kind")]
+    work: Annotated[IntakeModel | IntakeData | Compress | FindDevice | Lower, Field(discriminator="kind")]
 
     def wants_cuda(self) -> bool:
         """Whether it must be let through to CUDA devices, which no other task is."""
@@ -253,13 +265,14 @@ class Stopped(_Strict):
 
 
 class TaskResult(_Strict):
-    """How a task ended: exactly one of `model`, `data`, `compress`, `device`, `stopped` and `error` is set."""
+    """How a task ended: exactly one of `model`, `data`, `compress`, `device`, `build`, `stopped` and `error` is set."""
 
     task_id: str
     model: ModelFacts | None = None
     data: DataFacts | None = None
     compress: CompressFacts | None = None
     device: CudaDevice | None = None
+    build: Build | None = None
     stopped: Stopped | None = None
     error: TaskError | None = None
     held: list[Window] = []

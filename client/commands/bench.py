@@ -11,6 +11,7 @@ from fleetfit.client.commands.options import (
     Batch,
     On,
     Plan,
+    Runtime,
     Seed,
     Server,
     SeveralValues,
@@ -33,6 +34,7 @@ def measure(
     metric: Annotated[str, typer.Option(help="The metric; else the dataset's.")] = "",
     threads: Threads = [],  # noqa: B006 - typer reads it
     batch: Batch = [],  # noqa: B006 - typer reads it
+    runtime: Runtime = [],  # noqa: B006 - typer reads it
     sustained: Sustained = "",
     seed: Seed = 0,
     wait: Wait = False,
@@ -48,6 +50,7 @@ def measure(
         metric=metric,
         threads=threads,
         batch=batch,
+        runtimes=runtime,
         seed=seed,
         sustained=sustained,
         accept_emulated=True,

@@ -13,6 +13,7 @@ from fleetfit.client.commands.options import (
     Batch,
     On,
     Plan,
+    Runtime,
     Seed,
     Server,
     SeveralValues,
@@ -52,6 +53,7 @@ def fit(
     max_size_mb: Annotated[float | None, typer.Option(help="Largest build.", show_default=False)] = None,
     threads: Threads = [],  # noqa: B006 - typer reads it
     batch: Batch = [],  # noqa: B006 - typer reads it
+    runtime: Runtime = [],  # noqa: B006 - typer reads it
     sustained: Sustained = "",
     minimize: Annotated[
         str, typer.Option(help="latency, energy, size or memory, among what meets the limits.")
@@ -70,12 +72,6 @@ def fit(
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="With --local: a new folder.", show_default=False),
     ] = None,
-    runtime: Annotated[
-        list[str],
-        typer.Option(
-            metavar="NAME...", help="With --local: make builds for onnxruntime (else only for it), openvino, ncnn."
-        ),
-    ] = [],  # noqa: B006 - typer reads it
     device_profile: Annotated[
         str,
         typer.Option(
@@ -121,8 +117,6 @@ def fit(
             as_json=as_json,
         )
         return
-    if runtime:
-        raise UsageError("--runtime goes with --local; leave it out", field="runtime")
     if compute != "cpu":
         raise UsageError(
             "--compute goes with --local; a server computes where `fleetfit server --compute` says", field="compute"
@@ -150,6 +144,7 @@ def fit(
         metric=metric,
         sustained=sustained,
         accept_emulated=accept_emulated,
+        runtimes=runtime,
     )
     if not data:
         raise UsageError(

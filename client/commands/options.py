@@ -28,6 +28,14 @@ Sustained = Annotated[
         "--sustained", metavar="2m", help="Call each build for so long without a pause too: what it does when warm."
     ),
 ]
+Runtime = Annotated[
+    list[str],
+    typer.Option(
+        "--runtime",
+        metavar="NAME...",
+        help="Runtimes to build for: onnxruntime, openvino, ncnn; or 'all' that a device has.",
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait until the job has ended, and show its report.")]
 Plan = Annotated[bool, typer.Option("--plan", help="Only say what would be done; start nothing.")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fleetfit.core.errors import InvalidModel
@@ -27,10 +28,16 @@ class Exporter(ABC):
     """The name of the build, beside those of other exporters."""
     title: ClassVar[str]
     """The runtime's name in sentences."""
+    packages: ClassVar[Sequence[str]] = ()
+    """The distributions it makes builds with, whose versions count in a build's name."""
 
     @abstractmethod
     def availability(self) -> Availability:
         """Whether builds can be made and proven here; if not, what to install. Never raises."""
+
+    def programs(self) -> Sequence[Path]:
+        """What it starts besides this process: a server lets its confined children start these and no others."""
+        return ()
 
     @abstractmethod
     def export(self, model: LayeredModel, onnx: bytes) -> bytes:

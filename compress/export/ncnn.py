@@ -39,12 +39,17 @@ class NcnnExporter(Exporter):
     format: ClassVar[str] = "ncnn"
     file: ClassVar[str] = "build.ncnn"
     title: ClassVar[str] = "ncnn"
+    packages: ClassVar[Sequence[str]] = ("ncnn", "pnnx")
 
     def availability(self) -> Availability:
         """Whether ncnn and pnnx are here."""
         if _program() is None:
             return Availability(False, 'pip install "fleetfit[pnnx]"')
         return Ncnn().availability()
+
+    def programs(self) -> Sequence[Path]:
+        """Pnnx, and Python for the trial of the build."""
+        return [path for path in (_program(), Path(sys.executable)) if path is not None]
 
     def export(self, model: LayeredModel, onnx: bytes) -> bytes:
         """With weights as floats of 32 bits: pnnx's default would halve them silently."""

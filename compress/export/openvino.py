@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -24,6 +25,7 @@ class OpenVinoExporter(Exporter):
     format: ClassVar[str] = "openvino"
     file: ClassVar[str] = "build.openvino"
     title: ClassVar[str] = "OpenVINO"
+    packages: ClassVar[Sequence[str]] = ("openvino",)
 
     def availability(self) -> Availability:
         """Whether OpenVINO runs here."""

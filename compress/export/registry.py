@@ -22,13 +22,19 @@ def exporter(name: str) -> Exporter:
 
     Raises UsageError where there is none, UnsupportedHere with what to install where it cannot be used.
     """
+    found = declared(name)
+    here = found.availability()
+    if not here.available:
+        raise UnsupportedHere(f"builds for {name} cannot be made here: {here.reason}")
+    return found
+
+
+def declared(name: str) -> Exporter:
+    """The same without a look at whether it works here, which imports what is heavy."""
     for entry in entry_points(group=GROUP, name=name):
         try:
             found: Exporter = entry.load()()
         except Exception as error:  # whatever a third party's import raises
             raise UnsupportedHere(f"builds for {name} cannot be made here: {entry.value} fails ({error})") from error
-        here = found.availability()
-        if not here.available:
-            raise UnsupportedHere(f"builds for {name} cannot be made here: {here.reason}")
         return found
     raise UsageError(f"no builds can be made for '{name}'; choose among {', '.join(known())}", field="runtime")

@@ -186,6 +186,7 @@ class JobSpec(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     ACCEPT_EMULATED_FIELD_NUMBER: _builtins.int
     METRIC_FIELD_NUMBER: _builtins.int
+    RUNTIMES_FIELD_NUMBER: _builtins.int
     SUSTAINED_MS_FIELD_NUMBER: _builtins.int
     kind: Global___JobKind.ValueType
     model: _builtins.str
@@ -223,6 +224,10 @@ class JobSpec(_message.Message):
     def incumbent(self) -> _common_pb2.ArtifactRef:
         """The build that is shipped today, an ONNX file."""
 
+    @_builtins.property
+    def runtimes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Runtimes to make builds for, by name; `all` is every one that a device has. Empty: the default of each device's profile."""
+
     def __init__(
         self,
         *,
@@ -240,11 +245,12 @@ class JobSpec(_message.Message):
         seed: _builtins.int = ...,
         accept_emulated: _builtins.bool = ...,
         metric: _builtins.str = ...,
+        runtimes: _abc.Iterable[_builtins.str] | None = ...,
         sustained_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["incumbent", b"incumbent", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_emulated", b"accept_emulated", "batches", b"batches", "budget_ms", b"budget_ms", "dataset", b"dataset", "devices", b"devices", "incumbent", b"incumbent", "kind", b"kind", "limits", b"limits", "metric", b"metric", "model", b"model", "objective", b"objective", "recipes", b"recipes", "seed", b"seed", "sustained_ms", b"sustained_ms", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_emulated", b"accept_emulated", "batches", b"batches", "budget_ms", b"budget_ms", "dataset", b"dataset", "devices", b"devices", "incumbent", b"incumbent", "kind", b"kind", "limits", b"limits", "metric", b"metric", "model", b"model", "objective", b"objective", "recipes", b"recipes", "runtimes", b"runtimes", "seed", b"seed", "sustained_ms", b"sustained_ms", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

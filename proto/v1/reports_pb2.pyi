@@ -101,20 +101,24 @@ class GetBuildRequest(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
     VARIANT_FIELD_NUMBER: _builtins.int
+    RUNTIME_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     device: _builtins.str
     variant: _builtins.str
     """A variant of the report; empty: the selected one."""
+    runtime: _builtins.str
+    """The runtime that it is built for; empty: the one it was selected in, else the first."""
     def __init__(
         self,
         *,
         job: _builtins.str = ...,
         device: _builtins.str = ...,
         variant: _builtins.str = ...,
+        runtime: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "job", b"job", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "job", b"job", "runtime", b"runtime", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

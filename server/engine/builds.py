@@ -13,13 +13,17 @@ from fleetfit.core.digests import short
 from fleetfit.core.errors import Conflict, InvalidInput, NotFound
 from fleetfit.proto.v1 import common_pb2, reports_pb2
 from fleetfit.server.engine.lookup import find_device
+from fleetfit.server.engine.lowering import build_of
 from fleetfit.server.storage.tables import BuildRow, CandidateRow, DeviceRow, JobRow, ModelRow, VariantRow
 
 
 def find_build(
-    session: Session, job: JobRow, report: dict[str, Any], device: str, variant: str
+    session: Session, job: JobRow, report: dict[str, Any], device: str, variant: str, runtime: str
 ) -> reports_pb2.GetBuildResponse:
-    """A variant's build with its manifest; the selected one where `variant` is empty. Raises NotFound, InvalidInput or Conflict."""
+    """A variant's build with its manifest; the selected one where `variant` is empty, in its runtime where `runtime` is.
+
+    Raises NotFound, InvalidInput or Conflict.
+    """
     row = _device_of(session, report, device)
     here = next((found for found in report["devices"] if found["device"] == row.name), None)
     if here is None:
@@ -42,20 +46,31 @@ def find_build(
         raise InvalidInput(
             f"several variants begin with '{wanted}'; give all of the name that the report shows", field="variant"
         )
-    # A variant that was measured under several conditions comes with the options it was selected under.
-    chosen: dict[str, Any] = next((c["condition"] for c in here["candidates"] if c.get("selected")), {})
-    best = [c for c in candidates if (c.threads, c.batch) == (chosen.get("threads"), chosen.get("batch"))]
-    candidate = next(iter(best or candidates), None)
-    build = None if candidate is None else _build_of(session, candidate)
+    # A variant that was measured in several runtimes or under several conditions comes with what it was selected in.
+    chosen: dict[str, Any] = next((c for c in here["candidates"] if c.get("selected")), {})
+    condition = chosen.get("condition", {})
+    wished = runtime or chosen.get("runtime")
+    possible = [c for c in candidates if not runtime or c.runtime == runtime]
+    candidate = min(
+        possible,
+        key=lambda c: (
+            c.runtime != wished,
+            (c.threads, c.batch) != (condition.get("threads"), condition.get("batch")),
+            c.position,
+        ),
+        default=None,
+    )
+    build = None if candidate is None else build_of(session, candidate)
     if candidate is None or build is None:
+        there = f" for {runtime}" if runtime else ""
         raise NotFound(
-            f"{row.name} has no build of a variant '{wanted}'; the report lists its variants", field="variant"
+            f"{row.name} has no build{there} of a variant '{wanted}'; the report lists its variants", field="variant"
         )
     described: dict[str, Any] = next(
         (
             c
             for c in here["candidates"]
-            if c["variant"] == short(candidate.variant_key)
+            if (c["variant"], c["runtime"]) == (short(candidate.variant_key), candidate.runtime)
             and (c["condition"]["threads"], c["condition"]["batch"]) == (candidate.threads, candidate.batch)
         ),
         {},
@@ -108,9 +123,3 @@ def _device_of(session: Session, report: dict[str, Any], text: str) -> DeviceRow
     if len(names) != 1:
         raise NotFound(f"the job has several devices; name one of {', '.join(names)} with --device", field="device")
     return find_device(session, names[0])
-
-
-def _build_of(session: Session, candidate: CandidateRow) -> BuildRow | None:
-    return session.scalars(
-        select(BuildRow).where(BuildRow.variant_key == candidate.variant_key, BuildRow.runtime == candidate.runtime)
-    ).first()

@@ -6,11 +6,13 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, Literal
 
-from sqlalchemy import select, update
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
+from fleetfit.compress.export.registry import DEFAULT
 from fleetfit.compress.recipe import Recipe
 from fleetfit.compress.tasks import (
     Build,
@@ -29,6 +31,7 @@ from fleetfit.server.engine.executor import Executor, Finished
 from fleetfit.server.engine.facts import metric_of, trained_by
 from fleetfit.server.engine.keys import build_key, trained_on, variant_key
 from fleetfit.server.engine.library import keep_artifact
+from fleetfit.server.engine.lowering import keep_build, take_build, want_build
 from fleetfit.server.engine.planning import MADE_FROM
 from fleetfit.server.engine.states import CandidateState, JobState, VariantState, follow
 from fleetfit.server.storage.artifacts import ArtifactStore
@@ -41,16 +44,24 @@ _MOST_ATTEMPTS: Final = 3
 
 @dataclass(frozen=True)
 class _Work:
+    """A variant to be made, or a build of one that is there; `key` is that row's, `variant` the variant's."""
+
+    kind: Literal["variant", "build"]
     key: str
+    variant: str
     task: Task
     inputs: dict[str, str]
     attempt: int
-    jobs: tuple[str, ...]
+    jobs: tuple[str, ...] = ()
     """Whose limits the task has, in the same order."""
+
+    def found(self, session: Session) -> VariantRow | BuildRow:
+        """Its row."""
+        return session.get_one(VariantRow, self.key) if self.kind == "variant" else session.get_one(BuildRow, self.key)
 
 
 class Compressor:
-    """Makes one variant at a time. `changed` is called with a variant's key whenever its row changed."""
+    """Makes one variant or build at a time. `changed` is called with a variant's key whenever its row or a build's changed."""
 
     def __init__(
         self,
@@ -76,7 +87,11 @@ class Compressor:
         """After a start: what was being made when the server died is made again."""
 
         def free(session: Session) -> None:
-            for row in session.scalars(select(VariantRow).where(VariantRow.state == VariantState.RUNNING)):
+            rows: list[VariantRow | BuildRow] = [
+                *session.scalars(select(VariantRow).where(VariantRow.state == VariantState.RUNNING)),
+                *session.scalars(select(BuildRow).where(BuildRow.state == VariantState.RUNNING)),
+            ]
+            for row in rows:
                 row.state = VariantState.WAITING
                 # The server's end was not the variant's fault.
                 row.attempts = max(row.attempts - 1, 0)
@@ -84,7 +99,7 @@ class Compressor:
         await self._database.write(free)
 
     async def make_next(self) -> bool:
-        """Make the variant that the oldest running job needs next. False where nothing waits."""
+        """Make what the oldest running job needs next: a build of a variant that is there, or a variant. False where none waits."""
         if self._unsettled:
             await self.recover()
             self._unsettled = False
@@ -92,7 +107,7 @@ class Compressor:
         if work is None:
             return False
         self._unsettled = True
-        self._changed(work.key)
+        self._changed(work.variant)
         child = asyncio.create_task(self._make(work))
         self._children[work.key] = child
         try:
@@ -104,15 +119,15 @@ class Compressor:
             self._children.pop(work.key, None)
             self.progress.pop(work.key, None)
         if child.cancelled():
-            await self._database.write(lambda session: _give_back(session, work.key))
+            await self._database.write(lambda session: _give_back(session, work))
         else:
             child.result()
         self._unsettled = False
-        self._changed(work.key)
+        self._changed(work.variant)
         return True
 
     async def drop_unwanted(self) -> None:
-        """End the children whose variants no running job wants any more."""
+        """End the children whose work no running job wants any more."""
         for key, child in list(self._children.items()):
             if not await self._database.read(lambda session, key=key: _wanted(session, key)):  # type: ignore[misc]
                 child.cancel()
@@ -120,19 +135,24 @@ class Compressor:
     async def _make(self, work: _Work) -> None:
         try:
             async with self._executor.run(
-                work.task, work.inputs, lambda progress: self._tell(work.key, progress)
+                work.task, work.inputs, lambda progress: self._tell(work, progress)
             ) as finished:
                 await self._settle(work, finished)
         except (FleetfitError, OSError) as error:
             _log.warning("variant %s: %s", work.key[:10], error)
             reason = error.message if isinstance(error, FleetfitError) else _told_by_system(error)
-            await self._database.write(lambda session: _end(session, work.key, VariantState.FAILED, reason))
+            await self._database.write(lambda session: _end(session, work, VariantState.FAILED, reason))
         except Exception:
             _log.exception("variant %s", work.key[:10])
-            await self._database.write(lambda session: _end(session, work.key, VariantState.FAILED, _BUG))
+            await self._database.write(lambda session: _end(session, work, VariantState.FAILED, _BUG))
 
     async def _settle(self, work: _Work, finished: Finished) -> None:
         result = finished.result
+        if result is not None and result.build is not None:
+            build = result.build
+            await self._take_in(finished.out / build.file, build)
+            await self._database.write(lambda session: keep_build(session, work.key, build))
+            return
         if result is not None and result.compress is not None:
             facts = result.compress
             check_device(facts, self._cuda if work.task.wants_cuda() else None)
@@ -140,9 +160,7 @@ class Compressor:
             if facts.trainable is not None:
                 files.append(facts.trainable)
             for made in files:
-                taken = await asyncio.to_thread(self._store.put, finished.out / made.file)
-                if taken != (made.sha256, made.size_bytes):
-                    raise IntegrityError(f"{made.file} changed after it was checked; resume the job")
+                await self._take_in(finished.out / made.file, made)
             held = {"windows": [window.model_dump() for window in result.held], "confinement": result.confinement}
             await self._database.write(lambda session: _keep(session, work.key, facts, held))
             return
@@ -153,18 +171,23 @@ class Compressor:
         if result is not None and result.error is not None:
             _log.warning("variant %s: %s\n%s", work.key[:10], result.error.message, result.error.private)
             reason = result.error.message
-            await self._database.write(lambda session: _end(session, work.key, VariantState.FAILED, reason))
+            await self._database.write(lambda session: _end(session, work, VariantState.FAILED, reason))
             return
         _log.warning("variant %s: its child ended as %s: %s", work.key[:10], finished.outcome.kind, finished.outcome)
         # A child that was killed says nothing about the recipe: it may have been someone's kill, or another's memory.
         again = work.attempt < _MOST_ATTEMPTS and finished.outcome.kind != "timed_out"
         reason = _ENDINGS.get(finished.outcome.kind, _CRASHED).format(attempts=work.attempt)
         state = VariantState.WAITING if again else VariantState.FAILED
-        await self._database.write(lambda session: _end(session, work.key, state, "" if again else reason))
+        await self._database.write(lambda session: _end(session, work, state, "" if again else reason))
 
-    def _tell(self, key: str, progress: TaskProgress) -> None:
-        self.progress[key] = progress
-        self._changed(key)
+    async def _take_in(self, path: Path, made: Build | Trainable) -> None:
+        taken = await asyncio.to_thread(self._store.put, path)
+        if taken != (made.sha256, made.size_bytes):
+            raise IntegrityError(f"{made.file} changed after it was checked; resume the job")
+
+    def _tell(self, work: _Work, progress: TaskProgress) -> None:
+        self.progress[work.key] = progress
+        self._changed(work.variant)
 
 
 _BUG: Final = "compressing met a bug of the server's; its log has the details, please report it, then resume the job"
@@ -181,6 +204,14 @@ def _told_by_system(error: OSError) -> str:
 
 
 def _take(session: Session, threads: int, cuda: CudaDevice | None) -> _Work | None:
+    """Mark what is made next. Builds come first: they take little time, and devices wait for them."""
+    build = take_build(session, threads)
+    if build is not None:
+        return _Work("build", build.build_id, build.variant_key, build.task, build.inputs, build.attempt)
+    return _take_variant(session, threads, cuda)
+
+
+def _take_variant(session: Session, threads: int, cuda: CudaDevice | None) -> _Work | None:
     """Mark the next wanted variant as being made: the oldest job's first, in the order of its plan."""
     wanted = (
         select(VariantRow, JobRow)
@@ -214,7 +245,8 @@ def _take(session: Session, threads: int, cuda: CudaDevice | None) -> _Work | No
             key = _key_of(work, recipe, model.sha256, splits, cuda)
         except FleetfitError as error:
             # A pass that was there when the job was planned, say: the others must not wait behind it.
-            _end(session, variant.key, VariantState.FAILED, error.message)
+            variant.state, variant.reason = VariantState.FAILED, error.message
+            session.flush()
             continue
         if key != variant.key:
             _rename(session, variant, key)
@@ -226,7 +258,7 @@ def _take(session: Session, threads: int, cuda: CudaDevice | None) -> _Work | No
         inputs = {"model": model.sha256} | {f"{name}.npz": digest for name, digest in splits.items()}
         # The attempt is in the name, so that a folder of an earlier one cannot be taken for this one's.
         task = Task(task_id=f"{variant.key[:20]}.{variant.attempts}", work=work)
-        return _Work(variant.key, task, inputs, variant.attempts, tuple(limits))
+        return _Work("variant", variant.key, variant.key, task, inputs, variant.attempts, tuple(limits))
     return None
 
 
@@ -237,7 +269,7 @@ def _limits_by_job(session: Session, key: str) -> dict[str, Limits]:
     nobody asked for it, and what is measured then says by how much it would have to be relaxed.
     """
     query = (
-        select(CandidateRow.role, JobRow)
+        select(CandidateRow.role, CandidateRow.runtime, JobRow)
         .join(JobRow, JobRow.id == CandidateRow.job_id)
         .where(
             CandidateRow.variant_key == key,
@@ -247,11 +279,15 @@ def _limits_by_job(session: Session, key: str) -> dict[str, Limits]:
         .order_by(JobRow.id)
     )
     found: dict[str, Limits] = {}
-    for role, job in session.execute(query):
+    for role, runtime, job in session.execute(query):
         limits = _named_limits(jobs_pb2.JobSpec.FromString(job.spec).limits)
         if role != "recipe" or limits == Limits():
             return {}
-        found[job.id] = limits
+        if runtime != DEFAULT:
+            # The build that counts may be smaller than ONNX Runtime's, which is the one that is known.
+            limits = limits.model_copy(update={"max_size_bytes": None})
+        kept = found.get(job.id, limits)
+        found[job.id] = limits if kept.max_size_bytes is not None else kept
     return found
 
 
@@ -323,19 +359,20 @@ def _rename(session: Session, variant: VariantRow, key: str) -> None:
         session.flush()
     elif present.state == VariantState.FAILED:
         present.state, present.attempts, present.reason = VariantState.WAITING, 0, ""
-    session.execute(
-        update(CandidateRow)
-        .where(
-            CandidateRow.variant_key == variant.key,
-            CandidateRow.state.in_([CandidateState.WAITING, CandidateState.COMPRESSING]),
-        )
-        .values(variant_key=key)
+    waiting = select(CandidateRow).where(
+        CandidateRow.variant_key == variant.key,
+        CandidateRow.state.in_([CandidateState.WAITING, CandidateState.COMPRESSING]),
     )
+    for candidate in session.scalars(waiting):
+        candidate.variant_key = key
+        if candidate.build_id:
+            candidate.build_id = want_build(session, key, candidate.runtime)
+    session.flush()
 
 
 def _keep(session: Session, key: str, facts: CompressFacts, held: dict[str, Any]) -> None:
-    _end(session, key, VariantState.DONE, "")
     row = session.get_one(VariantRow, key)
+    row.state, row.reason = VariantState.DONE, ""
     row.facts, row.held = facts.model_dump(), held
     row.seconds = sum(w["end_monotonic_ns"] - w["begin_monotonic_ns"] for w in held["windows"]) / 1e9
     if facts.trainable is not None:
@@ -359,13 +396,13 @@ def _build_row(name: str, key: str, build: Build) -> BuildRow:
     )
 
 
-def _end(session: Session, key: str, state: VariantState, reason: str) -> None:
-    row = session.get_one(VariantRow, key)
+def _end(session: Session, work: _Work, state: VariantState, reason: str) -> None:
+    row = work.found(session)
     row.state, row.reason = state, reason
 
 
-def _give_back(session: Session, key: str) -> None:
-    row = session.get_one(VariantRow, key)
+def _give_back(session: Session, work: _Work) -> None:
+    row = work.found(session)
     if row.state == VariantState.RUNNING:
         row.state, row.attempts = VariantState.WAITING, max(row.attempts - 1, 0)
 
@@ -374,7 +411,7 @@ def _wanted(session: Session, key: str) -> bool:
     query = (
         select(CandidateRow.id)
         .join(JobRow, JobRow.id == CandidateRow.job_id)
-        .where(CandidateRow.variant_key == key, JobRow.state == JobState.RUNNING)
+        .where(or_(CandidateRow.variant_key == key, CandidateRow.build_id == key), JobRow.state == JobState.RUNNING)
         .limit(1)
     )
     return session.scalars(query).first() is not None

@@ -320,11 +320,11 @@ class Engine:
         """The same as one self-contained page."""
         return await self._ingestion.render(await self.report_json(text, device))
 
-    async def build(self, text: str, device: str, variant: str) -> reports_pb2.GetBuildResponse:
+    async def build(self, text: str, device: str, variant: str, runtime: str = "") -> reports_pb2.GetBuildResponse:
         """The build to deploy, with its manifest. Raises NotFound or Conflict."""
         report = json.loads(await self.report_json(text))
         return await self._database.read(
-            lambda session: find_build(session, find_job(session, text), report, device, variant)
+            lambda session: find_build(session, find_job(session, text), report, device, variant, runtime)
         )
 
     async def variant(self, text: str, owner: str) -> models_pb2.GetVariantResponse:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 
+from fleetfit.compress.export.registry import DEFAULT
 from fleetfit.proto.v1 import jobs_pb2
 from fleetfit.server.engine.planning import (
     PlannedCandidate,
@@ -13,7 +14,7 @@ from fleetfit.server.engine.planning import (
     expected_compress_s,
     expected_size_bytes,
 )
-from fleetfit.server.engine.progress import Pace
+from fleetfit.server.engine.progress import LOWER_S, Pace
 
 
 def plan_message(
@@ -52,12 +53,16 @@ def plan_message(
             continue
         if (candidate.device.id, "") not in fetched:
             message.download_bytes += split_bytes
-        if (candidate.device.id, candidate.variant_key) not in fetched:
+        build = f"{candidate.variant_key} {candidate.runtime}"
+        if (candidate.device.id, build) not in fetched:
             message.download_bytes += size
-        fetched |= {(candidate.device.id, ""), (candidate.device.id, candidate.variant_key)}
+        fetched |= {(candidate.device.id, ""), (candidate.device.id, build)}
         if not message.cached:
             compress_s[candidate.variant_key] = expected_compress_s(model, data, candidate.recipe)
             message.expected_compress_ms = int(compress_s[candidate.variant_key] * 1000)
+        if candidate.runtime != DEFAULT:
+            compress_s[build] = LOWER_S
+            message.expected_compress_ms += int(LOWER_S * 1000)
         each_s = pace.measure_s + sustained_s
         message.expected_measure_ms = int(each_s * 1000)
         measure_s[candidate.device.snapshot.host_digest or candidate.device.id] += each_s
@@ -65,7 +70,9 @@ def plan_message(
     plan.expected_total_ms = int(total_s * 1000)
     shared = len(candidates) - len({candidate.variant_key for candidate in candidates})
     if shared:
-        plan.notes.append(f"{shared} candidates share a variant with another device or condition; each is made once")
+        plan.notes.append(
+            f"{shared} candidates share a variant with another device, runtime or condition; each is made once"
+        )
     if any(message.cached for message in plan.candidates):
         plan.notes.append("variants that exist from earlier jobs are not made again")
     if model.facts.notes:

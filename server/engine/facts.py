@@ -13,12 +13,12 @@ from fleetfit.core.metrics import is_user_metric, judged_name
 from fleetfit.device_profiles.loader import load_profiles
 from fleetfit.proto.v1 import jobs_pb2
 from fleetfit.server.engine.fleet import read_snapshot
+from fleetfit.server.engine.lowering import build_of
 from fleetfit.server.engine.planning import OBJECTIVES, limits_of
 from fleetfit.server.engine.states import CandidateState
 from fleetfit.server.report.facts import CandidateFacts, DeviceFacts, JobFacts
 from fleetfit.server.report.summary import Drops, MeasurementSummary
 from fleetfit.server.storage.tables import (
-    BuildRow,
     CandidateRow,
     DatasetRow,
     DeviceRow,
@@ -87,13 +87,23 @@ def _device(session: Session, job: JobRow, device_id: str, rows: list[CandidateR
     snapshot = read_snapshot(session, device)
     profile = load_profiles().get(device.profile)
     warm = profile is None or profile.conditions.sustained
+    several = len({row.runtime for row in rows}) > 1
+    # In the order of their positions: the first is what the others are timed beside.
+    first = {(row.threads, row.batch): row.runtime for row in reversed(rows) if row.role == "original"}
+    beside = {row.id: first[row.threads, row.batch] if row.role == "original" else row.runtime for row in rows}
     return DeviceFacts(
         device_id=device_id,
         name=device.name,
         profile=device.profile,
         snapshot_id=device.snapshot_id or "",
         emulated=snapshot is not None and snapshot.emulated,
-        candidates=tuple(replace(_candidate(session, row), warm_counts=warm) for row in rows),
+        candidates=tuple(
+            replace(
+                _candidate(session, row, beside[row.id], f"{row.recipe} in {row.runtime}" if several else ""),
+                warm_counts=warm,
+            )
+            for row in rows
+        ),
         validation_drops=_drops(session, job.id, device_id, "validation"),
         test_drops=_drops(session, job.id, device_id, "test"),
     )
@@ -104,10 +114,9 @@ def _drops(session: Session, job_id: str, device_id: str, split: str) -> Drops |
     return None if row is None else Drops.model_validate(row.content)
 
 
-def _candidate(session: Session, row: CandidateRow) -> CandidateFacts:
+def _candidate(session: Session, row: CandidateRow, beside: str, title: str) -> CandidateFacts:
     variant = session.get_one(VariantRow, row.variant_key)
-    query = select(BuildRow).where(BuildRow.variant_key == row.variant_key, BuildRow.runtime == row.runtime)
-    build = session.scalars(query).first()
+    build = build_of(session, row)
     facts = CompressFacts.model_validate(variant.facts) if variant.facts is not None else None
     measured = {
         m.split: MeasurementSummary.model_validate(m.summary)
@@ -127,6 +136,8 @@ def _candidate(session: Session, row: CandidateRow) -> CandidateFacts:
         threads=row.threads,
         batch=row.batch,
         state=ended,
+        beside=beside,
+        title=title,
         reason=row.reason or ("" if ended == row.state else "the job ended before it was measured"),
         size_bytes=build.size_bytes if build is not None else None,
         parameters=facts.parameters if facts is not None else None,

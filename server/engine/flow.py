@@ -11,6 +11,7 @@ from fleetfit.core.durations import duration
 from fleetfit.proto.v1 import jobs_pb2
 from fleetfit.server.engine.facts import metric_of, read_facts
 from fleetfit.server.engine.leases import original_of
+from fleetfit.server.engine.lowering import readiness
 from fleetfit.server.engine.scoring import scores_of_job
 from fleetfit.server.engine.states import (
     ENDED_CANDIDATE,
@@ -30,7 +31,6 @@ from fleetfit.server.storage.tables import (
     JobRow,
     MeasurementRow,
     TaskRow,
-    VariantRow,
 )
 
 
@@ -84,12 +84,12 @@ def _not_begun(session: Session, row: CandidateRow) -> bool:
 
 
 def _prepare(session: Session, job: JobRow, row: CandidateRow, judged: bool, wanted: Wanted) -> None:
-    variant = session.get_one(VariantRow, row.variant_key)
-    original = session.get_one(VariantRow, original_of(session, row).variant_key)
-    state, measure = next_candidate_state(variant.state, original.state)
+    build, reason = readiness(session, row)
+    beside, of_original = readiness(session, original_of(session, row))
+    state, measure = next_candidate_state(build, beside)
     row.state = follow(row.state, state)
     if state is CandidateState.FAILED:
-        row.reason = variant.reason or f"the original could not be built: {original.reason}"
+        row.reason = reason or f"the original could not be built: {of_original}"
     if measure:
         _add_task(session, job, row, "validation" if judged else "", metric_only=False)
         wanted.wake.add(row.device_id)

@@ -20,6 +20,7 @@ from fleetfit.core.metrics import is_user_metric
 from fleetfit.proto.v1 import jobs_pb2
 from fleetfit.server.engine.facts import metric_of
 from fleetfit.server.engine.leases import fail_task
+from fleetfit.server.engine.lowering import build_of
 from fleetfit.server.engine.scoring import keep_scores, next_scores
 from fleetfit.server.engine.states import CandidateState, TaskState
 from fleetfit.server.report.summary import Drops, MeasurementSummary
@@ -28,7 +29,6 @@ from fleetfit.server.storage.database import Database
 from fleetfit.server.storage.ids import new_id, now_ms
 from fleetfit.server.storage.tables import (
     ArtifactRow,
-    BuildRow,
     CandidateRow,
     ConditionRow,
     DeviceRow,
@@ -197,9 +197,8 @@ def _keep(session: Session, task_id: str, digest: str, summary: MeasurementSumma
     if session.get(ConditionRow, condition_id) is None:
         session.add(ConditionRow(id=condition_id, content=condition))
         session.flush()
-    build = session.scalars(
-        select(BuildRow).where(BuildRow.variant_key == candidate.variant_key, BuildRow.runtime == candidate.runtime)
-    ).one()
+    build = build_of(session, candidate)
+    assert build is not None  # noqa: S101 - it was handed out
     session.add(
         MeasurementRow(
             id=new_id(),

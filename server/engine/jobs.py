@@ -17,6 +17,7 @@ from fleetfit.proto.v1 import jobs_pb2
 from fleetfit.server.engine.fleet import facts_for_matching, read_snapshot
 from fleetfit.server.engine.library import check_state
 from fleetfit.server.engine.lookup import find_dataset, find_devices, find_model
+from fleetfit.server.engine.lowering import want_build
 from fleetfit.server.engine.planning import (
     PlannedCandidate,
     PlannedData,
@@ -25,6 +26,7 @@ from fleetfit.server.engine.planning import (
     check_wishes,
     judged_by,
     plan_candidates,
+    runtime_notes,
     width_notes,
 )
 from fleetfit.server.engine.scoring import TRAINED_BY_LOSS, rescore, scorer_command
@@ -74,7 +76,7 @@ class Request:
         self.candidates = plan_candidates(
             spec, self.model, self.data, self.devices, recipes, compress_threads=compress_threads, cuda=cuda
         )
-        self.notes = width_notes(self.devices, recipes)
+        self.notes = [*width_notes(self.devices, recipes), *runtime_notes(self.candidates)]
         metric = judged_by(spec, self.data)
         check_wishes(spec, metric)
         if is_user_metric(metric):
@@ -111,6 +113,7 @@ def insert_job(session: Session, request: Request, owner: str, request_id: str) 
                 recipe=candidate.recipe.name,
                 role=candidate.role,
                 runtime=candidate.runtime,
+                build_id=want_build(session, candidate.variant_key, candidate.runtime),
                 threads=candidate.threads,
                 batch=candidate.batch,
                 position=position,
@@ -192,6 +195,8 @@ def resume_job(session: Session, job: JobRow) -> None:
             variant = session.get_one(VariantRow, row.variant_key)
             if variant.state == VariantState.FAILED:
                 variant.state, variant.attempts, variant.reason = VariantState.WAITING, 0, ""
+            if row.build_id:
+                row.build_id = want_build(session, row.variant_key, row.runtime)
     if failed or rescored:
         # Computed over the candidates that there were.
         session.execute(delete(DropsRow).where(DropsRow.job_id == job.id))
@@ -257,6 +262,7 @@ def _planned_devices(session: Session, spec: jobs_pb2.JobSpec) -> list[PlannedDe
                     profile.name,
                     profile.round_to,
                     frozenset(row.capabilities),
+                    tuple(profile.runtimes),
                 )
             )
         else:

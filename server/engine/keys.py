@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -75,6 +76,10 @@ def variant_key(
     )
 
 
-def build_key(variant: str, runtime: str, form: str) -> str:
-    """The key of a variant lowered to a runtime's format. Portable builds do not depend on the device."""
-    return key_of({"variant": variant, "runtime": runtime, "format": form})
+def build_key(variant: str, runtime: str, form: str, versions: Mapping[str, str] | None = None) -> str:
+    """The key of a variant lowered to a runtime's format. Portable builds do not depend on the device.
+
+    `versions` are of what makes it, where these are not in the variant's key already.
+    """
+    made_by = {"versions": dict(versions)} if versions else {}
+    return key_of({"variant": variant, "runtime": runtime, "format": form} | made_by)

@@ -19,6 +19,7 @@ from fleetfit.proto.v1 import common_pb2, jobs_pb2, measurement_pb2, work_pb2
 from fleetfit.server.engine.fleet import check_session
 from fleetfit.server.engine.hours import within_hours
 from fleetfit.server.engine.library import keep_artifact
+from fleetfit.server.engine.lowering import build_of
 from fleetfit.server.engine.messages import tensor_messages
 from fleetfit.server.engine.states import CandidateState, TaskState
 from fleetfit.server.storage.artifacts import ArtifactStore
@@ -226,7 +227,7 @@ class Leases:
         candidate = session.get_one(CandidateRow, task.candidate_id)
         job = session.get_one(JobRow, task.job_id)
         spec = jobs_pb2.JobSpec.FromString(job.spec)
-        build = _build_of(session, candidate.variant_key, candidate.runtime)
+        build = _build_of(session, candidate)
         artifacts = {"candidate": build}
         measure = measurement_pb2.MeasureTask(
             job_id=task.job_id,
@@ -244,9 +245,8 @@ class Leases:
         returns = judged is not None and judged.is_user
         compares = judged is not None and not judged.needs_targets and not returns
         if not task.metric_only or compares:
-            baseline = original_of(session, candidate)
-            measure.baseline.CopyFrom(_ref(_build_of(session, baseline.variant_key, baseline.runtime), "baseline"))
-            artifacts["baseline"] = _build_of(session, baseline.variant_key, baseline.runtime)
+            artifacts["baseline"] = _build_of(session, original_of(session, candidate))
+            measure.baseline.CopyFrom(_ref(artifacts["baseline"], "baseline"))
         named = [
             common_pb2.NamedArtifact(name=name, artifact=_artifact(row.sha256, row.size_bytes))
             for name, row in artifacts.items()
@@ -278,27 +278,33 @@ def fail_task(session: Session, task: TaskRow, reason: str) -> None:
 
 
 def original_of(session: Session, candidate: CandidateRow) -> CandidateRow:
-    """The original under the same condition: what a candidate is timed beside. Itself for the original (A/A)."""
-    row = session.scalars(
-        select(CandidateRow).where(
+    """The original under the same condition and in the same runtime: what a candidate is timed beside.
+
+    The first runtime's original is timed beside itself (A/A), those of the others beside that one, which ties the runtimes
+    together.
+    """
+    rows = session.scalars(
+        select(CandidateRow)
+        .where(
             CandidateRow.job_id == candidate.job_id,
             CandidateRow.device_id == candidate.device_id,
             CandidateRow.threads == candidate.threads,
             CandidateRow.batch == candidate.batch,
             CandidateRow.role == "original",
         )
-    ).first()
-    if row is None:
+        .order_by(CandidateRow.position)
+    ).all()
+    if candidate.role != "original":
+        rows = [row for row in rows if row.runtime == candidate.runtime]
+    if not rows:
         raise InvalidInput(f"the job {candidate.job_id} has no original on this device; start it again")
-    return row
+    return rows[0]
 
 
-def _build_of(session: Session, variant_key: str, runtime: str) -> BuildRow:
-    row = session.scalars(
-        select(BuildRow).where(BuildRow.variant_key == variant_key, BuildRow.runtime == runtime)
-    ).first()
+def _build_of(session: Session, candidate: CandidateRow) -> BuildRow:
+    row = build_of(session, candidate)
     if row is None:
-        raise NotFound(f"there is no build of {variant_key[:10]} for {runtime} yet")
+        raise NotFound(f"there is no build of {candidate.variant_key[:10]} for {candidate.runtime} yet")
     return row
 
 

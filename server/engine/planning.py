@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from fleetfit.compress.export.registry import DEFAULT
 from fleetfit.compress.recipe import Recipe, control_for
 from fleetfit.compress.tasks import CudaDevice, DataFacts, ModelFacts
 from fleetfit.core.errors import InvalidData, InvalidInput, InvalidRecipe
@@ -14,15 +16,15 @@ from fleetfit.core.metrics import USER, is_user_metric, metric_info, with_boxes
 from fleetfit.device_profiles.matching import GENERIC
 from fleetfit.device_profiles.schema import USUAL_ROUND_TO
 from fleetfit.proto.v1 import jobs_pb2, snapshot_pb2
-from fleetfit.proto.versions import MOST_OUTPUT_BYTES, RETURNS_OUTPUTS
+from fleetfit.proto.versions import MOST_OUTPUT_BYTES, PAIRS_RUNTIMES, RETURNS_OUTPUTS
 from fleetfit.server.engine.keys import variant_key
+from fleetfit.server.engine.targets import Target, targets
 from fleetfit.server.report.facts import LimitFacts
 
 ONNX: Final = "onnx"
 # The splits that compression reads; the test split is nobody's before the report.
 MADE_FROM: Final[tuple[str, ...]] = ("train", "validation")
-# The runtimes that compression makes builds for.
-_BUILT_FOR: Final = ("onnxruntime",)
+ALL_RUNTIMES: Final = "all"
 _FLOAT_BYTES: Final = 4
 # A device is not warm earlier, and a job of many candidates should end.
 _SUSTAINED_MS: Final = (10_000, 30 * 60_000)
@@ -66,7 +68,8 @@ class PlannedData:
 class PlannedDevice:
     """A device to plan for, with what its profile says.
 
-    `recipes` are the names of its default set (empty: all there are), `round_to` is the multiple in which it likes widths.
+    `recipes` are the names of its default set (empty: all there are), `round_to` is the multiple in which it likes widths,
+    `runtimes` are those that builds are made for by default.
     """
 
     id: str
@@ -76,15 +79,21 @@ class PlannedDevice:
     profile: str = GENERIC
     round_to: int = USUAL_ROUND_TO
     capabilities: frozenset[str] = frozenset()
+    runtimes: tuple[str, ...] = (DEFAULT,)
 
     def takes(self, recipe: Recipe) -> bool:
         """Whether a recipe of the default set is meant for this kind of device."""
         return not self.recipes or recipe.name in self.recipes
 
+    @property
+    def available(self) -> list[str]:
+        """The runtimes that its agent can use."""
+        return [runtime.name for runtime in self.snapshot.runtimes if runtime.available]
+
 
 @dataclass(frozen=True)
 class PlannedCandidate:
-    """One variant on one device under one condition. `recipe` is fitted to the device: it says every width."""
+    """One variant in one runtime on one device under one condition. `recipe` is fitted to the device: it says every width."""
 
     device: PlannedDevice
     recipe: Recipe
@@ -127,37 +136,137 @@ def plan_candidates(
     task = data.facts.task if data is not None else ""
     found: list[PlannedCandidate] = []
     for device in devices:
-        available = [r.name for r in device.snapshot.runtimes if r.available and r.name in _BUILT_FOR]
-        usable = max(device.snapshot.processor.usable_cores, 1)
-        for threads in dict.fromkeys(spec.threads) or [device.snapshot.threads or usable]:
-            if not 1 <= threads <= usable:
-                raise InvalidInput(
-                    f"{device.name} has {usable} usable cores, so it cannot be measured with {threads} threads"
+        runtimes = runtimes_for(spec, model, device, targets())
+        reason = "" if set(runtimes) & set(device.available) else _no_runtime(device)
+        for threads, batch in _conditions(spec, model, device):
+            seen = set()
+            for runtime, role, general in _in_runtimes(spec, device, runtimes, wanted):
+                recipe = general.fitted(device.round_to)
+                key = variant_key(
+                    model.sha256,
+                    splits,
+                    recipe,
+                    metric="" if returns_outputs else metric,
+                    task=task,
+                    seed=spec.seed,
+                    threads=compress_threads,
+                    cuda=cuda,
                 )
-            for batch in dict.fromkeys(spec.batches) or [fixed_batch(model.facts) or 1]:
-                _check_batch(model, batch)
-                seen = set()
-                for role, general in wanted:
-                    if role == "recipe" and not spec.recipes and not device.takes(general):
-                        continue
-                    recipe = general.fitted(device.round_to)
-                    key = variant_key(
-                        model.sha256,
-                        splits,
-                        recipe,
-                        metric="" if returns_outputs else metric,
-                        task=task,
-                        seed=spec.seed,
-                        threads=compress_threads,
-                        cuda=cuda,
-                    )
-                    if key in seen:
-                        continue
-                    seen.add(key)
-                    reason = "" if available else _no_runtime(device)
-                    runtime = available[0] if available else _BUILT_FOR[0]
+                if (key, runtime) not in seen:
+                    seen.add((key, runtime))
                     found.append(PlannedCandidate(device, recipe, role, key, runtime, threads, batch, reason))
+        _check_recipes(spec, device, runtimes, recipes)
     return found
+
+
+def _in_runtimes(
+    spec: jobs_pb2.JobSpec, device: PlannedDevice, runtimes: Sequence[str], wanted: Sequence[tuple[str, Recipe]]
+) -> Iterator[tuple[str, str, Recipe]]:
+    """Runtime, role and recipe of what a device measures."""
+    for runtime, (role, recipe) in itertools.product(runtimes, wanted):
+        meant = role != "recipe" or bool(spec.recipes) or device.takes(recipe)
+        # The control stands for what training gives, which no runtime changes.
+        repeats = role == "control" and runtime != runtimes[0]
+        if meant and not repeats and can_have(runtime, recipe):
+            yield runtime, role, recipe
+
+
+def _conditions(spec: jobs_pb2.JobSpec, model: PlannedModel, device: PlannedDevice) -> list[tuple[int, int]]:
+    """Threads and batch sizes to measure with. Raises InvalidInput for what the device or the model cannot."""
+    usable = max(device.snapshot.processor.usable_cores, 1)
+    found = []
+    for threads in dict.fromkeys(spec.threads) or [device.snapshot.threads or usable]:
+        if not 1 <= threads <= usable:
+            raise InvalidInput(
+                f"{device.name} has {usable} usable cores, so it cannot be measured with {threads} threads"
+            )
+        for batch in dict.fromkeys(spec.batches) or [fixed_batch(model.facts) or 1]:
+            _check_batch(model, batch)
+            found.append((threads, batch))
+    return found
+
+
+def can_have(runtime: str, recipe: Recipe) -> bool:
+    """Whether a recipe's builds can be made for a runtime: what quantizes makes ONNX files."""
+    return runtime == DEFAULT or not (recipe.steps and recipe.steps[-1].must_be_last)
+
+
+def runtimes_for(
+    spec: jobs_pb2.JobSpec, model: PlannedModel, device: PlannedDevice, targets: Mapping[str, Target]
+) -> list[str]:
+    """The runtimes that a device is measured in, the first being what the others are compared with.
+
+    Raises InvalidInput for a runtime that the job names and the device, the server or the model does not allow.
+    """
+    asked = list(dict.fromkeys(spec.runtimes))
+    named = [name for name in asked if name != ALL_RUNTIMES]
+    for name in named:
+        _check_runtime(name, model, device, targets)
+    makeable = [name for name, target in targets.items() if not target.missing]
+    if model.format == ONNX:
+        makeable = [DEFAULT]
+    possible = [name for name in makeable if name in device.available]
+    if ALL_RUNTIMES in asked:
+        chosen = list(dict.fromkeys([*named, *possible]))
+    else:
+        chosen = named or [name for name in device.runtimes if name in possible]
+    if len(chosen) > 1 and PAIRS_RUNTIMES not in device.capabilities:
+        if asked:
+            raise InvalidInput(
+                f"the agent of {device.name} cannot compare {' and '.join(chosen)} with each other; update fleetfit there, or "
+                "name one runtime",
+                field="runtimes",
+            )
+        chosen = chosen[:1]
+    return chosen or [DEFAULT]
+
+
+def _check_runtime(name: str, model: PlannedModel, device: PlannedDevice, targets: Mapping[str, Target]) -> None:
+    if name not in targets:
+        raise InvalidInput(
+            f"no builds can be made for '{name}'; choose among {', '.join(targets)}, or {ALL_RUNTIMES}",
+            field="runtimes",
+        )
+    if targets[name].missing:
+        raise InvalidInput(f"the server makes no builds for {name}: {targets[name].missing}", field="runtimes")
+    if name != DEFAULT and model.format == ONNX:
+        raise InvalidInput(
+            f"builds for {name} are proven against PyTorch, which cannot run an ONNX file; push the model as a .pt2, or leave "
+            f"--runtime {name} out",
+            field="runtimes",
+        )
+    if name not in device.available:
+        why = next((r.reason for r in device.snapshot.runtimes if r.name == name), "its agent does not know it")
+        raise InvalidInput(
+            f"{device.name} cannot use {name} ({why}); put that right there and start its agent again, or leave "
+            f"--runtime {name} out",
+            field="runtimes",
+        )
+
+
+def _check_recipes(
+    spec: jobs_pb2.JobSpec, device: PlannedDevice, runtimes: Sequence[str], recipes: Sequence[Recipe]
+) -> None:
+    for recipe in recipes if spec.recipes else ():
+        if not any(can_have(runtime, recipe) for runtime in runtimes):
+            raise InvalidRecipe(
+                f"the recipe '{recipe.name}' ends with {recipe.steps[-1].pass_name()}, which builds for {DEFAULT} alone, and "
+                f"{device.name} is to be measured in {' and '.join(runtimes)}; add --runtime {DEFAULT}, or leave the recipe out",
+                field="recipes",
+            )
+
+
+def runtime_notes(candidates: Sequence[PlannedCandidate]) -> list[str]:
+    """Which recipes are not built for every runtime of their device, in a sentence; none where all are."""
+    runtimes: dict[str, set[str]] = {}
+    for c in candidates:
+        runtimes.setdefault(c.device.name, set()).add(c.runtime)
+    alone = {
+        c.recipe.name: None
+        for c in candidates
+        if c.role == "recipe" and any(not can_have(runtime, c.recipe) for runtime in runtimes[c.device.name])
+    }
+    return [f"{', '.join(alone)}: built for {DEFAULT} alone, because quantization makes ONNX files"] if alone else []
 
 
 def width_notes(devices: Sequence[PlannedDevice], recipes: Sequence[Recipe]) -> list[str]:

@@ -16,12 +16,15 @@ from fleetfit.proto.v1 import common_pb2
 from fleetfit.server.engine.fleet import read_snapshot
 from fleetfit.server.engine.hours import within_hours
 from fleetfit.server.engine.states import ENDED_CANDIDATE, ENDED_TASK, JobState, TaskState, VariantState
-from fleetfit.server.storage.tables import CandidateRow, DeviceRow, JobRow, TaskRow, VariantRow
+from fleetfit.server.storage.tables import BuildRow, CandidateRow, DeviceRow, JobRow, TaskRow, VariantRow
 
 # Before anything was seen: what a variant and a measurement take, in seconds.
 DEFAULT_COMPRESS_S: Final = 15.0
 DEFAULT_MEASURE_S: Final = 20.0
 _START_S: Final = 3.0
+# What a build for another runtime takes, in seconds: mostly the start of a process.
+LOWER_S: Final = 8.0
+_COMING: Final = (VariantState.WAITING, VariantState.RUNNING)
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,10 @@ def job_progress(
     online: Mapping[str, bool],
     missing_scorer: str = "",
 ) -> common_pb2.Progress:
-    """Progress of a job. `compressing` is by variant key, `online` by device id; `missing_scorer` is the command to start it."""
+    """Progress of a job. `compressing` is by the key of a variant or build, `online` by device id.
+
+    `missing_scorer` is the command to start it.
+    """
     rows = session.scalars(select(CandidateRow).where(CandidateRow.job_id == job.id)).all()
     if job.state != JobState.RUNNING:
         return common_pb2.Progress(activity=job.state, fraction=1.0 if job.state == JobState.DONE else 0.0)
@@ -52,7 +58,11 @@ def job_progress(
         pace = replace(pace, compress_s=sum(done) / len(done) + _START_S)
     # One that was stopped waits for another job, which may never come.
     wanted = {row.variant_key for row in rows if row.state not in ENDED_CANDIDATE}
-    left_compress = _left_to_compress([v for v in variants if v.key in wanted], compressing, pace)
+    coming = {row.build_id for row in rows if row.state not in ENDED_CANDIDATE}
+    builds = session.scalars(select(BuildRow).where(BuildRow.id.in_(coming), BuildRow.state.in_(_COMING))).all()
+    left_compress = _left_to_compress([v for v in variants if v.key in wanted], compressing, pace) + LOWER_S * len(
+        builds
+    )
     left_measure: defaultdict[str, float] = defaultdict(float)
     hosts = {row.device_id: _host(session, row.device_id) for row in rows}
     begun = {task.candidate_id for task in tasks}
@@ -71,7 +81,9 @@ def job_progress(
     total_left = left_compress + sum(left_measure.values())
     fraction = done_s / (done_s + total_left) if done_s + total_left > 0 else 0.0
     progress = common_pb2.Progress(fraction=min(fraction, 0.99), remaining_ms=int(left_s * 1000))
-    words = _words(session, recipes, list(variants), compressing, list(tasks), (ended, len(rows)), online)
+    making = {v.key: recipes[v.key] for v in variants if v.state == VariantState.RUNNING}
+    making |= {b.id: f"{recipes[b.variant_key]} for {b.runtime}" for b in builds if b.state == VariantState.RUNNING}
+    words = _words(session, making, compressing, list(tasks), (ended, len(rows)), online)
     unscored = sum(task.state == TaskState.SCORING for task in tasks)
     if unscored and missing_scorer:
         words = f"{unscored} measurements wait for their scores: run `{missing_scorer}`; {words}"
@@ -84,7 +96,7 @@ def job_progress(
 def _left_to_compress(variants: list[VariantRow], compressing: Mapping[str, TaskProgress], pace: Pace) -> float:
     left = 0.0
     for variant in variants:
-        if variant.state in (VariantState.WAITING, VariantState.RUNNING):
+        if variant.state in _COMING:
             told = compressing.get(variant.key)
             left += told.remaining_s if told is not None and told.remaining_s is not None else pace.compress_s
     return left
@@ -97,18 +109,16 @@ def _host(session: Session, device_id: str) -> str:
 
 def _words(
     session: Session,
-    recipes: Mapping[str, str],
-    variants: list[VariantRow],
+    making: Mapping[str, str],
     compressing: Mapping[str, TaskProgress],
     tasks: list[TaskRow],
     ended: tuple[int, int],
     online: Mapping[str, bool],
 ) -> str:
     parts = []
-    for variant in variants:
-        if variant.state == VariantState.RUNNING:
-            told = compressing.get(variant.key)
-            parts.append(f"making {recipes[variant.key]}" + (f" ({told.activity})" if told is not None else ""))
+    for key, name in making.items():
+        told = compressing.get(key)
+        parts.append(f"making {name}" + (f" ({told.activity})" if told is not None else ""))
     devices = session.scalars(select(DeviceRow).where(DeviceRow.id.in_({task.device_id for task in tasks}))).all()
     names = {device.id: device.name for device in devices}
     measuring = sorted({names[task.device_id] for task in tasks if task.state == TaskState.LEASED})

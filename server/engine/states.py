@@ -18,7 +18,7 @@ class JobState(StrEnum):
 
 
 class VariantState(StrEnum):
-    """A variant is made once, for whichever jobs want it."""
+    """A variant, and each build of it, is made once, for whichever jobs want it."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -116,12 +116,12 @@ def follow_scoring(present: str, wanted: ScoringState) -> ScoringState:
     return wanted
 
 
-def next_candidate_state(variant: str, original_variant: str) -> tuple[CandidateState, bool]:
-    """What a candidate that is not measured yet should be, by its variant and the original's; and whether to measure it."""
-    if VariantState(variant) is VariantState.FAILED or VariantState(original_variant) is VariantState.FAILED:
+def next_candidate_state(build: str, original: str) -> tuple[CandidateState, bool]:
+    """What a candidate that is not measured yet should be, by how far its build and the original's are; and if to measure it."""
+    if VariantState(build) is VariantState.FAILED or VariantState(original) is VariantState.FAILED:
         return CandidateState.FAILED, False
-    if VariantState(variant) is VariantState.DONE and VariantState(original_variant) is VariantState.DONE:
+    if VariantState(build) is VariantState.DONE and VariantState(original) is VariantState.DONE:
         return CandidateState.MEASURING, True
-    if VariantState(variant) is VariantState.RUNNING:
+    if VariantState(build) is VariantState.RUNNING:
         return CandidateState.COMPRESSING, False
     return CandidateState.WAITING, False

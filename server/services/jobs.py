@@ -77,4 +77,4 @@ class Reports(reports_pb2_grpc.ReportsServicer):
         return reports_pb2.GetReportResponse(content=content, media_type=media_type)
 
     async def GetBuild(self, request: reports_pb2.GetBuildRequest, context: Context) -> reports_pb2.GetBuildResponse:
-        return await self._engine.build(request.job, request.device, request.variant)
+        return await self._engine.build(request.job, request.device, request.variant, request.runtime)

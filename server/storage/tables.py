@@ -170,7 +170,7 @@ class VariantRow(Base):
 
 
 class BuildRow(Base):
-    """A variant lowered to one runtime's format. `facts` is `compress.tasks.Build`."""
+    """A variant lowered to one runtime's format. `facts` is `compress.tasks.Build`, empty until it is made."""
 
     __tablename__ = "build"
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -180,10 +180,16 @@ class BuildRow(Base):
     sha256: Mapped[str]
     size_bytes: Mapped[int]
     facts: Mapped[dict[str, Any]]
+    state: Mapped[str] = mapped_column(default="done")
+    attempts: Mapped[int] = mapped_column(default=0)
+    reason: Mapped[str] = mapped_column(default="")
 
 
 class CandidateRow(Base):
-    """One variant on one device under one wanted condition, in one job."""
+    """One variant in one runtime on one device under one wanted condition, in one job.
+
+    `build_id` names its build, which may not be made yet; it is empty in rows from before there were several runtimes.
+    """
 
     __tablename__ = "candidate"
     __table_args__ = (UniqueConstraint("job_id", "device_id", "variant_key", "runtime", "threads", "batch", "role"),)
@@ -194,6 +200,7 @@ class CandidateRow(Base):
     recipe: Mapped[str]
     role: Mapped[str]
     runtime: Mapped[str]
+    build_id: Mapped[str] = mapped_column(default="")
     threads: Mapped[int]
     batch: Mapped[int]
     position: Mapped[int]

@@ -139,6 +139,44 @@ def test_a_child_that_trains_on_cuda_can_do_what_cuda_needs_and_nothing_else(tmp
     assert {what for what, how in found.items() if how == "done"} == {"ordinary", *needed}
 
 
+def test_a_child_that_may_start_one_program_starts_no_other_and_the_program_is_confined(tmp_path: Path) -> None:
+    taskdir, secret = tmp_path / "task", tmp_path / "secret"
+    taskdir.mkdir()
+    secret.write_text("the CA's key")
+    tries = (
+        "import socket; open('mine', 'w').write('x'); print('wrote')\n"
+        f"for what in (lambda: open({str(secret)!r}), socket.socket):\n"
+        " try: what()\n"
+        " except PermissionError: print('refused')"
+    )
+    code = (
+        "import os, subprocess, sys; from pathlib import Path; from fleetfit.compress.confine import confine\n"
+        f"print(sorted(confine(Path({str(taskdir)!r}), programs=[Path(sys.executable)])), flush=True)\n"
+        f"subprocess.run([sys.executable, '-c', {tries!r}], cwd={str(taskdir)!r}, check=True)\n"
+        "try: os.execv('/bin/true', ['true'])\n"
+        "except PermissionError: print('refused')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    said = done.stdout.splitlines()
+    if said[0] != "['landlock', 'seccomp']":
+        pytest.skip(f"this kernel and environment confine by {said[0]} only")
+    assert said[1:] == ["wrote", "refused", "refused", "refused"]
+
+
+def test_without_landlock_no_program_may_be_started(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; sys.modules['landlock'] = None\n"
+        "from pathlib import Path; from fleetfit.compress.confine import confine\n"
+        f"print(confine(Path({str(tmp_path)!r}), programs=[Path(sys.executable)]))\n"
+        "try: os.execv(sys.executable, ['python', '-c', 'print(1)'])\n"
+        "except PermissionError: print('refused')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    if "seccomp" not in done.stdout:
+        pytest.skip("this environment has no seccomp")
+    assert done.stdout.splitlines() == ["['seccomp']", "refused"]
+
+
 def test_what_is_missing_is_not_claimed(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['landlock'] = None; sys.modules['pyseccomp'] = None\n"

@@ -8,12 +8,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 from fleetfit.compress import tasks
+from fleetfit.compress.export.registry import declared
+from fleetfit.compress.exporter import export_onnx
+from fleetfit.compress.intake.pt2 import load_pt2
 from fleetfit.compress.recipe import Recipe
-from fleetfit.compress.tasks import Compress, IntakeModel, TaskProgress
+from fleetfit.compress.tasks import Compress, IntakeModel, Lower, TaskProgress
 from fleetfit.core.children import EXIT_OUT_OF_MEMORY, Limits
 from fleetfit.core.digests import sha256_file
 from fleetfit.core.hostlock import host_lock
+from fleetfit.runtimes.registry import runtime
 
 from .conftest import Ended, Trained
 
@@ -75,6 +82,42 @@ def test_all_passes_in_one_recipe_leave_builds_and_a_lineage(trained: Trained, r
     assert again.compress.builds == facts.builds and again.compress.trainable == facts.trainable
     progress = TaskProgress.model_validate_json((ended.folder / "progress.json").read_text())
     assert progress.fraction > 0.8 and progress.remaining_s is not None
+
+
+@pytest.mark.parametrize("name", ["openvino", "ncnn"])
+def test_a_variant_is_lowered_to_another_runtime_by_a_confined_child(
+    name: str, trained: Trained, run_task: Callable[..., Ended], tmp_path: Path
+) -> None:
+    here = declared(name).availability()
+    if not here.available:
+        pytest.skip(here.reason)
+    onnx = tmp_path / "exported.onnx"
+    onnx.write_bytes(export_onnx(load_pt2(trained.model)))
+    files = {"model": trained.model, "build.onnx": onnx, "validation.npz": trained.validation}
+    ended = run_task(Lower(runtime=name), files)
+    assert ended.outcome.kind == "ok", ended.outcome.stderr_tail
+    result = ended.result
+    assert result is not None and result.error is None, result
+    build = result.build
+    assert build is not None and (build.runtime, build.format) == (name, name)
+    path = ended.folder / "out" / build.file
+    assert (build.size_bytes, build.sha256) == (path.stat().st_size, sha256_file(path))
+    assert build.largest_difference is not None and 0 < build.largest_difference < 1e-2
+    with np.load(trained.validation) as data:
+        feeds = {"image": data["image"][:3]}
+    expected = runtime("onnxruntime").load(onnx.read_bytes(), threads=1).run(feeds)
+    found = runtime(name).load(path.read_bytes(), threads=1).run(feeds)
+    assert expected.keys() == found.keys()
+    for output, values in expected.items():
+        np.testing.assert_allclose(found[output], values, rtol=1e-3, atol=1e-3)
+
+
+def test_a_runtime_that_no_exporter_makes_builds_for_is_a_result(
+    trained: Trained, run_task: Callable[..., Ended]
+) -> None:
+    result = run_task(Lower(runtime="abacus"), {"model": trained.model}).result
+    assert result is not None and result.error is not None
+    assert "no builds can be made for 'abacus'" in result.error.message
 
 
 def test_the_original_is_built_without_data(trained: Trained, run_task: Callable[..., Ended]) -> None:

@@ -25,6 +25,7 @@ from fleetfit.compress.tasks import (
     CudaDevice,
     DataFacts,
     IntakeModel,
+    Lower,
     ModelFacts,
     SplitFile,
     Stopped,
@@ -40,6 +41,7 @@ from fleetfit.core.children import ChildOutcome
 from fleetfit.core.digests import sha256_bytes, sha256_file
 from fleetfit.core.errors import FleetfitError
 from fleetfit.proto.v1 import common_pb2, jobs_pb2, models_pb2, snapshot_pb2, work_pb2
+from fleetfit.proto.versions import AGENT_CAPABILITIES
 from fleetfit.server.engine.engine import Engine, Settings
 from fleetfit.server.engine.executor import Finished
 from fleetfit.server.engine.ingestion import Ingestion
@@ -118,6 +120,8 @@ class PaperExecutor:
 
 
 def _name(task: Task) -> str:
+    if isinstance(task.work, Lower):
+        return f"for {task.work.runtime}"
     if not isinstance(task.work, Compress):
         return task.work.kind
     return task.work.recipe.split("name: ")[1].split("\n")[0] if task.work.recipe else "original"
@@ -129,6 +133,14 @@ def _result(task: Task, inputs: Mapping[str, str], out: Path, cuda: CudaDevice |
             inputs=[INPUT], outputs=[OUTPUT], parameters=100, macs=100, recognised_share=1.0, trainable=True
         )
         return TaskResult(task_id=task.task_id, model=facts)
+    if isinstance(task.work, Lower):
+        name = f"build.{task.work.runtime}"
+        (out / name).write_bytes(f"{inputs['model']} {inputs['build.onnx']} {inputs['validation.npz']}".encode())
+        lowered = Build(
+            file=name, runtime=task.work.runtime, format=task.work.runtime, size_bytes=(out / name).stat().st_size,
+            sha256=sha256_file(out / name), inputs=[INPUT], outputs=[OUTPUT],
+        )  # fmt: skip
+        return TaskResult(task_id=task.task_id, build=lowered)
     if not isinstance(task.work, Compress):
         splits = []
         for name in ("train", "validation", "test"):
@@ -190,7 +202,7 @@ def measured(lease: work_pb2.TaskLease) -> MeasurementSummary:
         metric=MetricSummary(name="accuracy", split=measure.split, figure=Figure(value=90.0, low=89.0, high=91.0), n=10)
         if measure.metric
         else None,
-        runtime="onnxruntime",
+        runtime=measure.candidate.runtime,
         runtime_version="1",
         agent_version="1",
         method_version="1",
@@ -211,7 +223,7 @@ class PaperAgent:
     async def work(self, house: House) -> None:
         """Connect, report what is spooled, and do tasks until cancelled."""
         engine = house.engine
-        request = work_pb2.HelloRequest(agent_version="1", snapshot=self.snapshot)
+        request = work_pb2.HelloRequest(agent_version="1", snapshot=self.snapshot, capabilities=AGENT_CAPABILITIES)
         self.session, _, _ = await engine.fleet.hello(self.device_id, request)
         messages = engine.fleet.attend(self.device_id, self.session)
         try:
@@ -280,8 +292,13 @@ class House:
         await self.store.receive(digest, len(content), self.store.received(digest), _rest(self.store, digest, content))
         return common_pb2.ArtifactRef(sha256=digest, size_bytes=len(content))
 
-    async def furnish(self, *names: str, flags: Mapping[str, Sequence[str]] = {}) -> list[PaperAgent]:  # noqa: B006
-        """A model, a dataset and devices; `flags` are what the processors of some have."""
+    async def furnish(
+        self,
+        *names: str,
+        flags: Mapping[str, Sequence[str]] = {},  # noqa: B006
+        runtimes: Sequence[str] = ("onnxruntime",),
+    ) -> list[PaperAgent]:
+        """A model, a dataset and devices with these runtimes; `flags` are what the processors of some have."""
         model = await self.upload(b"a model")
         async for _ in self.engine.push_model("net", model.sha256, "pt2"):
             pass
@@ -297,9 +314,10 @@ class House:
                 processor=snapshot_pb2.Processor(model="Test CPU", usable_cores=2, flags=flags.get(name, ())),
                 threads=1,
                 host_name=name,
-                runtimes=[snapshot_pb2.Runtime(name="onnxruntime", version="1", available=True, formats=["onnx"])],
+                runtimes=[snapshot_pb2.Runtime(name=one, version="1", available=True) for one in runtimes],
             )
-            await self.engine.fleet.hello(device_id, work_pb2.HelloRequest(agent_version="1", snapshot=snapshot))
+            hello = work_pb2.HelloRequest(agent_version="1", snapshot=snapshot, capabilities=AGENT_CAPABILITIES)
+            await self.engine.fleet.hello(device_id, hello)
             agents.append(PaperAgent(device_id, snapshot))
         return agents
 
