@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from fleetfit.agent.caps import apply_caps
 from fleetfit.agent.disk import disk_full, is_full
-from fleetfit.agent.hooks import start_what_was_left
+from fleetfit.agent.hooks import APPLICATION_VARIABLE, start_what_was_left
 from fleetfit.agent.identity import require_identity
 from fleetfit.agent.session import Agent
 from fleetfit.core.children import Limits, run_child
@@ -39,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cache-mb", type=int, default=2048)
     parser.add_argument("--cores", default="")
     parser.add_argument("--memory-mb", type=int, default=0)
+    parser.add_argument("--beside", default="")
     parser.add_argument("--emulated", action="store_true")
     parser.add_argument("--once", action="store_true")
     parser.add_argument("--json", action="store_true")
@@ -48,6 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     try:
         apply_caps(options.cores, options.memory_mb)
+        if options.beside:
+            os.environ[APPLICATION_VARIABLE] = f"beside {options.beside}"
         with _alone(options.state):
             asyncio.run(_serve(options))
     except FleetfitError as error:

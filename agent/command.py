@@ -40,6 +40,9 @@ def agent(
         str, typer.Option(metavar="LIST", help="The processors it may use, such as 0-3,6; else all.")
     ] = "",
     memory_mb: Annotated[int, typer.Option(min=0, help="The most memory that a build may use; 0 is what is free.")] = 0,
+    beside: Annotated[
+        str, typer.Option(metavar="NAME", help="An application that goes on meanwhile: a condition.")
+    ] = "",
     emulated: Annotated[bool, typer.Option(help="Say that this device is emulated; its timings mean nothing.")] = False,
     once: Annotated[bool, typer.Option(help="Do one task, report it, and end.")] = False,
     as_json: AsJson = False,
@@ -55,6 +58,7 @@ def agent(
     arguments = [sys.executable, "-m", "fleetfit.agent", "--state", str(folder), "--cache-mb", str(cache_mb)]
     arguments += ["--threads", str(threads)]
     arguments += [*(["--memory-mb", str(memory_mb)] if memory_mb else []), *(["--cores", cores] if cores else [])]
+    arguments += ["--beside", beside] if beside else []
     arguments += [flag for flag, wanted in (("--emulated", emulated), ("--once", once), ("--json", as_json)) if wanted]
     sys.stdout.flush()
     # One heap arena: with glibc's default of eight per core the resident agent grows by megabytes for nothing.

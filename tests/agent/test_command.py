@@ -103,6 +103,18 @@ def test_options_reach_the_resident_agent_and_a_token_is_not_needed_twice(
     ]  # fmt: skip
 
 
+def test_caps_reach_the_resident_agent_and_nonsense_does_not(
+    state: Path, capsys: pytest.CaptureFixture[str], becomes: list[list[str]]
+) -> None:
+    options = ["--cores", "0-1", "--memory-mb", "300", "--beside", "camera"]
+    assert cli.run(["agent", "--state", str(state), *options]) == 0
+    assert becomes[0][-6:] == ["--memory-mb", "300", "--cores", "0-1", "--beside", "camera"]
+    capsys.readouterr()
+    assert cli.run(["agent", "--state", str(state), "--cores", "all"]) == 2
+    assert "'all' names no processors" in capsys.readouterr().err
+    assert len(becomes) == 1
+
+
 def test_a_device_enrols_once_and_for_real(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], becomes: list[list[str]]
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fleetfit.agent.caps import MEMORY_VARIABLE
+from fleetfit.agent.hooks import APPLICATION_VARIABLE
 from fleetfit.agent.measuring.endings import Status
 from fleetfit.agent.measuring.measurer import Measurer
 from fleetfit.agent.probe.files import Tree
@@ -127,3 +128,10 @@ def test_loading_and_running_have_peaks_of_their_own(tmp_path: Path) -> None:
     assert 0 < solo.shared_in_part_bytes <= solo.run_peak_memory_bytes
     memory = summarize(result).memory
     assert memory is not None and memory.load_bytes == solo.load_peak_memory_bytes - solo.floor_memory_bytes
+
+
+def test_an_application_that_goes_on_beside_is_a_condition_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(APPLICATION_VARIABLE, "beside camera")
+    assert measure(tmp_path, Tree(tmp_path / "nothing")).condition["application"] == "beside camera"
