@@ -98,6 +98,76 @@ def low_rank() -> str:
     return "\n".join([*lines, ""])
 
 
+def quantization() -> str:
+    """Every kind of number of one network: bytes, accuracy, integers, latency."""
+    result = json.loads((RESULTS / "quantization_table.json").read_text())
+    figures, machine, settings = result["figures"], result["machine"], result["figures"]["settings"]
+    lines = [
+        f"A convolutional network of {figures['parameters']} parameters on Fashion-MNIST, one training seed "
+        "(`python -m benchmarks.quantization_table`). Output error: the root mean square difference from `fp32` on validation "
+        f"pictures, relative to how much the outputs vary. Drops are over the {figures['test_pictures']} test pictures, paired, "
+        "against `fp32`, and in the last line against `fp32, trained on`, which had the same "
+        f"{settings['tuning_epochs']:g} more epochs. Integers: how many of the convolutions and products run on them. Times as "
+        f"fast as `fp32` in ONNX Runtime {machine['versions']['onnxruntime']}, one thread, a batch of one, "
+        f"{_machine(machine)}; {settings['rounds']} rounds of blocks in turn. In brackets 95 % intervals:",
+        "",
+        "| build | kilobytes | output error | top-1, % | drop, points | integers | times as fast |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for one in figures["builds"]:
+        error = f"{one['output_error']:.3f}" if "output_error" in one else ""
+        first = one["build"] == "fp32"
+        cells = [one["build"], f"{one['bytes'] / 1000:.0f}", error, f"{one['test_accuracy']:.2f}"]
+        cells += ["" if first else _interval(one["drop"]), f"{one['integer_operators']} of {one['operators']}"]
+        cells.append("" if first else _interval(one["times_as_fast"]))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", _verdict(result), ""])
+
+
+def distillation() -> str:
+    """What every way of recovery gives back after how long."""
+    result = json.loads((RESULTS / "distillation_curve.json").read_text())
+    figures, runs = result["figures"], result["figures"]["runs"]
+    ways = list(runs[0]["ways"])
+    epochs = list(runs[0]["ways"][ways[0]])
+
+    def cell(values: list[float]) -> str:
+        return _plain({"mean": statistics.fmean(values), "least": min(values), "most": max(values)})
+
+    def cut(name: str) -> str:
+        return f"{statistics.fmean(run[name] for run in runs):.1%}"
+
+    lines = [
+        "A convolutional network on Fashion-MNIST with three quarters of the channels and neurons of every layer cut at once "
+        f"({cut('fewer_parameters')} fewer parameters, {cut('fewer_macs')} fewer MACs), then trained for a few epochs of "
+        f"{figures['trained_on']} pictures (`python -m benchmarks.distillation_curve`). Top-1 on the test pictures in per cent, "
+        f"mean of {len(runs)} training seeds, least to most. The original reaches {cell([run['original'] for run in runs])}, the "
+        f"cut network {cell([run['cut'] for run in runs])}, and with `reestimate_norms` alone "
+        f"{cell([run['norms'] for run in runs])}. Without any label, {figures['regained_without_labels']:.0%} of what was lost "
+        "comes back in the longest training:",
+        "",
+        f"| trained on | {' | '.join(f'{count} epochs' if count != '1' else '1 epoch' for count in epochs)} |",
+        f"| {' | '.join(['---'] * (1 + len(epochs)))} |",
+    ]
+    lines += [
+        f"| {way} | {' | '.join(cell([run['ways'][way][count] for run in runs]) for count in epochs)} |" for way in ways
+    ]
+    return "\n".join([*lines, "", _verdict(result), ""])
+
+
+def _verdict(result: dict[str, Any]) -> str:
+    return f"The claim {'holds' if result['holds'] else '**does not hold**'}: {result['claim']}"
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    sets = ", ".join(machine["instruction_sets"]) or "no vector extension that we look for"
+    return f"{machine['processor']} ({sets})"
+
+
+def _interval(found: dict[str, float]) -> str:
+    return f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+
+
 def peers() -> list[str]:
     """What each peer reached beside us; nothing before the benchmark was run in full."""
     path = RESULTS / "peers.json"
@@ -217,7 +287,8 @@ SECTIONS: Final[dict[str, dict[str, Callable[[], str]]]] = {
     "README.md": {"demo": readme},
     "docs/techniques/pruning.md": {"pruning": pruning},
     "docs/techniques/low-rank.md": {"low-rank": low_rank},
-    "docs/techniques/quantization.md": {"pretrained": pretrained},
+    "docs/techniques/quantization.md": {"quantization": quantization, "pretrained": pretrained},
+    "docs/techniques/distillation.md": {"distillation": distillation},
     "docs/techniques/composition.md": {"peers": composition},
     "docs/architectures.md": {"breadth": architectures},
 }
