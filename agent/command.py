@@ -12,7 +12,7 @@ import platformdirs
 import typer
 
 from fleetfit.agent.caps import parse_cores
-from fleetfit.agent.identity import load_identity
+from fleetfit.agent.identity import Identity, load_identity
 from fleetfit.core.errors import UsageError
 
 app = typer.Typer(help="Work for a server on this device, or see what it lacks.", no_args_is_help=False)
@@ -54,7 +54,7 @@ def agent(
         return
     if cores:
         parse_cores(cores)
-    _enrol_if_needed(folder, server, token, name, as_json)
+    _tell(*_enrol_if_needed(folder, server, token, name), as_json)
     arguments = [sys.executable, "-m", "fleetfit.agent", "--state", str(folder), "--cache-mb", str(cache_mb)]
     arguments += ["--threads", str(threads)]
     arguments += [*(["--memory-mb", str(memory_mb)] if memory_mb else []), *(["--cores", cores] if cores else [])]
@@ -68,27 +68,39 @@ def agent(
     os.execve(sys.executable, arguments, environment)  # noqa: S606 - becomes our own module, no shell
 
 
-def _enrol_if_needed(folder: Path, server: str, token: str, name: str, as_json: bool) -> None:
+def _enrol_if_needed(folder: Path, server: str, token: str, name: str) -> tuple[Identity, str]:
+    """The identity, and what was done."""
     identity = load_identity(folder)
-    if identity is None:
-        if not server or not token:
-            missing = "--token is" if server else "--server is" if token else "--server and --token are"
-            raise UsageError(
-                f"this device is not enrolled yet and {missing} missing; run `fleetfit devices enroll` where the "
-                "server is, and paste the line that it prints here"
-            )
-        from fleetfit.agent.enrol import enrol
+    if identity is not None:
+        unused = " (the token was not used)" if token else ""
+        return identity, f"already enrolled as {identity.name} at {identity.server}{unused}"
+    if not server or not token:
+        missing = "--token is" if server else "--server is" if token else "--server and --token are"
+        raise UsageError(
+            f"this device is not enrolled yet and {missing} missing; run `fleetfit devices enroll` where the "
+            "server is, and paste the line that it prints here"
+        )
+    from fleetfit.agent.enrol import enrol
 
-        identity = enrol(server, token, folder, name=name)
-        said = f"enrolled as {identity.name} at {identity.server}"
-    else:
-        said = f"already enrolled as {identity.name} at {identity.server}"
-        if token:
-            said += " (the token was not used)"
-    if as_json:
-        print(json.dumps({"device": identity.name, "device_id": identity.device_id, "message": said}), flush=True)
-    else:
-        print(said, flush=True)
+    identity = enrol(server, token, folder, name=name)
+    return identity, f"enrolled as {identity.name} at {identity.server}"
+
+
+def _tell(identity: Identity, said: str, as_json: bool) -> None:
+    facts = {"device": identity.name, "device_id": identity.device_id, "message": said}
+    print(json.dumps(facts) if as_json else said, flush=True)
+
+
+@app.command()
+def enroll(
+    context: typer.Context,
+    server: Annotated[str, typer.Option(help="The server's address, HOST:PORT, as `devices enroll` prints it.")] = "",
+    token: Annotated[str, typer.Option(help="One-time token from `fleetfit devices enroll`.")] = "",
+    name: Annotated[str, typer.Option(help="A name for this device.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Enrol this device if it is not enrolled yet, and end."""
+    _tell(*_enrol_if_needed(context.obj or default_state(), server, token, name), as_json)
 
 
 @app.command()

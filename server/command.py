@@ -11,16 +11,32 @@ from typing import Annotated, Literal
 
 import typer
 
+from fleetfit.server.install.command import wheels
+
 _MB = 1 << 20
 
+# `wheels` is a command of its own below this one.
+server = typer.Typer(help="Run the server that compresses models and leads the devices.", no_args_is_help=False)
+server.add_typer(wheels)
 
-def server(
+
+@server.callback(invoke_without_command=True)
+def run(
+    context: typer.Context,
     listen: Annotated[str, typer.Option(help="Address for people and enrolment (TLS); port 0 takes a free one.")] = (
         "127.0.0.1:7600"
     ),
     agent_listen: Annotated[str, typer.Option(help="Address for agents (mutual TLS).")] = "127.0.0.1:7601",
     web: Annotated[
         str, typer.Option(help="Address for read-only web pages, on this machine only, for example 127.0.0.1:7602.")
+    ] = "",
+    install_listen: Annotated[
+        str,
+        typer.Option(
+            help="Address that devices fetch their agent from (HTTP; they compare it with a digest), or none. "
+            "Else the port three above that of --listen.",
+            show_default=False,
+        ),
     ] = "",
     state: Annotated[
         Path | None, typer.Option(help="Folder for everything the server keeps.", show_default=False)
@@ -52,6 +68,9 @@ def server(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output, one object per line.")] = False,
 ) -> None:
     """Run the server that compresses models and leads the devices, until it is stopped."""
+    context.obj = state
+    if context.invoked_subcommand is not None:
+        return
     # gRPC's core logs a line of its own for every handshake that fails; ours says it better.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from fleetfit.core.children import Limits
@@ -72,6 +91,7 @@ def server(
         listen=listen,
         agent_listen=agent_listen,
         web=web,
+        install_listen=install_listen,
         state=(state or default_state()).absolute(),
         settings=Settings(
             method=method,
@@ -100,6 +120,8 @@ def server(
             print(json.dumps(line | ({"token": running.token} if running.token else {})), flush=True)
             return
         print(f"people and enrolment: {running.listen}\nagents:               {running.agent_listen}")
+        if running.install_listen:
+            print(f"agents are fetched:   http://{running.install_listen}/")
         if running.web:
             print(f"web pages:            http://{running.web}/")
         if running.token:

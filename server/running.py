@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Final
 
 from fleetfit.core.children import Limits
-from fleetfit.core.errors import InvalidInput
+from fleetfit.core.errors import FleetfitError, InvalidInput
 from fleetfit.proto.trust import split_address
 from fleetfit.server.compute import Compute, Found, find_compute
 from fleetfit.server.engine.engine import Engine, Settings
 from fleetfit.server.engine.executor import LocalExecutor
+from fleetfit.server.install.installer import Installers, Offered
 from fleetfit.server.security.authority import Authority
 from fleetfit.server.security.credentials import leave_credential, remove_credential
 from fleetfit.server.security.enrolment import EnrolmentTokens
@@ -37,16 +38,23 @@ from fleetfit.server.storage.artifacts import ArtifactStore
 from fleetfit.server.storage.database import Database
 
 _log: Final = logging.getLogger("fleetfit.server")
+NOWHERE: Final = "none"
+# Devices that fetch at the same time; the others are told to try again, and do.
+_MOST_FETCHING: Final = 64
 
 
 @dataclass(frozen=True)
 class Options:
-    """What `fleetfit server` was asked for. Addresses are `HOST:PORT`; `web` may be empty (no pages)."""
+    """What `fleetfit server` was asked for. Addresses are `HOST:PORT`; `web` may be empty (no pages).
+
+    `install_listen` is where devices fetch their agent: `none` for nowhere, empty for the port three above `listen`'s.
+    """
 
     listen: str
     agent_listen: str
     web: str
     state: Path
+    install_listen: str = ""
     settings: Settings = field(default_factory=Settings)
     task_limits: Limits = field(default_factory=Limits)
     compute: Compute = "cpu"
@@ -61,12 +69,18 @@ class Running:
     listen: str
     agent_listen: str
     web: str
+    install_listen: str
     token: str | None
     state: Path
 
     def public(self) -> dict[str, str | None]:
         """Where it listens."""
-        return {"listen": self.listen, "agent_listen": self.agent_listen, "web": self.web or None}
+        return {
+            "listen": self.listen,
+            "agent_listen": self.agent_listen,
+            "web": self.web or None,
+            "install_listen": self.install_listen or None,
+        }
 
 
 async def serve(options: Options, ready: Callable[[Running], None]) -> None:
@@ -104,7 +118,8 @@ async def run_server(options: Options) -> AsyncIterator[Running]:
         identity = parts.authority.certify_server(hosts)
         # Bound before anything runs: a port that is taken must not start jobs first.
         agents.bind(options.agent_listen, agent_credentials(identity, parts.authority.pem))
-        people = people_listener(parts, told_address(agents.address))
+        offered = await _offer_installers(stack, state, options)
+        people = people_listener(parts, told_address(agents.address), offered)
         stack.push_async_callback(people.stop)
         people.bind(options.listen, people_credentials(identity))
         for listener in (agents, people):
@@ -123,7 +138,8 @@ async def run_server(options: Options) -> AsyncIterator[Running]:
             stack.push_async_callback(listener.stop)
             await listener.start()
         _leave_credential(stack, people, parts, state, options)
-        running = Running(people.address, agents.address, web, token, state.root)
+        installing = offered.address if offered is not None else ""
+        running = Running(people.address, agents.address, web, installing, token, state.root)
         state.write_addresses(dict(running.public()))
         stack.callback(state.addresses.unlink, missing_ok=True)
         yield running
@@ -166,7 +182,8 @@ async def _find_compute(state: StateFolder, options: Options) -> Found:
 
 def check_addresses(options: Options) -> None:
     """Raise InvalidInput for addresses that cannot be, and for pages beyond this machine."""
-    for address in (options.listen, options.agent_listen, *([options.web] if options.web else [])):
+    more = [address for address in (options.web, options.install_listen) if address not in ("", NOWHERE)]
+    for address in (options.listen, options.agent_listen, *more):
         split_address(address)
     if options.web and not is_loopback(split_address(options.web)[0]):
         raise InvalidInput(
@@ -192,6 +209,33 @@ def told_address(address: str) -> str:
         if ipaddress.ip_address(host).is_unspecified:
             return f":{port}"
     return address
+
+
+async def _offer_installers(stack: AsyncExitStack, state: StateFolder, options: Options) -> Offered | None:
+    """Let devices fetch their agent. Only a port that was asked for by name must be free."""
+    if options.install_listen == NOWHERE:
+        return None
+    # Imported here: a server without it is smaller.
+    from fleetfit.server.install.serving import make_app
+    from fleetfit.server.web.serving import serve_app
+
+    installers = Installers(state.wheels)
+    address = options.install_listen or install_address(options.listen)
+    try:
+        chosen = await stack.enter_async_context(serve_app(make_app(installers), address, _MOST_FETCHING))
+    except FleetfitError as error:
+        if options.install_listen:
+            raise
+        _log.warning("devices cannot fetch their agent here: %s; name another address with --install-listen", error)
+        return None
+    return Offered(installers, told_address(chosen))
+
+
+def install_address(listen: str) -> str:
+    """Where devices fetch their agent unless told otherwise: beside `listen`, the port three above; a free one for port 0."""
+    host, port = split_address(listen)
+    beside = port + 3 if 0 < port <= 65532 else 0
+    return f"[{host}]:{beside}" if ":" in host else f"{host}:{beside}"
 
 
 def _open(state: StateFolder, options: Options) -> tuple[Parts, Database]:

@@ -4,6 +4,7 @@
 - `fleetfit.db`: SQLite
 - `artifacts/`: content by SHA-256
 - `pki/`: the CA, and the token of this machine's user
+- `wheels/`: what agents are installed from, for devices to fetch
 - `tmp/`: folders of running children, emptied at every start
 - `addresses.json`: where the running server listens
 """
@@ -37,6 +38,7 @@ class StateFolder:
         self.artifacts = root / "artifacts"
         self.pki = root / "pki"
         self.local_token = root / "pki" / "local.token"
+        self.wheels = root / "wheels"
         self.scratch = root / "tmp"
         self.addresses = root / "addresses.json"
 

@@ -72,6 +72,7 @@ _GROUPS = {
     "journey": ("test_journey",),
     "standing": ("test_bad_data", "test_bad_devices", "test_bad_identity", "test_bad_models", "test_bad_requests"),
     "wheel": ("test_wheel",),
+    "install": ("test_install",),
 }
 
 

@@ -6,7 +6,7 @@ import json
 import shlex
 import socket
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -39,18 +39,45 @@ def enroll(
     with connect(server) as client:
         made = client.enrolment_token(name, split_names(label), duration_ms(valid, "valid") if valid else 0)
         address, only_here = reachable_address(client)
-    words = ["fleetfit", "agent", "--server", address, "--token", made.token, *(["--name", name] if name else [])]
-    line = shlex.join(words)
+    more = ["--server", address, "--token", made.token, *(["--name", name] if name else [])]
+    line = shlex.join(["fleetfit", "agent", *more])
+    install = _install_line(made, address, more) if made.installer_sha256 else ""
     if as_json:
-        output.json({"token": made.token, "command": line, "server": address, "expires_unix_ms": made.expires_unix_ms})
+        facts = {"token": made.token, "command": line, "server": address, "expires_unix_ms": made.expires_unix_ms}
+        output.json({**facts, "install": install or None, "install_for": list(made.installer_targets)})
         return
     left = duration(made.expires_unix_ms / 1000 - time.time())
-    output.say(f"Paste this on the device (it works once, within {left}):\n\n    {line}\n")
+    if install:
+        output.say(
+            f"Paste this on the device (it works once, within {left}; sudo in front makes a service of it):\n\n    {install}\n\n"
+            f"It needs python3 there and nothing else ({', '.join(made.installer_targets)}). Where fleetfit is installed already:\n"
+        )
+        output.say(f"    {line}\n")
+    else:
+        output.say(
+            f"Paste this on the device, where fleetfit is installed (it works once, within {left}):\n\n    {line}\n"
+        )
+        output.say("`fleetfit server wheels fetch` on the server makes this a line that also installs it.\n")
     if only_here:
         output.say(
             "The server listens on this machine only, so this must be it. For other devices, start the server with\n"
             "--listen 0.0.0.0:7600 --agent-listen 0.0.0.0:7601."
         )
+
+
+# Python, because the agent needs it anyway, and a device may have neither curl nor a place for files. What comes is run only
+# if its digest is the line's.
+_FETCH: Final = (
+    "import sys,hashlib,urllib.request as u;sys.tracebacklimit=0;b=u.urlopen(sys.argv[1]).read();"
+    'exec(b if hashlib.sha256(b).hexdigest()==sys.argv[2] else exit("another installer than this line is for: nothing was run"))'
+)
+
+
+def _install_line(made: devices_pb2.CreateEnrolmentTokenResponse, server: str, more: list[str]) -> str:
+    """What to paste on a device that has nothing of ours yet."""
+    host, port = made.installer_address.rpartition(":")[::2]
+    host = host or server.rpartition(":")[0]
+    return shlex.join(["python3", "-c", _FETCH, f"http://{host}:{port}", made.installer_sha256, *more])
 
 
 @app.command("list")

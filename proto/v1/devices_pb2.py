@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from fleetfit.proto.v1 import snapshot_pb2 as fleetfit_dot_proto_dot_v1_dot_snapshot__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x66leetfit/proto/v1/devices.proto\x12\x0b\x66leetfit.v1\x1a fleetfit/proto/v1/snapshot.proto\"\x91\x03\n\x06\x44\x65vice\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06labels\x18\x03 \x03(\t\x12\'\n\x05state\x18\x04 \x01(\x0e\x32\x18.fleetfit.v1.DeviceState\x12\x0e\n\x06paused\x18\x05 \x01(\x08\x12\x0f\n\x07profile\x18\x06 \x01(\t\x12\x16\n\x0eprofile_reason\x18\x07 \x01(\t\x12\x10\n\x08\x65mulated\x18\x08 \x01(\x08\x12\x15\n\ragent_version\x18\t \x01(\t\x12\x13\n\x0bsnapshot_id\x18\n \x01(\t\x12-\n\x08snapshot\x18\x0b \x01(\x0b\x32\x1b.fleetfit.v1.DeviceSnapshot\x12\x18\n\x10\x65nrolled_unix_ms\x18\x0c \x01(\x03\x12\x19\n\x11last_seen_unix_ms\x18\r \x01(\x03\x12\x17\n\x0f\x63urrent_task_id\x18\x0e \x01(\t\x12\x14\n\x0cprofile_json\x18\x0f \x01(\t\x12\r\n\x05hours\x18\x1e \x03(\t\x12\x14\n\x0cwithin_hours\x18\x1f \x01(\x08\"0\n\x0fSetHoursRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\r\n\x05hours\x18\x02 \x03(\t\"8\n\x10SetHoursResponse\x12$\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x13.fleetfit.v1.Device\"M\n\x1b\x43reateEnrolmentTokenRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06labels\x18\x02 \x03(\t\x12\x10\n\x08valid_ms\x18\x03 \x01(\x03\"F\n\x1c\x43reateEnrolmentTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x17\n\x0f\x65xpires_unix_ms\x18\x02 \x01(\x03\"$\n\x12ListDevicesRequest\x12\x0e\n\x06labels\x18\x01 \x03(\t\";\n\x13ListDevicesResponse\x12$\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x13.fleetfit.v1.Device\"\"\n\x10GetDeviceRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\"8\n\x11GetDeviceResponse\x12#\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x13.fleetfit.v1.Device\"2\n\x10SetLabelsRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0e\n\x06labels\x18\x02 \x03(\t\"8\n\x11SetLabelsResponse\x12#\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x13.fleetfit.v1.Device\"$\n\x12PauseDeviceRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\":\n\x13PauseDeviceResponse\x12#\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x13.fleetfit.v1.Device\"%\n\x13ResumeDeviceRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\";\n\x14ResumeDeviceResponse\x12#\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x13.fleetfit.v1.Device*y\n\x0b\x44\x65viceState\x12\x1c\n\x18\x44\x45VICE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44\x45VICE_STATE_ENROLLED\x10\x01\x12\x17\n\x13\x44\x45VICE_STATE_ONLINE\x10\x02\x12\x18\n\x14\x44\x45VICE_STATE_OFFLINE\x10\x03\x32\xd0\x04\n\x07\x44\x65vices\x12k\n\x14\x43reateEnrolmentToken\x12(.fleetfit.v1.CreateEnrolmentTokenRequest\x1a).fleetfit.v1.CreateEnrolmentTokenResponse\x12P\n\x0bListDevices\x12\x1f.fleetfit.v1.ListDevicesRequest\x1a .fleetfit.v1.ListDevicesResponse\x12J\n\tGetDevice\x12\x1d.fleetfit.v1.GetDeviceRequest\x1a\x1e.fleetfit.v1.GetDeviceResponse\x12J\n\tSetLabels\x12\x1d.fleetfit.v1.SetLabelsRequest\x1a\x1e.fleetfit.v1.SetLabelsResponse\x12P\n\x0bPauseDevice\x12\x1f.fleetfit.v1.PauseDeviceRequest\x1a .fleetfit.v1.PauseDeviceResponse\x12S\n\x0cResumeDevice\x12 .fleetfit.v1.ResumeDeviceRequest\x1a!.fleetfit.v1.ResumeDeviceResponse\x12G\n\x08SetHours\x12\x1c.fleetfit.v1.SetHoursRequest\x1a\x1d.fleetfit.v1.SetHoursResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x66leetfit/proto/v1/devices.proto\x12\x0b\x66leetfit.v1\x1a fleetfit/proto/v1/snapshot.proto\"\x91\x03\n\x06\x44\x65vice\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06labels\x18\x03 \x03(\t\x12\'\n\x05state\x18\x04 \x01(\x0e\x32\x18.fleetfit.v1.DeviceState\x12\x0e\n\x06paused\x18\x05 \x01(\x08\x12\x0f\n\x07profile\x18\x06 \x01(\t\x12\x16\n\x0eprofile_reason\x18\x07 \x01(\t\x12\x10\n\x08\x65mulated\x18\x08 \x01(\x08\x12\x15\n\ragent_version\x18\t \x01(\t\x12\x13\n\x0bsnapshot_id\x18\n \x01(\t\x12-\n\x08snapshot\x18\x0b \x01(\x0b\x32\x1b.fleetfit.v1.DeviceSnapshot\x12\x18\n\x10\x65nrolled_unix_ms\x18\x0c \x01(\x03\x12\x19\n\x11last_seen_unix_ms\x18\r \x01(\x03\x12\x17\n\x0f\x63urrent_task_id\x18\x0e \x01(\t\x12\x14\n\x0cprofile_json\x18\x0f \x01(\t\x12\r\n\x05hours\x18\x1e \x03(\t\x12\x14\n\x0cwithin_hours\x18\x1f \x01(\x08\"0\n\x0fSetHoursRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\r\n\x05hours\x18\x02 \x03(\t\"8\n\x10SetHoursResponse\x12$\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x13.fleetfit.v1.Device\"M\n\x1b\x43reateEnrolmentTokenRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06labels\x18\x02 \x03(\t\x12\x10\n\x08valid_ms\x18\x03 \x01(\x03\"\x96\x01\n\x1c\x43reateEnrolmentTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12\x17\n\x0f\x65xpires_unix_ms\x18\x02 \x01(\x03\x12\x19\n\x11installer_address\x18\x03 \x01(\t\x12\x18\n\x10installer_sha256\x18\x04 \x01(\t\x12\x19\n\x11installer_targets\x18\x05 \x03(\t\"$\n\x12ListDevicesRequest\x12\x0e\n\x06labels\x18\x01 \x03(\t\";\n\x13ListDevicesResponse\x12$\n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x13.fleetfit.v1.Device\"\"\n\x10GetDeviceRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\"8\n\x11GetDeviceResponse\x12#\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x13.fleetfit.v1.Device\"2\n\x10SetLabelsRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0e\n\x06labels\x18\x02 \x03(\t\"8\n\x11SetLabelsResponse\x12#\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x13.fleetfit.v1.Device\"$\n\x12PauseDeviceRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\":\n\x13PauseDeviceResponse\x12#\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x13.fleetfit.v1.Device\"%\n\x13ResumeDeviceRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\";\n\x14ResumeDeviceResponse\x12#\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x13.fleetfit.v1.Device*y\n\x0b\x44\x65viceState\x12\x1c\n\x18\x44\x45VICE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44\x45VICE_STATE_ENROLLED\x10\x01\x12\x17\n\x13\x44\x45VICE_STATE_ONLINE\x10\x02\x12\x18\n\x14\x44\x45VICE_STATE_OFFLINE\x10\x03\x32\xd0\x04\n\x07\x44\x65vices\x12k\n\x14\x43reateEnrolmentToken\x12(.fleetfit.v1.CreateEnrolmentTokenRequest\x1a).fleetfit.v1.CreateEnrolmentTokenResponse\x12P\n\x0bListDevices\x12\x1f.fleetfit.v1.ListDevicesRequest\x1a .fleetfit.v1.ListDevicesResponse\x12J\n\tGetDevice\x12\x1d.fleetfit.v1.GetDeviceRequest\x1a\x1e.fleetfit.v1.GetDeviceResponse\x12J\n\tSetLabels\x12\x1d.fleetfit.v1.SetLabelsRequest\x1a\x1e.fleetfit.v1.SetLabelsResponse\x12P\n\x0bPauseDevice\x12\x1f.fleetfit.v1.PauseDeviceRequest\x1a .fleetfit.v1.PauseDeviceResponse\x12S\n\x0cResumeDevice\x12 .fleetfit.v1.ResumeDeviceRequest\x1a!.fleetfit.v1.ResumeDeviceResponse\x12G\n\x08SetHours\x12\x1c.fleetfit.v1.SetHoursRequest\x1a\x1d.fleetfit.v1.SetHoursResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fleetfit.proto.v1.devices_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DEVICESTATE']._serialized_start=1246
-  _globals['_DEVICESTATE']._serialized_end=1367
+  _globals['_DEVICESTATE']._serialized_start=1327
+  _globals['_DEVICESTATE']._serialized_end=1448
   _globals['_DEVICE']._serialized_start=83
   _globals['_DEVICE']._serialized_end=484
   _globals['_SETHOURSREQUEST']._serialized_start=486
@@ -42,28 +42,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SETHOURSRESPONSE']._serialized_end=592
   _globals['_CREATEENROLMENTTOKENREQUEST']._serialized_start=594
   _globals['_CREATEENROLMENTTOKENREQUEST']._serialized_end=671
-  _globals['_CREATEENROLMENTTOKENRESPONSE']._serialized_start=673
-  _globals['_CREATEENROLMENTTOKENRESPONSE']._serialized_end=743
-  _globals['_LISTDEVICESREQUEST']._serialized_start=745
-  _globals['_LISTDEVICESREQUEST']._serialized_end=781
-  _globals['_LISTDEVICESRESPONSE']._serialized_start=783
-  _globals['_LISTDEVICESRESPONSE']._serialized_end=842
-  _globals['_GETDEVICEREQUEST']._serialized_start=844
-  _globals['_GETDEVICEREQUEST']._serialized_end=878
-  _globals['_GETDEVICERESPONSE']._serialized_start=880
-  _globals['_GETDEVICERESPONSE']._serialized_end=936
-  _globals['_SETLABELSREQUEST']._serialized_start=938
-  _globals['_SETLABELSREQUEST']._serialized_end=988
-  _globals['_SETLABELSRESPONSE']._serialized_start=990
-  _globals['_SETLABELSRESPONSE']._serialized_end=1046
-  _globals['_PAUSEDEVICEREQUEST']._serialized_start=1048
-  _globals['_PAUSEDEVICEREQUEST']._serialized_end=1084
-  _globals['_PAUSEDEVICERESPONSE']._serialized_start=1086
-  _globals['_PAUSEDEVICERESPONSE']._serialized_end=1144
-  _globals['_RESUMEDEVICEREQUEST']._serialized_start=1146
-  _globals['_RESUMEDEVICEREQUEST']._serialized_end=1183
-  _globals['_RESUMEDEVICERESPONSE']._serialized_start=1185
-  _globals['_RESUMEDEVICERESPONSE']._serialized_end=1244
-  _globals['_DEVICES']._serialized_start=1370
-  _globals['_DEVICES']._serialized_end=1962
+  _globals['_CREATEENROLMENTTOKENRESPONSE']._serialized_start=674
+  _globals['_CREATEENROLMENTTOKENRESPONSE']._serialized_end=824
+  _globals['_LISTDEVICESREQUEST']._serialized_start=826
+  _globals['_LISTDEVICESREQUEST']._serialized_end=862
+  _globals['_LISTDEVICESRESPONSE']._serialized_start=864
+  _globals['_LISTDEVICESRESPONSE']._serialized_end=923
+  _globals['_GETDEVICEREQUEST']._serialized_start=925
+  _globals['_GETDEVICEREQUEST']._serialized_end=959
+  _globals['_GETDEVICERESPONSE']._serialized_start=961
+  _globals['_GETDEVICERESPONSE']._serialized_end=1017
+  _globals['_SETLABELSREQUEST']._serialized_start=1019
+  _globals['_SETLABELSREQUEST']._serialized_end=1069
+  _globals['_SETLABELSRESPONSE']._serialized_start=1071
+  _globals['_SETLABELSRESPONSE']._serialized_end=1127
+  _globals['_PAUSEDEVICEREQUEST']._serialized_start=1129
+  _globals['_PAUSEDEVICEREQUEST']._serialized_end=1165
+  _globals['_PAUSEDEVICERESPONSE']._serialized_start=1167
+  _globals['_PAUSEDEVICERESPONSE']._serialized_end=1225
+  _globals['_RESUMEDEVICEREQUEST']._serialized_start=1227
+  _globals['_RESUMEDEVICEREQUEST']._serialized_end=1264
+  _globals['_RESUMEDEVICERESPONSE']._serialized_start=1266
+  _globals['_RESUMEDEVICERESPONSE']._serialized_end=1325
+  _globals['_DEVICES']._serialized_start=1451
+  _globals['_DEVICES']._serialized_end=2043
 # @@protoc_insertion_point(module_scope)

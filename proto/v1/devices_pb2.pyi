@@ -207,18 +207,34 @@ class CreateEnrolmentTokenResponse(_message.Message):
 
     TOKEN_FIELD_NUMBER: _builtins.int
     EXPIRES_UNIX_MS_FIELD_NUMBER: _builtins.int
+    INSTALLER_ADDRESS_FIELD_NUMBER: _builtins.int
+    INSTALLER_SHA256_FIELD_NUMBER: _builtins.int
+    INSTALLER_TARGETS_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     """`secret.sha256(CA public key)`."""
     expires_unix_ms: _builtins.int
+    installer_address: _builtins.str
+    """Where a device fetches its installer, HOST:PORT, or :PORT for whatever name the server is known by; empty where the
+    server has no wheels for any kind of device.
+    """
+    installer_sha256: _builtins.str
+    """What the device compares it with, hexadecimal."""
+    @_builtins.property
+    def installer_targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What there are wheels for, for example `cp311-aarch64`."""
+
     def __init__(
         self,
         *,
         token: _builtins.str = ...,
         expires_unix_ms: _builtins.int = ...,
+        installer_address: _builtins.str = ...,
+        installer_sha256: _builtins.str = ...,
+        installer_targets: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_unix_ms", b"expires_unix_ms", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_unix_ms", b"expires_unix_ms", "installer_address", b"installer_address", "installer_sha256", b"installer_sha256", "installer_targets", b"installer_targets", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fleetfit.proto.v1 import devices_pb2, devices_pb2_grpc
 from fleetfit.server.engine.fleet import Fleet, check_device_name, check_labels
+from fleetfit.server.install.installer import Offered
 from fleetfit.server.security.enrolment import EnrolmentTokens
 from fleetfit.server.services.edge import Context
 
@@ -11,9 +12,10 @@ from fleetfit.server.services.edge import Context
 class Devices(devices_pb2_grpc.DevicesServicer):
     """See proto/v1/devices.proto."""
 
-    def __init__(self, fleet: Fleet, tokens: EnrolmentTokens) -> None:
+    def __init__(self, fleet: Fleet, tokens: EnrolmentTokens, offered: Offered | None = None) -> None:
         self._fleet = fleet
         self._tokens = tokens
+        self._offered = offered
 
     async def CreateEnrolmentToken(
         self, request: devices_pb2.CreateEnrolmentTokenRequest, context: Context
@@ -22,7 +24,13 @@ class Devices(devices_pb2_grpc.DevicesServicer):
             check_device_name(request.name)
         check_labels(request.labels)
         token, expires_ms = await self._tokens.create(request.name, request.labels, request.valid_ms)
-        return devices_pb2.CreateEnrolmentTokenResponse(token=token, expires_unix_ms=expires_ms)
+        answer = devices_pb2.CreateEnrolmentTokenResponse(token=token, expires_unix_ms=expires_ms)
+        installer = await self._offered.installers.current() if self._offered is not None else None
+        if self._offered is not None and installer is not None:
+            answer.installer_address = self._offered.address
+            answer.installer_sha256 = installer.sha256
+            answer.installer_targets.extend(installer.targets)
+        return answer
 
     async def ListDevices(
         self, request: devices_pb2.ListDevicesRequest, context: Context

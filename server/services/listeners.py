@@ -25,6 +25,7 @@ from fleetfit.proto.v1 import (
     work_pb2_grpc,
 )
 from fleetfit.server.engine.engine import Engine
+from fleetfit.server.install.installer import Offered
 from fleetfit.server.security.authority import Authority, ServerIdentity
 from fleetfit.server.security.enrolment import EnrolmentTokens
 from fleetfit.server.security.people import People
@@ -105,11 +106,11 @@ class Listener:
         reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], self.server)
 
 
-def people_listener(parts: Parts, agent_address: str) -> Listener:
-    """The listener for people and enrolment. `agent_address` is what enrolled devices are told."""
+def people_listener(parts: Parts, agent_address: str, offered: Offered | None = None) -> Listener:
+    """The listener for people and enrolment. `agent_address` is what enrolled devices are told, `offered` what others are."""
     listener = Listener(Edge(admit_people(parts.people)), _PEOPLE)
     server, engine = listener.server, parts.engine
-    devices_pb2_grpc.add_DevicesServicer_to_server(Devices(engine.fleet, parts.tokens), server)
+    devices_pb2_grpc.add_DevicesServicer_to_server(Devices(engine.fleet, parts.tokens, offered), server)
     enrolment_pb2_grpc.add_EnrolmentServicer_to_server(
         Enrolment(engine.fleet, parts.tokens, parts.authority, agent_address), server
     )

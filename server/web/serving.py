@@ -1,4 +1,4 @@
-"""The pages on a socket, in the server's own event loop."""
+"""Pages and downloads on a socket, in the server's own event loop."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from fleetfit.proto.trust import split_address
 from fleetfit.server.services.listeners import check_free
@@ -28,12 +29,20 @@ class _Quiet(uvicorn.Server):
 @asynccontextmanager
 async def serve_pages(source: Source, address: str) -> AsyncIterator[str]:
     """Serve the pages; gives the address with the port that was chosen. Raises Conflict where the port is taken."""
+    async with serve_app(make_app(source), address) as chosen:
+        yield chosen
+
+
+@asynccontextmanager
+async def serve_app(app: ASGIApp, address: str, most_at_once: int | None = None) -> AsyncIterator[str]:
+    """Serve an application over HTTP, to `most_at_once` callers. Gives and raises as `serve_pages` does."""
     host, port = split_address(address)
     check_free(host, port)
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     listening = socket.create_server((host, port), family=family)
     config = uvicorn.Config(
-        make_app(source),
+        app,
+        limit_concurrency=most_at_once,
         lifespan="off",
         log_config=None,
         access_log=False,

@@ -136,6 +136,23 @@ def test_a_device_enrols_once_and_for_real(
     visit(tmp_path / "site", scenario)
 
 
+def test_enrolling_alone_becomes_nothing_and_is_done_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], becomes: list[list[str]]
+) -> None:
+    async def scenario(site: Site) -> None:
+        arguments = ["agent", "--state", str(tmp_path / "state"), "enroll", "--json", "--server", site.people.address]
+        assert await asyncio.to_thread(cli.run, arguments) == 2
+        capsys.readouterr()
+        arguments += ["--name", "pi", "--token", await site.new_token()]
+        for message in ("enrolled as pi at", "already enrolled as pi at"):
+            assert await asyncio.to_thread(cli.run, arguments) == 0
+            said = json.loads(capsys.readouterr().out)
+            assert said["device"] == "pi" and said["message"].startswith(message)
+
+    visit(tmp_path / "site", scenario)
+    assert not becomes
+
+
 def test_the_state_has_a_place_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FLEETFIT_AGENT_STATE", raising=False)
     assert default_state().parts[-2:] == ("fleetfit", "agent")

@@ -119,7 +119,7 @@ def test_enroll_prints_a_line_to_paste(server: Server) -> None:
     assert made["command"].startswith(f"fleetfit agent --server {server.listen} --token ")
     assert made["token"] in made["command"] and made["expires_unix_ms"] > time.time() * 1000
     shown = server.run("devices", "enroll")
-    assert "\n    fleetfit agent --server" in shown.out
+    assert "\n    fleetfit agent --server" in shown.out and "fleetfit server wheels fetch" in shown.out
 
 
 @pytest.mark.parametrize(

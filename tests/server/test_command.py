@@ -25,7 +25,7 @@ from fleetfit.core.errors import Conflict, ExhaustedResource, InvalidInput
 from fleetfit.proto.channels import CLIENT_OPTIONS, bearer, people_credentials
 from fleetfit.proto.trust import fetch_ca, parse_token
 from fleetfit.proto.v1 import devices_pb2, devices_pb2_grpc, jobs_pb2, jobs_pb2_grpc
-from fleetfit.server.running import Options, check_addresses, is_loopback, told_address
+from fleetfit.server.running import Options, check_addresses, install_address, is_loopback, told_address
 from fleetfit.server.state import hold_state
 
 pytestmark = pytest.mark.system
@@ -88,7 +88,7 @@ def call(address: str, ca_pem: bytes, token: str) -> list[devices_pb2.Device]:
 def test_from_ready_to_stopped(root: Path, number: int) -> None:
     with running(root, *ANY_PORT, "--web", "127.0.0.1:0") as (process, ready):
         said = json.loads((root / "state" / "addresses.json").read_text())
-        assert said == {name: ready[name] for name in ("listen", "agent_listen", "web")}
+        assert said == {name: ready[name] for name in ("listen", "agent_listen", "web", "install_listen")}
         assert stat.S_IMODE((root / "state").stat().st_mode) == 0o700
         found = credential(root)
         assert found["address"] == ready["listen"]
@@ -302,3 +302,20 @@ def test_what_devices_are_told() -> None:
 def test_pages_beyond_this_machine_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="127.0.0.1:7602"):
         check_addresses(Options("127.0.0.1:0", "127.0.0.1:0", "0.0.0.0:7602", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("listen", "install"),
+    [("127.0.0.1:7600", "127.0.0.1:7603"), ("0.0.0.0:0", "0.0.0.0:0"), ("[::1]:65535", "[::1]:0")],
+)
+def test_devices_fetch_their_agent_beside_the_peoples_port(listen: str, install: str) -> None:
+    assert install_address(listen) == install
+
+
+def test_a_taken_port_for_installers_stops_only_who_asked_for_it(root: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, said = refuse(root, *ANY_PORT, "--state", str(root / "state"), "--install-listen", f"127.0.0.1:{port}")
+        assert code == 1 and f"127.0.0.1:{port} is taken" in said
+    with running(root, *ANY_PORT, "--install-listen", "none") as (_, ready):
+        assert ready["install_listen"] is None
