@@ -283,6 +283,22 @@ def _spread(points: tuple[dict[str, Any], ...], name: str) -> dict[str, float]:
     return {"mean": statistics.fmean(values), "least": min(values), "most": max(values)}
 
 
+def measurement() -> str:
+    """What stopping at a precision costs in coverage."""
+    figures = json.loads((RESULTS / "stopping.json").read_text())["figures"]
+    lines = [
+        f"{figures['experiments']} experiments for each spread (`python -m benchmarks.stopping`); a 95 % interval, stopped as "
+        f"soon as it is within {100 * figures['precision']:g} %:",
+        "",
+        "| processes differ by | the interval holds the truth | processes | as narrow as asked |",
+        "| --- | --- | --- | --- |",
+    ]
+    for spread, found in figures["spreads"].items():
+        cells = (f"{found['covered']:.1%}", f"{found['mean_processes']:.1f}", f"{found['as_narrow_as_asked']:.0%}")
+        lines.append(f"| {100 * float(spread):g} % | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
 SECTIONS: Final[dict[str, dict[str, Callable[[], str]]]] = {
     "README.md": {"demo": readme},
     "docs/techniques/pruning.md": {"pruning": pruning},
@@ -291,6 +307,7 @@ SECTIONS: Final[dict[str, dict[str, Callable[[], str]]]] = {
     "docs/techniques/distillation.md": {"distillation": distillation},
     "docs/techniques/composition.md": {"peers": composition},
     "docs/architectures.md": {"breadth": architectures},
+    "docs/measurement.md": {"stopping": measurement},
 }
 """What stands between a document's marks, by the marks' name."""
 

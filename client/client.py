@@ -3,36 +3,43 @@
 from __future__ import annotations
 
 import json
+import re
+import tempfile
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from fleetfit.client.connection import Connection
 from fleetfit.client.pulling import Download, Pulled, PulledVariant, place_build, place_variant
 from fleetfit.client.pushing import Source, check_npz, open_source
 from fleetfit.client.requests import Wanted, job_spec, name_for
 from fleetfit.client.servers import Credential, find_server
-from fleetfit.core.errors import FleetfitError, InternalError, InvalidData, InvalidModel
+from fleetfit.core.errors import FleetfitError, InternalError, InvalidData, InvalidModel, UnsupportedHere
 from fleetfit.proto.v1 import (
     common_pb2,
     devices_pb2,
     devices_pb2_grpc,
     jobs_pb2,
     jobs_pb2_grpc,
+    measurement_pb2,
     models_pb2,
     models_pb2_grpc,
     reports_pb2,
     reports_pb2_grpc,
 )
 
+if TYPE_CHECKING:
+    from fleetfit.client.verifying import Verification
+
 __all__ = ["Client", "connect"]
 
 # Called with what is being done, how much of it is done (0 to 1, None where unknown), and the seconds left (or None).
 OnProgress = Callable[[str, float | None, float | None], None]
 _HTML_DEADLINE_S: Final = 180.0
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 
 def _ignore(activity: str, fraction: float | None, remaining_s: float | None) -> None: ...
@@ -277,6 +284,32 @@ class Client:
         """The report as one self-contained page."""
         request = reports_pb2.GetReportRequest(job=job, device=device, format=reports_pb2.REPORT_FORMAT_HTML)
         return self._connection.call(self._reports.GetReport, request, deadline_s=_HTML_DEADLINE_S).content
+
+    def verify(self, job: str, device: str = "", *, on_progress: OnProgress = _ignore) -> Verification:
+        """Fetch the raw samples behind a report, and compute every figure of it again.
+
+        Raises UnsupportedHere where there is no NumPy.
+        """
+        try:
+            from fleetfit.client.verifying import read_raw, verify_report
+        except ImportError as error:
+            raise UnsupportedHere(
+                "computing figures again needs NumPy; install it with pip install numpy", private=str(error)
+            ) from error
+        download = self._downloader(on_progress)
+        with tempfile.TemporaryDirectory(prefix="fleetfit-raw-") as folder:
+
+            def fetch(sha256: str, size_bytes: int) -> measurement_pb2.MeasurementResult:
+                if not _DIGEST.fullmatch(sha256):
+                    raise InvalidData("the report names raw samples by something that is no digest; update the client")
+                path = Path(folder) / sha256
+                download(common_pb2.ArtifactRef(sha256=sha256, size_bytes=size_bytes), path)
+                try:
+                    return read_raw(path)
+                finally:
+                    path.unlink()
+
+            return verify_report(self.report(job, device), fetch)
 
     def pull(
         self,

@@ -5,6 +5,7 @@ Needs NumPy; the resident agent and the server's process keep away from it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -85,3 +86,9 @@ def peak_memory(raw: measurement_pb2.MeasurementResult) -> int | None:
     if not raw.HasField("solo") or raw.solo.peak_memory_bytes <= 0 or raw.solo.floor_memory_bytes <= 0:
         return None
     return max(0, raw.solo.peak_memory_bytes - raw.solo.floor_memory_bytes)
+
+
+def bounds(interval: Interval | None) -> tuple[float | None, float | None]:
+    """Both bounds of an interval, or None twice where one is infinite."""
+    known = interval is not None and math.isfinite(interval.low) and math.isfinite(interval.high)
+    return (interval.low, interval.high) if interval is not None and known else (None, None)

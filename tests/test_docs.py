@@ -17,6 +17,7 @@ DOCUMENTS = [
     "docs/decisions.md",
     "docs/devices/README.md",
     "docs/architectures.md",
+    "docs/measurement.md",
     "docs/recover-yourself.md",
     *(
         f"docs/techniques/{name}.md"

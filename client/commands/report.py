@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -15,6 +16,7 @@ import typer
 from fleetfit.client.client import Client, connect
 from fleetfit.client.commands.options import AsJson, Server
 from fleetfit.client.output import Output
+from fleetfit.client.progress import Follower
 from fleetfit.core.errors import UsageError
 
 _FORMATS: Final = ("table", "json", "html", "csv", "md")
@@ -29,10 +31,19 @@ def report(
     file: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to a file.", show_default=False)
     ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Compute every figure again from the raw samples; exit code 1 if any differs."),
+    ] = False,
     server: Server = "",
     as_json: AsJson = False,
 ) -> None:
     """Show what was measured for a job, what was chosen for each device, and why."""
+    if verify:
+        if form or file is not None:
+            raise UsageError("--verify prints what it finds; leave --format and -o out", field="verify")
+        _verify(job, device, server, as_json)
+        return
     form = chosen_format(form, file, as_json)
     if form == "html" and file is None and sys.stdout.isatty():
         raise UsageError("a page is not for the terminal; give -o FILE.html", field="output")
@@ -47,6 +58,29 @@ def report(
     elif content:
         sys.stdout.buffer.write(content)
         sys.stdout.flush()
+
+
+def _verify(job: str, device: str, server: str, as_json: bool) -> None:
+    output = Output(as_json)
+    with connect(server) as client, Follower() as told:
+        found = client.verify(job, device, on_progress=told)
+    if as_json:
+        output.json(dataclasses.asdict(found) | {"holds": found.holds})
+    for one in found.differences:
+        output.say(
+            f"{one.device}: {one.candidate}: {one.figure} is printed as {one.printed}, and comes out as {one.computed}"
+        )
+    for reason in found.skipped:
+        output.say(f"not computed again: {reason}")
+    counted = f"{found.figures} figures computed again from {found.results} raw results"
+    if not found.figures:
+        output.say(f"{counted}: the report names no raw samples; its server is older")
+    elif found.differences:
+        output.say(f"{counted}: {len(found.differences)} differ")
+    else:
+        output.say(f"{counted}: all come out as printed")
+    if not found.holds:
+        raise typer.Exit(1)
 
 
 def chosen_format(form: str, file: Path | None, as_json: bool) -> str:

@@ -19,6 +19,7 @@ from fleetfit.server.engine.states import CandidateState
 from fleetfit.server.report.facts import CandidateFacts, DeviceFacts, JobFacts
 from fleetfit.server.report.summary import Drops, MeasurementSummary
 from fleetfit.server.storage.tables import (
+    ArtifactRow,
     CandidateRow,
     DatasetRow,
     DeviceRow,
@@ -118,9 +119,13 @@ def _candidate(session: Session, row: CandidateRow, beside: str, title: str) -> 
     variant = session.get_one(VariantRow, row.variant_key)
     build = build_of(session, row)
     facts = CompressFacts.model_validate(variant.facts) if variant.facts is not None else None
-    measured = {
-        m.split: MeasurementSummary.model_validate(m.summary)
-        for m in session.scalars(select(MeasurementRow).where(MeasurementRow.candidate_id == row.id))
+    rows = session.scalars(select(MeasurementRow).where(MeasurementRow.candidate_id == row.id)).all()
+    measured = {m.split: MeasurementSummary.model_validate(m.summary) for m in rows}
+    sizes = {m.raw_sha256: session.get(ArtifactRow, m.raw_sha256) for m in rows}
+    raw = {
+        "test" if m.split == "test" else "measured": (m.raw_sha256, artifact.size_bytes)
+        for m in rows
+        if (artifact := sizes[m.raw_sha256]) is not None
     }
     ended = (
         row.state
@@ -147,5 +152,6 @@ def _candidate(session: Session, row: CandidateRow, beside: str, title: str) -> 
         lineage=tuple(step.model_dump() for step in facts.lineage) if facts is not None else (),
         validation=measured.get("validation") or measured.get(""),
         test=measured.get("test"),
+        raw=raw,
         notes=tuple(facts.notes) if facts is not None else (),
     )

@@ -17,7 +17,7 @@ from fleetfit.core.figures import number
 from fleetfit.core.statistics import metric_value
 from fleetfit.core.statistics_latency import half_width, median_interval, percentile_interval
 from fleetfit.core.statistics_student import Interval
-from fleetfit.proto.figures import candidate_samples, pair_ratio, peak_memory, scores_of, warmth
+from fleetfit.proto.figures import bounds, candidate_samples, pair_ratio, peak_memory, scores_of, warmth
 from fleetfit.proto.printable import make_printable
 from fleetfit.proto.v1 import measurement_pb2
 from fleetfit.server.report.energy import energy_of_a_call
@@ -269,12 +269,6 @@ def figure(interval: Interval) -> Figure:
     """An interval as it is stored: bounds that say nothing (infinite, or 0 of a ratio) are None."""
     low, high = bounds(interval)
     return Figure(value=interval.value, low=low, high=high)
-
-
-def bounds(interval: Interval | None) -> tuple[float | None, float | None]:
-    """Both bounds of an interval, or None twice where one is infinite."""
-    known = interval is not None and math.isfinite(interval.low) and math.isfinite(interval.high)
-    return (interval.low, interval.high) if interval is not None and known else (None, None)
 
 
 def write(content: str, out: Path) -> None:

@@ -23,6 +23,7 @@ from fleetfit.server.report.model import (
     MetricFigure,
     MetricReport,
     RatioFigure,
+    RawSamples,
     Report,
     SamplingReport,
     SeenReport,
@@ -124,6 +125,7 @@ def _candidate(
         energy=_energy(summary),
         seen=SeenReport.model_validate(summary.seen.model_dump()) if summary and summary.seen else None,
         lineage=[dict(step) for step in c.lineage],
+        raw={kind: RawSamples(sha256=sha256, size_bytes=size) for kind, (sha256, size) in c.raw.items()},
         sustained_ms=_sustained(c, summary),
         sampling=SamplingReport.model_validate(summary.sampling.model_dump()) if summary and summary.sampling else None,
     )

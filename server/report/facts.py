@@ -50,6 +50,8 @@ class CandidateFacts:
     validation: MeasurementSummary | None = None
     test: MeasurementSummary | None = None
     notes: tuple[str, ...] = ()
+    raw: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    """Where the raw samples are: digest and bytes, of what was `measured` and of the metric on the `test` split."""
     warm_counts: bool = False
     """On this kind of device what a build does when it is warm decides, where that was measured."""
 

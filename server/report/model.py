@@ -84,6 +84,13 @@ class LatencyFigure(_Part):
     p99_ci95: Bounds = (None, None)
 
 
+class RawSamples(_Part):
+    """A raw result in the store: everything that figures were computed from, compressed."""
+
+    sha256: str
+    size_bytes: int
+
+
 class SustainedFigure(_Part):
     """What a call takes cool (`burst`, the first seconds) and warm (`p50`, the last third of `seconds` without a pause), in ms.
 
@@ -197,6 +204,8 @@ class CandidateReport(_Part):
     lineage: list[dict[str, Any]] = []
     sustained_ms: SustainedFigure | None = None
     """Null where it was not asked for."""
+    raw: dict[str, RawSamples] = {}
+    """The samples behind the figures: `measured`, and `test` where the test split was run."""
     sampling: SamplingReport | None = None
     """Null where no precision was asked for."""
 

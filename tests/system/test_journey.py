@@ -71,6 +71,9 @@ def test_from_a_models_source_to_a_build_that_runs(fleet: Any, example: Callable
         assert candidate["metric"]["split"] == "validation"
         assert candidate["metric"]["where"] == "device"
         assert candidate["peak_memory_bytes"] > 0
+    assert device["controls"]
+    again = fleet.run("report", "last", "--verify", "--json").json
+    assert again["holds"] and not again["skipped"] and again["results"] >= len(device["candidates"])
     smallest = min(c["size_bytes"] for c in device["candidates"])
     assert smallest < device["candidates"][0]["size_bytes"]
     chosen = device["selected"] or next(c["variant"] for c in device["candidates"] if c["size_bytes"] == smallest)
@@ -85,8 +88,11 @@ def test_from_a_models_source_to_a_build_that_runs(fleet: Any, example: Callable
 
 def test_a_report_in_every_form(fleet: Any, example: Callable[[str], Path]) -> None:
     folder = example("regression")
-    fleet.run("bench", "regression", "--data", "regression", "--on", "edge", "--wait")
+    fleet.run("bench", "regression", "--data", "regression", "--on", "edge", "--sustained", "10s", "--wait")
     table = fleet.run("report", "last").out
+    assert "A/A control: timed beside itself the original came out" in " ".join(table.split())
+    assert "after 10 s without a pause a call takes" in " ".join(table.split())
+    assert ": all come out as printed" in fleet.run("report", "last", "--verify").out
     assert max(map(len, table.splitlines())) <= 80
     rows = list(csv.DictReader(io.StringIO(fleet.run("report", "last", "--format", "csv").out)))
     assert [row["recipe"] for row in rows] == ["original"]
