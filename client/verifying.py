@@ -16,6 +16,7 @@ from fleetfit.core.errors import InvalidData
 from fleetfit.core.statistics import metric_value, paired_drop
 from fleetfit.core.statistics_latency import half_width, median_interval, percentile_interval, quotient_interval
 from fleetfit.core.statistics_student import Interval
+from fleetfit.proto.energy import energy_of_a_call
 from fleetfit.proto.figures import bounds, candidate_samples, pair_ratio, peak_memory, scores_of, warmth
 from fleetfit.proto.v1 import measurement_pb2
 
@@ -142,7 +143,8 @@ def _figures_of(
     yield from _latency(row)
     yield from _speed(device, row, rows)
     yield from _sustained(row)
-    yield "peak_memory_bytes", row.report.get("peak_memory_bytes"), peak_memory(row.raw)
+    yield from _memory(row)
+    yield from _energy(row)
     for name, raw in (("metric", row.raw), ("test_metric", row.test)):
         printed = row.report.get(name)
         if raw is None or printed is None:
@@ -154,8 +156,6 @@ def _figures_of(
         yield f"{name}.n", printed.get("n"), len(scores_of(raw))
     yield from _drop("drop", row, rows, lambda one: one.raw)
     yield from _drop("test_drop", row, rows, lambda one: one.test)
-    if row.report.get("energy") is not None:
-        found.skipped.append("energy: its meter's values are in the raw results, and only the server sums them up")
 
 
 def _with_bounds(
@@ -192,6 +192,29 @@ def _sustained(row: _Row) -> Iterator[tuple[str, Any, Any]]:
     yield from _with_bounds("sustained_ms", printed, computed.sustained, "p50")
     yield "sustained_ms.p95", printed.get("p95"), computed.sustained_p95
     yield "sustained_ms.seconds", printed.get("seconds"), computed.seconds
+
+
+def _memory(row: _Row) -> Iterator[tuple[str, Any, Any]]:
+    yield "peak_memory_bytes", row.report.get("peak_memory_bytes"), peak_memory(row.raw)
+    printed, solo = row.report.get("memory"), row.raw.solo
+    if printed is not None:
+        yield (
+            "memory.load_bytes",
+            printed.get("load_bytes"),
+            max(0, solo.load_peak_memory_bytes - solo.floor_memory_bytes),
+        )
+        yield "memory.run_bytes", printed.get("run_bytes"), max(0, solo.run_peak_memory_bytes - solo.floor_memory_bytes)
+
+
+def _energy(row: _Row) -> Iterator[tuple[str, Any, Any]]:
+    printed = row.report.get("energy")
+    computed = energy_of_a_call(row.raw.energy) if row.raw.HasField("energy") else None
+    if printed is None or computed is None:
+        yield "energy", printed, None if computed is None else "samples"
+        return
+    yield from _with_bounds("energy", printed, computed.joules, "joules")
+    yield "energy.idle_watts", printed.get("idle_watts"), computed.idle_watts
+    yield "energy.busy_watts", printed.get("busy_watts"), computed.busy_watts
 
 
 def _speed(device: Mapping[str, Any], row: _Row, rows: Sequence[_Row]) -> Iterator[tuple[str, Any, Any]]:
