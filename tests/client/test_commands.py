@@ -161,7 +161,6 @@ def test_enroll_prints_a_line_to_paste(server: Server) -> None:
         (("compress", "--local", "missing.pt2", "--recipe", "int8-dynamic", "-o", "out"), 1, "there is no file"),
         (("compress", "--local", "missing.pt2", "--recipe", "nothing", "-o", "out"), 1, "there is no recipe 'nothing'"),
         (("compress", "--local", "missing.pt2", "-o", "out"), 2, "--recipe NAME_OR_FILE"),
-        (("compress", "m", "--data", "d", "--on", "pi", "--runtime", "ncnn"), 2, "--runtime goes with --local"),
         (
             ("compress", "--local", "m.pt2", "--recipe", "pruned", "-o", "out", "--p95-ms", "1"),
             2,
