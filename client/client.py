@@ -162,6 +162,39 @@ class Client:
             raise InvalidModel(model.refusal, field="model")
         return model
 
+    def push_recovered(
+        self, source: str | Path, variant: str, *, samples: Path | None = None, on_progress: OnProgress = _ignore
+    ) -> models_pb2.Recovered:
+        """Put a variant's network that was trained in one's own code back beside the variant; a job takes it by its name.
+
+        Args:
+            source: A `.pt2` file, or `package.module:factory`, of the module that `fleetfit.trainable` gave.
+            variant: The variant that was pulled: the name that reports show, or its beginning.
+            samples: As for `push_model`.
+            on_progress: Told how far the upload and the check are.
+
+        Raises:
+            InvalidModel: It is another network than the variant's; the sentence names the first place that differs.
+            NotFound: There is no such variant.
+        """
+        with open_source(str(source), samples, on_progress) as made:
+            if made.format != "pt2":
+                raise InvalidModel(
+                    f"{made.path.name} is not a .pt2, which a variant's network is; export the trained module with fleetfit.export",
+                    field="model",
+                )
+            artifact = self._connection.upload(made.path, _sending(made.path, on_progress))
+        request = models_pb2.PushRecoveredRequest(variant=variant, artifact=artifact)
+        found: models_pb2.Recovered | None = None
+        for response in self._connection.follow(self._models.PushRecovered, request):
+            _forward(response, on_progress)
+            found = response.recovered if response.HasField("recovered") else found
+        if found is None:
+            raise InternalError("the server ended the check without a result; see its log")
+        if found.state == models_pb2.INTAKE_STATE_REFUSED:
+            raise InvalidModel(found.refusal, field="model")
+        return found
+
     def models(self) -> list[models_pb2.Model]:
         """All versions of all models, newest first."""
         return list(self._connection.call(self._models.ListModels, models_pb2.ListModelsRequest()).models)
@@ -361,7 +394,10 @@ def _sending(path: Path, on_progress: OnProgress) -> Callable[[int, int], None]:
     return _moving(f"sending {path.name}", on_progress)
 
 
-def _forward(response: models_pb2.PushModelResponse | models_pb2.PushDatasetResponse, on_progress: OnProgress) -> None:
+def _forward(
+    response: models_pb2.PushModelResponse | models_pb2.PushRecoveredResponse | models_pb2.PushDatasetResponse,
+    on_progress: OnProgress,
+) -> None:
     if response.HasField("progress"):
         progress = response.progress
         remaining = progress.remaining_ms / 1000 if progress.HasField("remaining_ms") else None

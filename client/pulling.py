@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from fleetfit.core.digests import sha256_file
+from fleetfit.core.digests import sha256_file, short
 from fleetfit.core.errors import AlreadyExists, ExhaustedResource, IntegrityError
 from fleetfit.proto.v1 import common_pb2, models_pb2, reports_pb2
 
@@ -61,7 +61,7 @@ for rows in torch.randperm(len(data["targets"])).split(32):
     loss.backward()
     optimizer.step()
 fleetfit.export(model.eval(), {name: data[name][:2] for name in inputs}, here / "trained.pt2")
-print(f"next: fleetfit models push {here / 'trained.pt2'} --name NAME")
+print(f"next: fleetfit models push {here / 'trained.pt2'} --recovers VARIANT")
 """
 
 
@@ -125,7 +125,7 @@ def place_variant(answer: models_pb2.GetVariantResponse, folder: Path, download:
         _fetch(answer.trainable, staging / "variant.pt2", download)
         (staging / "lineage.json").write_text(answer.lineage_json.rstrip() + "\n", encoding="utf-8")
         (staging / "recipe.yaml").write_text(answer.recipe, encoding="utf-8")
-        (staging / "train.py").write_text(TRAIN_PY, encoding="utf-8")
+        (staging / "train.py").write_text(TRAIN_PY.replace("VARIANT", short(answer.variant)), encoding="utf-8")
     return PulledVariant(folder, folder / "variant.pt2", answer.variant)
 
 

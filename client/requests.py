@@ -30,8 +30,8 @@ class Wanted:
     """A job as a person asks for it: `fleetfit compress` and `Client.compress` alike.
 
     `max_drop` is text: "1" is in points of the metric, "2%" relative to the original's value. Sizes are in megabytes of a
-    million bytes. `recipes` are names or files; none is the default set. `budget` and
-    `sustained` are text such as "30m".
+    million bytes. `recipes` are names or files; none is the default set. `recovered` are networks that were trained elsewhere,
+    by the names that `push_recovered` gave. `budget` and `sustained` are text such as "30m".
     """
 
     model: str
@@ -51,6 +51,7 @@ class Wanted:
     accept_emulated: bool = False
     sustained: str = ""
     runtimes: Sequence[str] = ()
+    recovered: Sequence[str] = ()
     bench: bool = field(default=False, kw_only=True)
 
 
@@ -77,6 +78,7 @@ def job_spec(wanted: Wanted) -> jobs_pb2.JobSpec:
         accept_emulated=wanted.accept_emulated,
         sustained_ms=duration_ms(wanted.sustained, "sustained") if wanted.sustained else 0,
         runtimes=split_names(wanted.runtimes),
+        recovered=split_names(wanted.recovered),
     )
 
 

@@ -27,8 +27,8 @@ from fleetfit.compress.lowering import build_for
 from fleetfit.compress.passes.base import Arrays, Pass, PassContext, PassReport, QuantizedBuild
 from fleetfit.compress.reach import Loss, check_reach
 from fleetfit.compress.recipe import Recipe
-from fleetfit.compress.tasks import Build, Compress, CompressFacts, Score, Step, Tensor, Trainable
-from fleetfit.core.digests import sha256_file
+from fleetfit.compress.tasks import Build, Compress, CompressFacts, Recovered, Score, Step, Tensor, Trainable
+from fleetfit.core.digests import sha256_file, short
 from fleetfit.core.errors import FleetfitError, InternalError, InvalidModel, InvalidRecipe, UsageError
 from fleetfit.core.metrics import metric_info
 from fleetfit.core.statistics import metric_value, paired_drop, score_samples
@@ -41,11 +41,12 @@ _LOADED, _PASSED, _BUILT = 0.1, 0.85, 0.98
 
 @dataclass
 class Sources:
-    """Where the model and its splits lie; splits may be None."""
+    """Where the model and its splits lie; splits may be None. `recovered` goes with the work's `recovered`."""
 
     model: Path
     train: Path | None
     validation: Path | None
+    recovered: Path | None = None
 
 
 def run_recipe(work: Compress, sources: Sources, out: Path, report: Report) -> CompressFacts:
@@ -62,11 +63,12 @@ def run_recipe(work: Compress, sources: Sources, out: Path, report: Report) -> C
         exporters = _exporters(recipe, work)
         train = read_split(sources.train) if sources.train is not None else None
         validation = read_split(sources.validation) if sources.validation is not None else None
-        if recipe.needs_data() and train is None:
+        left = recipe if work.recovered is None else recipe.for_builds()
+        if left.needs_data() and train is None:
             raise InvalidRecipe(f"the recipe '{recipe.name}' needs data; name a dataset with --data", field="data")
         if work.format == "onnx":
             return _from_onnx(recipe, work, sources.model, train, validation, out, report)
-        return _from_layers(recipe, work, exporters, sources.model, train, validation, out, report)
+        return _from_layers(recipe, work, exporters, sources, train, validation, out, report)
 
 
 @contextmanager
@@ -107,7 +109,7 @@ def _from_layers(
     recipe: Recipe,
     work: Compress,
     exporters: list[Exporter],
-    path: Path,
+    sources: Sources,
     train: Arrays | None,
     validation: Arrays | None,
     out: Path,
@@ -115,14 +117,20 @@ def _from_layers(
 ) -> CompressFacts:
     report(0.0, "loading the model")
     began = time.monotonic()
-    model = load_pt2(path)
+    model = load_pt2(sources.model)
     teacher = model.clone() if recipe.steps else model
     judge = _Judge(work.metric, validation)
     lineage = [_line("original", {}, model, judge, time.monotonic() - began, PassReport(notes=list(model.notes)))]
+    made = 0
+    if work.recovered is not None:
+        if sources.recovered is None:
+            raise InternalError("the network that was trained did not come with its task; please report it")
+        model, made = load_pt2(sources.recovered), len(recipe.steps) - len(recipe.for_builds().steps)
+        lineage += [*work.recovered.lineage, _recovered_line(work.recovered, model, judge)]
     context = _context(work, teacher, train, validation)
     advice = recipe.advice()
     reach = _Reach(work, judge)
-    for number, step in enumerate(recipe.steps):
+    for number, step in enumerate(recipe.steps[made:], made):
         reach.check(recipe.steps, number, model.weight_bytes(), lambda: export_onnx(model))
         low = _LOADED + (_PASSED - _LOADED) * number / len(recipe.steps)
         share = (_PASSED - _LOADED) / len(recipe.steps)
@@ -368,6 +376,15 @@ def _line(
         training_steps=done.training_steps,
         notes=done.notes,
     )
+
+
+def _recovered_line(recovered: Recovered, model: LayeredModel, judge: _Judge) -> Step:
+    parameters = {"variant": recovered.variant, "file": recovered.file}
+    note = (
+        f"trained by its user, outside fleetfit: the file {short(recovered.file)} of the network of the variant "
+        f"{short(recovered.variant)}"
+    )
+    return _line("recovered", parameters, model, judge, 0.0, PassReport(notes=[note]))
 
 
 def _distance(one: bytes, other: bytes, data: Arrays, batch: int | None) -> float:

@@ -21,7 +21,8 @@ ORIGINAL: Final = "original"
 CONTROL: Final = "original-retrained"
 REPEAT: Final = "repeat"
 MOST_STEPS: Final = 32
-NAME_PATTERN: Final = "^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}$"
+LONGEST_NAME: Final = 64
+NAME_PATTERN: Final = f"^[A-Za-z0-9_-][A-Za-z0-9_.-]{{0,{LONGEST_NAME - 1}}}$"
 _LONGEST_TEXT = 64 * 1024
 # Parameters of `distill` that say how long it trains.
 _BUDGETS: Final = frozenset({"epochs", "steps", "seconds", "least_epochs"})
@@ -120,6 +121,10 @@ class Recipe(BaseModel):
         recipe that is fitted already, or that changes no width, nothing happens.
         """
         return self.model_copy(update={"steps": tuple(step.fitted(round_to) for step in self.steps)})
+
+    def for_builds(self) -> Recipe:
+        """Only the steps that work on a built file: what is left to do to a network that was trained after the others."""
+        return self.model_copy(update={"steps": tuple(step for step in self.steps if step.must_be_last)})
 
     def to_yaml(self) -> str:
         """The canonical text: the same recipe always gives the same."""

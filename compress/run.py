@@ -28,6 +28,7 @@ from fleetfit.compress.tasks import (
     FindDevice,
     IntakeData,
     IntakeModel,
+    IntakeRecovered,
     Lower,
     Stopped,
     Task,
@@ -95,6 +96,10 @@ def _carry_out(task: Task, taskdir: Path, progress: _Progress) -> TaskResult:
         from fleetfit.compress.intake.handlers import intake_data
 
         return TaskResult(task_id=task.task_id, data=intake_data(task, taskdir, progress))
+    if isinstance(work, IntakeRecovered):
+        from fleetfit.compress.intake.handlers import intake_recovered
+
+        return TaskResult(task_id=task.task_id, recovered=intake_recovered(taskdir, progress))
     if isinstance(work, FindDevice):
         from fleetfit.compress.cuda import find_device
 
@@ -115,10 +120,10 @@ def _carry_out(task: Task, taskdir: Path, progress: _Progress) -> TaskResult:
 
         build = lower(work, given / "model", given / "build.onnx", existing("validation.npz"), taskdir / "out", report)
         return TaskResult(task_id=task.task_id, build=build)
-    assert isinstance(work, Compress)  # noqa: S101 - the union has five members
+    assert isinstance(work, Compress)  # noqa: S101 - the union has six members
     from fleetfit.compress.pipeline import Sources, run_recipe
 
-    sources = Sources(given / "model", existing("train.npz"), existing("validation.npz"))
+    sources = Sources(given / "model", existing("train.npz"), existing("validation.npz"), existing("recovered.pt2"))
     facts = run_recipe(work, sources, taskdir / "out", report)
     return TaskResult(task_id=task.task_id, compress=facts)
 

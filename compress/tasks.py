@@ -57,6 +57,15 @@ class IntakeData(_Strict):
     own_test: bool = False
 
 
+class IntakeRecovered(_Strict):
+    """Check a variant's network that its user trained. Reads `variant` and `trained` (.pt2).
+
+    Makes `recovered.pt2`, the variant with the trained numbers.
+    """
+
+    kind: Literal["intake_recovered"] = "intake_recovered"
+
+
 class Limits(_Strict):
     """What a build must hold to be of use to whom it is made for; None is no limit. Drops as in a job's limits."""
 
@@ -71,10 +80,23 @@ class Limits(_Strict):
         return self.max_drop_points
 
 
+class Recovered(_Strict):
+    """A network that was made once by the steps of a recipe up to its last `quantize`, and then trained by its user.
+
+    `variant` and `file` are digests: of the variant whose network it is, and of the file that its user pushed.
+    """
+
+    variant: str
+    file: str
+    lineage: list[Step]
+    """What the recipe did to it before, without the original's line."""
+
+
 class Compress(_Strict):
     """Run one recipe. Reads `model` and, where the recipe or a metric needs them, `train.npz` and `validation.npz`.
 
-    Makes one file per build (`build.onnx`, `build.openvino`, `build.ncnn`), `variant.pt2` for trainable models.
+    With `recovered`, only what the recipe does to builds is done, to the network in `recovered.pt2`. Makes one file per build
+    (`build.onnx`, `build.openvino`, `build.ncnn`), `variant.pt2` for trainable models.
     """
 
     kind: Literal["compress"] = "compress"
@@ -92,6 +114,7 @@ class Compress(_Strict):
     limits: list[Limits] = []
     """Of those for whom it is made: once none of these can be met any more, it stops. They change nothing in what is made,
     so they are no part of a variant's key."""
+    recovered: Recovered | None = None
 
 
 class FindDevice(_Strict):
@@ -116,7 +139,9 @@ class Task(_Strict):
     """One task for a compression child."""
 
     task_id: str
-    work: Annotated[IntakeModel | IntakeData | Compress | FindDevice | Lower, Field(discriminator="kind")]
+    work: Annotated[
+        IntakeModel | IntakeData | IntakeRecovered | Compress | FindDevice | Lower, Field(discriminator="kind")
+    ]
 
     def wants_cuda(self) -> bool:
         """Whether it must be let through to CUDA devices, which no other task is."""
@@ -220,6 +245,16 @@ class DataFacts(_Strict):
     notes: list[str] = []
 
 
+class RecoveredFacts(_Strict):
+    """What intake found in a variant's trained network: that it is the variant's, and how many of its tensors changed."""
+
+    network: Trainable
+    parameters: int
+    tensors: int
+    changed: int
+    notes: list[str] = []
+
+
 class CompressFacts(_Strict):
     """What a recipe made."""
 
@@ -265,11 +300,12 @@ class Stopped(_Strict):
 
 
 class TaskResult(_Strict):
-    """How a task ended: exactly one of `model`, `data`, `compress`, `device`, `build`, `stopped` and `error` is set."""
+    """How a task ended: exactly one of `model`, `data`, `recovered`, `compress`, `device`, `build`, `stopped`, `error` is set."""
 
     task_id: str
     model: ModelFacts | None = None
     data: DataFacts | None = None
+    recovered: RecoveredFacts | None = None
     compress: CompressFacts | None = None
     device: CudaDevice | None = None
     build: Build | None = None

@@ -40,6 +40,12 @@ def fit(
         list[str],
         typer.Option(metavar="NAME_OR_FILE...", help="Recipes by name or YAML file; else the default set."),
     ] = [],  # noqa: B006 - typer reads it
+    recovered: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME...", help="Networks trained in your own code (`models push --recovers`), beside the recipes."
+        ),
+    ] = [],  # noqa: B006 - typer reads it
     search: Annotated[bool, typer.Option("--search", hidden=True)] = False,
     max_drop: Annotated[
         str, typer.Option(metavar="1 | 2%", help="Largest loss of the metric, in points or relative to the original's.")
@@ -97,6 +103,8 @@ def fit(
 
         if on or wait or plan:
             raise UsageError("--local needs no device; leave --on, --wait and --plan out", field="local")
+        if recovered:
+            raise UsageError("--recovered is for a server's jobs; leave it out with --local", field="recovered")
         if p95_ms is not None or max_memory_mb is not None or budget or sustained:
             raise UsageError(
                 "--local measures nothing; of the limits give only --max-drop and --max-size-mb with it", field="local"
@@ -145,6 +153,7 @@ def fit(
         sustained=sustained,
         accept_emulated=accept_emulated,
         runtimes=runtime,
+        recovered=recovered,
     )
     if not data:
         raise UsageError(

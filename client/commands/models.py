@@ -15,6 +15,7 @@ from fleetfit.client.output import Output
 from fleetfit.client.plain import to_plain
 from fleetfit.client.progress import Follower
 from fleetfit.client.pushing import Source, open_source
+from fleetfit.core.digests import short
 from fleetfit.core.errors import UsageError
 
 app = application("Check, push and list models.")
@@ -37,11 +38,22 @@ def push(
     model: Target,
     name: Annotated[str, typer.Option(help="The model's name; else the file's or the module's.")] = "",
     samples: Samples = None,
+    recovers: Annotated[
+        str,
+        typer.Option(metavar="VARIANT", help="It is this variant's network, trained further, and not a new model."),
+    ] = "",
     server: Server = "",
     as_json: AsJson = False,
 ) -> None:
     """Register a model. A factory is called and exported here: your code never runs on the server."""
     output = Output(as_json)
+    if recovers:
+        if name:
+            raise UsageError(
+                "a variant's network keeps the model's name; leave --name out with --recovers", field="name"
+            )
+        _push_recovered(model, recovers, samples, server, output)
+        return
     with connect(server) as client, Follower() as told:
         found = client.push_model(model, name, samples=samples, on_progress=told)
     if as_json:
@@ -52,6 +64,19 @@ def push(
     output.show(model_facts(found))
     named = found.name
     output.say(f"\naccepted as {named}:{found.version}; next: `fleetfit data push FILE.npz --model {named}`")
+
+
+def _push_recovered(model: str, variant: str, samples: Path | None, server: str, output: Output) -> None:
+    with connect(server) as client, Follower() as told:
+        found = client.push_recovered(model, variant, samples=samples, on_progress=told)
+    if output.as_json:
+        output.json({"recovered": to_plain(found)})
+        return
+    from fleetfit.client.tables.lists import recovered_facts
+
+    output.show(recovered_facts(found))
+    name = short(found.recovered)
+    output.say(f"\naccepted as {name}; next: `fleetfit compress {found.model} --data D --on DEVICE --recovered {name}`")
 
 
 @app.command()

@@ -11,6 +11,7 @@ from fleetfit.client.plain import enum_word
 from fleetfit.client.tables.plain_table import table
 from fleetfit.client.tables.profiles import profile_rows
 from fleetfit.client.tables.words import ago, condition, count, duration, job_id, shape, size
+from fleetfit.core.digests import short
 from fleetfit.proto.v1 import common_pb2, devices_pb2, jobs_pb2, models_pb2
 
 
@@ -103,6 +104,21 @@ def model_facts(model: models_pb2.Model) -> Table:
     if model.refusal:
         facts.append(("refused", model.refusal))
     return table(((f"{model.name}:{model.version}", ""), ("", "")), facts)
+
+
+def recovered_facts(found: models_pb2.Recovered) -> Table:
+    """Everything known about a variant's network that its user trained."""
+    facts = [
+        ("of the variant", short(found.variant)),
+        ("of the model", found.model),
+        ("recipe", found.recipe),
+        ("size", size(found.artifact.size_bytes)),
+        ("parameters", count(found.parameters)),
+        ("changed", f"{found.changed} of its {found.tensors} weights and buffers"),
+        ("sha256", found.artifact.sha256),
+        *(("note", note) for note in found.notes),
+    ]
+    return table(((short(found.recovered), ""), ("", "")), facts)
 
 
 def tensor_rows(word: str, tensors: Iterable[common_pb2.TensorSpec]) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The two intake tasks of `fleetfit.compress.tasks`, as `fleetfit.compress.run` calls them.
+"""The three intake tasks of `fleetfit.compress.tasks`, as `fleetfit.compress.run` calls them.
 
 Files come from `TASKDIR/in/<name>`, what is made goes to `TASKDIR/out/<name>`. Whatever is wrong with what the user gave
 is raised as `InvalidModel` or `InvalidData`.
@@ -9,7 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from fleetfit.compress.tasks import DataFacts, IntakeData, IntakeModel, ModelFacts, Task, TaskProgress
+from fleetfit.compress.tasks import (
+    DataFacts,
+    IntakeData,
+    IntakeModel,
+    ModelFacts,
+    RecoveredFacts,
+    Task,
+    TaskProgress,
+    Trainable,
+)
+from fleetfit.core.digests import sha256_file
 from fleetfit.core.errors import InternalError
 
 Progress = Callable[[TaskProgress], None]
@@ -54,3 +64,31 @@ def intake_data(task: Task, taskdir: Path, progress: Progress) -> DataFacts:
     progress(TaskProgress(activity="checking the arrays", fraction=0.0))
     source = taskdir / "in"
     return check_and_split(source / "data", source / "test" if work.own_test else None, work, taskdir / "out")
+
+
+def intake_recovered(taskdir: Path, progress: Progress) -> RecoveredFacts:
+    """Compare `in/trained` with `in/variant`, and write the variant with the trained numbers to `out/recovered.pt2`.
+
+    Raises:
+        InvalidModel: The file is damaged or dangerous, or is another network than the variant's.
+    """
+    from fleetfit.compress.intake.pt2 import load_pt2
+    from fleetfit.compress.intake.recovered import take_over
+
+    progress(TaskProgress(activity="checking the model file", fraction=0.0))
+    trained = load_pt2(
+        taskdir / "in" / "trained",
+        progress=lambda activity, part: progress(TaskProgress(activity=activity, fraction=part / 2)),
+    )
+    progress(TaskProgress(activity="comparing it with the variant", fraction=0.5))
+    variant = load_pt2(taskdir / "in" / "variant")
+    changed, tensors = take_over(variant, trained)
+    path = taskdir / "out" / "recovered.pt2"
+    variant.save_pt2(path)
+    return RecoveredFacts(
+        network=Trainable(file=path.name, size_bytes=path.stat().st_size, sha256=sha256_file(path)),
+        parameters=variant.parameters_count(),
+        tensors=tensors,
+        changed=changed,
+        notes=[] if changed else ["No number in it differs from the variant's: it was not trained."],
+    )

@@ -187,6 +187,7 @@ class JobSpec(_message.Message):
     ACCEPT_EMULATED_FIELD_NUMBER: _builtins.int
     METRIC_FIELD_NUMBER: _builtins.int
     RUNTIMES_FIELD_NUMBER: _builtins.int
+    RECOVERED_FIELD_NUMBER: _builtins.int
     SUSTAINED_MS_FIELD_NUMBER: _builtins.int
     kind: Global___JobKind.ValueType
     model: _builtins.str
@@ -228,6 +229,10 @@ class JobSpec(_message.Message):
     def runtimes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Runtimes to make builds for, by name; `all` is every one that a device has. Empty: the default of each device's profile."""
 
+    @_builtins.property
+    def recovered(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Networks that users trained, by name (`Recovered.recovered`) or its beginning: candidates beside the recipes."""
+
     def __init__(
         self,
         *,
@@ -246,11 +251,12 @@ class JobSpec(_message.Message):
         accept_emulated: _builtins.bool = ...,
         metric: _builtins.str = ...,
         runtimes: _abc.Iterable[_builtins.str] | None = ...,
+        recovered: _abc.Iterable[_builtins.str] | None = ...,
         sustained_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["incumbent", b"incumbent", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_emulated", b"accept_emulated", "batches", b"batches", "budget_ms", b"budget_ms", "dataset", b"dataset", "devices", b"devices", "incumbent", b"incumbent", "kind", b"kind", "limits", b"limits", "metric", b"metric", "model", b"model", "objective", b"objective", "recipes", b"recipes", "runtimes", b"runtimes", "seed", b"seed", "sustained_ms", b"sustained_ms", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_emulated", b"accept_emulated", "batches", b"batches", "budget_ms", b"budget_ms", "dataset", b"dataset", "devices", b"devices", "incumbent", b"incumbent", "kind", b"kind", "limits", b"limits", "metric", b"metric", "model", b"model", "objective", b"objective", "recipes", b"recipes", "recovered", b"recovered", "runtimes", b"runtimes", "seed", b"seed", "sustained_ms", b"sustained_ms", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from fleetfit.proto.v1 import common_pb2 as fleetfit_dot_proto_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x66leetfit/proto/v1/models.proto\x12\x0b\x66leetfit.v1\x1a\x1e\x66leetfit/proto/v1/common.proto\"\xf8\x02\n\x05Model\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\x12\x0e\n\x06\x66ormat\x18\x04 \x01(\t\x12*\n\x08\x61rtifact\x18\x05 \x01(\x0b\x32\x18.fleetfit.v1.ArtifactRef\x12\'\n\x05state\x18\x06 \x01(\x0e\x32\x18.fleetfit.v1.IntakeState\x12\x0f\n\x07refusal\x18\x07 \x01(\t\x12\'\n\x06inputs\x18\x08 \x03(\x0b\x32\x17.fleetfit.v1.TensorSpec\x12(\n\x07outputs\x18\t \x03(\x0b\x32\x17.fleetfit.v1.TensorSpec\x12\x12\n\nparameters\x18\n \x01(\x03\x12\x0c\n\x04macs\x18\x0b \x01(\x03\x12\x18\n\x10recognised_share\x18\x0c \x01(\x01\x12\r\n\x05notes\x18\r \x03(\t\x12\x17\n\x0f\x63reated_unix_ms\x18\x0e \x01(\x03\x12\x11\n\ttrainable\x18\x0f \x01(\x08\"\\\n\x10PushModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x08\x61rtifact\x18\x02 \x01(\x0b\x32\x18.fleetfit.v1.ArtifactRef\x12\x0e\n\x06\x66ormat\x18\x03 \x01(\t\"_\n\x11PushModelResponse\x12\'\n\x08progress\x18\x01 \x01(\x0b\x32\x15.fleetfit.v1.Progress\x12!\n\x05model\x18\x02 \x01(\x0b\x32\x12.fleetfit.v1.Model\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.fleetfit.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.fleetfit.v1.Model\"$\n\x11GetVariantRequest\x12\x0f\n\x07variant\x18\x01 \x01(\t\"x\n\x12GetVariantResponse\x12\x0f\n\x07variant\x18\x01 \x01(\t\x12+\n\ttrainable\x18\x02 \x01(\x0b\x32\x18.fleetfit.v1.ArtifactRef\x12\x14\n\x0clineage_json\x18\x03 \x01(\t\x12\x0e\n\x06recipe\x18\x04 \x01(\t\"P\n\x05Split\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\x12*\n\x08\x61rtifact\x18\x03 \x01(\x0b\x32\x18.fleetfit.v1.ArtifactRef\"\xc4\x02\n\x07\x44\x61taset\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\x12\'\n\x05state\x18\x04 \x01(\x0e\x32\x18.fleetfit.v1.IntakeState\x12\x0f\n\x07refusal\x18\x05 \x01(\t\x12\'\n\x06inputs\x18\x06 \x03(\x0b\x32\x17.fleetfit.v1.TensorSpec\x12(\n\x07targets\x18\x07 \x01(\x0b\x32\x17.fleetfit.v1.TensorSpec\x12\x0c\n\x04task\x18\x08 \x01(\t\x12\x0f\n\x07\x63lasses\x18\t \x01(\x05\x12\"\n\x06splits\x18\n \x03(\x0b\x32\x12.fleetfit.v1.Split\x12\x0e\n\x06metric\x18\x0b \x01(\t\x12\r\n\x05notes\x18\x0c \x03(\t\x12\x17\n\x0f\x63reated_unix_ms\x18\r \x01(\x03\"\xac\x01\n\x12PushDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x08\x61rtifact\x18\x02 \x01(\x0b\x32\x18.fleetfit.v1.ArtifactRef\x12/\n\rtest_artifact\x18\x03 \x01(\x0b\x32\x18.fleetfit.v1.ArtifactRef\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0c\n\x04seed\x18\x05 \x01(\x03\x12\x0e\n\x06metric\x18\x06 \x01(\t\"e\n\x13PushDatasetResponse\x12\'\n\x08progress\x18\x01 \x01(\x0b\x32\x15.fleetfit.v1.Progress\x12%\n\x07\x64\x61taset\x18\x02 \x01(\x0b\x32\x14.fleetfit.v1.Dataset\"\x15\n\x13ListDatasetsRequest\">\n\x14ListDatasetsResponse\x12&\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x14.fleetfit.v1.Dataset\"$\n\x11GetDatasetRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\";\n\x12GetDatasetResponse\x12%\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x14.fleetfit.v1.Dataset*{\n\x0bIntakeState\x12\x1c\n\x18INTAKE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15INTAKE_STATE_CHECKING\x10\x01\x12\x19\n\x15INTAKE_STATE_ACCEPTED\x10\x02\x12\x18\n\x14INTAKE_STATE_REFUSED\x10\x03\x32\xbd\x02\n\x06Models\x12L\n\tPushModel\x12\x1d.fleetfit.v1.PushModelRequest\x1a\x1e.fleetfit.v1.PushModelResponse0\x01\x12M\n\nListModels\x12\x1e.fleetfit.v1.ListModelsRequest\x1a\x1f.fleetfit.v1.ListModelsResponse\x12G\n\x08GetModel\x12\x1c.fleetfit.v1.GetModelRequest\x1a\x1d.fleetfit.v1.GetModelResponse\x12M\n\nGetVariant\x12\x1e.fleetfit.v1.GetVariantRequest\x1a\x1f.fleetfit.v1.GetVariantResponse2\x82\x02\n\x08\x44\x61tasets\x12R\n\x0bPushDataset\x12\x1f.fleetfit.v1.PushDatasetRequest\x1a .fleetfit.v1.PushDatasetResponse0\x01\x12S\n\x0cListDatasets\x12 .fleetfit.v1.ListDatasetsRequest\x1a!.fleetfit.v1.ListDatasetsResponse\x12M\n\nGetDataset\x12\x1e.fleetfit.v1.GetDatasetRequest\x1a\x1f.fleetfit.v1.GetDatasetResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x66leetfit/proto/v1/models.proto\x12\x0b\x66leetfit.v1\x1a\x1e\x66leetfit/proto/v1/common.proto\"\xf8\x02\n\x05Model\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\x12\x0e\n\x06\x66ormat\x18\x04 \x01(\t\x12*\n\x08\x61rtifact\x18\x05 \x01(\x0b\x32\x18.fleetfit.v1.ArtifactRef\x12\'\n\x05state\x18\x06 \x01(\x0e\x32\x18.fleetfit.v1.IntakeState\x12\x0f\n\x07refusal\x18\x07 \x01(\t\x12\'\n\x06inputs\x18\x08 \x03(\x0b\x32\x17.fleetfit.v1.TensorSpec\x12(\n\x07outputs\x18\t \x03(\x0b\x32\x17.fleetfit.v1.TensorSpec\x12\x12\n\nparameters\x18\n \x01(\x03\x12\x0c\n\x04macs\x18\x0b \x01(\x03\x12\x18\n\x10recognised_share\x18\x0c \x01(\x01\x12\r\n\x05notes\x18\r \x03(\t\x12\x17\n\x0f\x63reated_unix_ms\x18\x0e \x01(\x03\x12\x11\n\ttrainable\x18\x0f \x01(\x08\"\\\n\x10PushModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x08\x61rtifact\x18\x02 \x01(\x0b\x32\x18.fleetfit.v1.ArtifactRef\x12\x0e\n\x06\x66ormat\x18\x03 \x01(\t\"_\n\x11PushModelResponse\x12\'\n\x08progress\x18\x01 \x01(\x0b\x32\x15.fleetfit.v1.Progress\x12!\n\x05model\x18\x02 \x01(\x0b\x32\x12.fleetfit.v1.Model\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.fleetfit.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.fleetfit.v1.Model\"$\n\x11GetVariantRequest\x12\x0f\n\x07variant\x18\x01 \x01(\t\"x\n\x12GetVariantResponse\x12\x0f\n\x07variant\x18\x01 \x01(\t\x12+\n\ttrainable\x18\x02 \x01(\x0b\x32\x18.fleetfit.v1.ArtifactRef\x12\x14\n\x0clineage_json\x18\x03 \x01(\t\x12\x0e\n\x06recipe\x18\x04 \x01(\t\"\x92\x02\n\tRecovered\x12\x11\n\trecovered\x18\x01 \x01(\t\x12\x0f\n\x07variant\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06recipe\x18\x04 \x01(\t\x12*\n\x08\x61rtifact\x18\x05 \x01(\x0b\x32\x18.fleetfit.v1.ArtifactRef\x12\'\n\x05state\x18\x06 \x01(\x0e\x32\x18.fleetfit.v1.IntakeState\x12\x0f\n\x07refusal\x18\x07 \x01(\t\x12\x12\n\nparameters\x18\x08 \x01(\x03\x12\x0f\n\x07\x63hanged\x18\t \x01(\x03\x12\x0f\n\x07tensors\x18\n \x01(\x03\x12\r\n\x05notes\x18\x0b \x03(\t\x12\x17\n\x0f\x63reated_unix_ms\x18\x0c \x01(\x03\"S\n\x14PushRecoveredRequest\x12\x0f\n\x07variant\x18\x01 \x01(\t\x12*\n\x08\x61rtifact\x18\x02 \x01(\x0b\x32\x18.fleetfit.v1.ArtifactRef\"k\n\x15PushRecoveredResponse\x12\'\n\x08progress\x18\x01 \x01(\x0b\x32\x15.fleetfit.v1.Progress\x12)\n\trecovered\x18\x02 \x01(\x0b\x32\x16.fleetfit.v1.Recovered\"P\n\x05Split\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\x12*\n\x08\x61rtifact\x18\x03 \x01(\x0b\x32\x18.fleetfit.v1.ArtifactRef\"\xc4\x02\n\x07\x44\x61taset\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x05\x12\'\n\x05state\x18\x04 \x01(\x0e\x32\x18.fleetfit.v1.IntakeState\x12\x0f\n\x07refusal\x18\x05 \x01(\t\x12\'\n\x06inputs\x18\x06 \x03(\x0b\x32\x17.fleetfit.v1.TensorSpec\x12(\n\x07targets\x18\x07 \x01(\x0b\x32\x17.fleetfit.v1.TensorSpec\x12\x0c\n\x04task\x18\x08 \x01(\t\x12\x0f\n\x07\x63lasses\x18\t \x01(\x05\x12\"\n\x06splits\x18\n \x03(\x0b\x32\x12.fleetfit.v1.Split\x12\x0e\n\x06metric\x18\x0b \x01(\t\x12\r\n\x05notes\x18\x0c \x03(\t\x12\x17\n\x0f\x63reated_unix_ms\x18\r \x01(\x03\"\xac\x01\n\x12PushDatasetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x08\x61rtifact\x18\x02 \x01(\x0b\x32\x18.fleetfit.v1.ArtifactRef\x12/\n\rtest_artifact\x18\x03 \x01(\x0b\x32\x18.fleetfit.v1.ArtifactRef\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0c\n\x04seed\x18\x05 \x01(\x03\x12\x0e\n\x06metric\x18\x06 \x01(\t\"e\n\x13PushDatasetResponse\x12\'\n\x08progress\x18\x01 \x01(\x0b\x32\x15.fleetfit.v1.Progress\x12%\n\x07\x64\x61taset\x18\x02 \x01(\x0b\x32\x14.fleetfit.v1.Dataset\"\x15\n\x13ListDatasetsRequest\">\n\x14ListDatasetsResponse\x12&\n\x08\x64\x61tasets\x18\x01 \x03(\x0b\x32\x14.fleetfit.v1.Dataset\"$\n\x11GetDatasetRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\";\n\x12GetDatasetResponse\x12%\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32\x14.fleetfit.v1.Dataset*{\n\x0bIntakeState\x12\x1c\n\x18INTAKE_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15INTAKE_STATE_CHECKING\x10\x01\x12\x19\n\x15INTAKE_STATE_ACCEPTED\x10\x02\x12\x18\n\x14INTAKE_STATE_REFUSED\x10\x03\x32\x97\x03\n\x06Models\x12L\n\tPushModel\x12\x1d.fleetfit.v1.PushModelRequest\x1a\x1e.fleetfit.v1.PushModelResponse0\x01\x12M\n\nListModels\x12\x1e.fleetfit.v1.ListModelsRequest\x1a\x1f.fleetfit.v1.ListModelsResponse\x12G\n\x08GetModel\x12\x1c.fleetfit.v1.GetModelRequest\x1a\x1d.fleetfit.v1.GetModelResponse\x12M\n\nGetVariant\x12\x1e.fleetfit.v1.GetVariantRequest\x1a\x1f.fleetfit.v1.GetVariantResponse\x12X\n\rPushRecovered\x12!.fleetfit.v1.PushRecoveredRequest\x1a\".fleetfit.v1.PushRecoveredResponse0\x01\x32\x82\x02\n\x08\x44\x61tasets\x12R\n\x0bPushDataset\x12\x1f.fleetfit.v1.PushDatasetRequest\x1a .fleetfit.v1.PushDatasetResponse0\x01\x12S\n\x0cListDatasets\x12 .fleetfit.v1.ListDatasetsRequest\x1a!.fleetfit.v1.ListDatasetsResponse\x12M\n\nGetDataset\x12\x1e.fleetfit.v1.GetDatasetRequest\x1a\x1f.fleetfit.v1.GetDatasetResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fleetfit.proto.v1.models_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_INTAKESTATE']._serialized_start=1850
-  _globals['_INTAKESTATE']._serialized_end=1973
+  _globals['_INTAKESTATE']._serialized_start=2321
+  _globals['_INTAKESTATE']._serialized_end=2444
   _globals['_MODEL']._serialized_start=80
   _globals['_MODEL']._serialized_end=456
   _globals['_PUSHMODELREQUEST']._serialized_start=458
@@ -52,24 +52,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETVARIANTREQUEST']._serialized_end=853
   _globals['_GETVARIANTRESPONSE']._serialized_start=855
   _globals['_GETVARIANTRESPONSE']._serialized_end=975
-  _globals['_SPLIT']._serialized_start=977
-  _globals['_SPLIT']._serialized_end=1057
-  _globals['_DATASET']._serialized_start=1060
-  _globals['_DATASET']._serialized_end=1384
-  _globals['_PUSHDATASETREQUEST']._serialized_start=1387
-  _globals['_PUSHDATASETREQUEST']._serialized_end=1559
-  _globals['_PUSHDATASETRESPONSE']._serialized_start=1561
-  _globals['_PUSHDATASETRESPONSE']._serialized_end=1662
-  _globals['_LISTDATASETSREQUEST']._serialized_start=1664
-  _globals['_LISTDATASETSREQUEST']._serialized_end=1685
-  _globals['_LISTDATASETSRESPONSE']._serialized_start=1687
-  _globals['_LISTDATASETSRESPONSE']._serialized_end=1749
-  _globals['_GETDATASETREQUEST']._serialized_start=1751
-  _globals['_GETDATASETREQUEST']._serialized_end=1787
-  _globals['_GETDATASETRESPONSE']._serialized_start=1789
-  _globals['_GETDATASETRESPONSE']._serialized_end=1848
-  _globals['_MODELS']._serialized_start=1976
-  _globals['_MODELS']._serialized_end=2293
-  _globals['_DATASETS']._serialized_start=2296
-  _globals['_DATASETS']._serialized_end=2554
+  _globals['_RECOVERED']._serialized_start=978
+  _globals['_RECOVERED']._serialized_end=1252
+  _globals['_PUSHRECOVEREDREQUEST']._serialized_start=1254
+  _globals['_PUSHRECOVEREDREQUEST']._serialized_end=1337
+  _globals['_PUSHRECOVEREDRESPONSE']._serialized_start=1339
+  _globals['_PUSHRECOVEREDRESPONSE']._serialized_end=1446
+  _globals['_SPLIT']._serialized_start=1448
+  _globals['_SPLIT']._serialized_end=1528
+  _globals['_DATASET']._serialized_start=1531
+  _globals['_DATASET']._serialized_end=1855
+  _globals['_PUSHDATASETREQUEST']._serialized_start=1858
+  _globals['_PUSHDATASETREQUEST']._serialized_end=2030
+  _globals['_PUSHDATASETRESPONSE']._serialized_start=2032
+  _globals['_PUSHDATASETRESPONSE']._serialized_end=2133
+  _globals['_LISTDATASETSREQUEST']._serialized_start=2135
+  _globals['_LISTDATASETSREQUEST']._serialized_end=2156
+  _globals['_LISTDATASETSRESPONSE']._serialized_start=2158
+  _globals['_LISTDATASETSRESPONSE']._serialized_end=2220
+  _globals['_GETDATASETREQUEST']._serialized_start=2222
+  _globals['_GETDATASETREQUEST']._serialized_end=2258
+  _globals['_GETDATASETRESPONSE']._serialized_start=2260
+  _globals['_GETDATASETRESPONSE']._serialized_end=2319
+  _globals['_MODELS']._serialized_start=2447
+  _globals['_MODELS']._serialized_end=2854
+  _globals['_DATASETS']._serialized_start=2857
+  _globals['_DATASETS']._serialized_end=3115
 # @@protoc_insertion_point(module_scope)

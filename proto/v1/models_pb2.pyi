@@ -309,6 +309,124 @@ class GetVariantResponse(_message.Message):
 Global___GetVariantResponse: _TypeAlias = GetVariantResponse  # noqa: Y015
 
 @_typing.final
+class Recovered(_message.Message):
+    """A variant's network that its user trained."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECOVERED_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    RECIPE_FIELD_NUMBER: _builtins.int
+    ARTIFACT_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
+    TENSORS_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
+    CREATED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    recovered: _builtins.str
+    """Its name: what a job takes, whole or its beginning."""
+    variant: _builtins.str
+    """The key of the variant whose network it is."""
+    model: _builtins.str
+    """`name:version`."""
+    recipe: _builtins.str
+    """The name of the recipe that made the variant."""
+    state: Global___IntakeState.ValueType
+    refusal: _builtins.str
+    """Why it was refused: the first place where it is not the variant's network."""
+    parameters: _builtins.int
+    changed: _builtins.int
+    """How many of its tensors the training changed, and of how many."""
+    tensors: _builtins.int
+    created_unix_ms: _builtins.int
+    @_builtins.property
+    def artifact(self) -> _common_pb2.ArtifactRef:
+        """What was pushed."""
+
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        recovered: _builtins.str = ...,
+        variant: _builtins.str = ...,
+        model: _builtins.str = ...,
+        recipe: _builtins.str = ...,
+        artifact: _common_pb2.ArtifactRef | None = ...,
+        state: Global___IntakeState.ValueType = ...,
+        refusal: _builtins.str = ...,
+        parameters: _builtins.int = ...,
+        changed: _builtins.int = ...,
+        tensors: _builtins.int = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
+        created_unix_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "changed", b"changed", "created_unix_ms", b"created_unix_ms", "model", b"model", "notes", b"notes", "parameters", b"parameters", "recipe", b"recipe", "recovered", b"recovered", "refusal", b"refusal", "state", b"state", "tensors", b"tensors", "variant", b"variant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Recovered: _TypeAlias = Recovered  # noqa: Y015
+
+@_typing.final
+class PushRecoveredRequest(_message.Message):
+    """A file to register; its content was uploaded before."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VARIANT_FIELD_NUMBER: _builtins.int
+    ARTIFACT_FIELD_NUMBER: _builtins.int
+    variant: _builtins.str
+    """The variant whose network was trained: the name that reports show, or its beginning (6 characters or more)."""
+    @_builtins.property
+    def artifact(self) -> _common_pb2.ArtifactRef:
+        """A .pt2."""
+
+    def __init__(
+        self,
+        *,
+        variant: _builtins.str = ...,
+        artifact: _common_pb2.ArtifactRef | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "variant", b"variant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PushRecoveredRequest: _TypeAlias = PushRecoveredRequest  # noqa: Y015
+
+@_typing.final
+class PushRecoveredResponse(_message.Message):
+    """Progress, and at last what was pushed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    RECOVERED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def progress(self) -> _common_pb2.Progress: ...
+    @_builtins.property
+    def recovered(self) -> Global___Recovered: ...
+    def __init__(
+        self,
+        *,
+        progress: _common_pb2.Progress | None = ...,
+        recovered: Global___Recovered | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "recovered", b"recovered"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "recovered", b"recovered"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PushRecoveredResponse: _TypeAlias = PushRecoveredResponse  # noqa: Y015
+
+@_typing.final
 class Split(_message.Message):
     """One split of a dataset."""
 

@@ -55,6 +55,11 @@ class ModelsStub(object):
                 request_serializer=fleetfit_dot_proto_dot_v1_dot_models__pb2.GetVariantRequest.SerializeToString,
                 response_deserializer=fleetfit_dot_proto_dot_v1_dot_models__pb2.GetVariantResponse.FromString,
                 _registered_method=True)
+        self.PushRecovered = channel.unary_stream(
+                '/fleetfit.v1.Models/PushRecovered',
+                request_serializer=fleetfit_dot_proto_dot_v1_dot_models__pb2.PushRecoveredRequest.SerializeToString,
+                response_deserializer=fleetfit_dot_proto_dot_v1_dot_models__pb2.PushRecoveredResponse.FromString,
+                _registered_method=True)
 
 
 class ModelsServicer(object):
@@ -88,6 +93,14 @@ class ModelsServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PushRecovered(self, request, context):
+        """Registers an uploaded file as a variant's network that its user trained: the same network with other numbers. It is
+        compared in a confined child first, and the stream goes as PushModel's. The same file again is the same one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelsServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -110,6 +123,11 @@ def add_ModelsServicer_to_server(servicer, server):
                     servicer.GetVariant,
                     request_deserializer=fleetfit_dot_proto_dot_v1_dot_models__pb2.GetVariantRequest.FromString,
                     response_serializer=fleetfit_dot_proto_dot_v1_dot_models__pb2.GetVariantResponse.SerializeToString,
+            ),
+            'PushRecovered': grpc.unary_stream_rpc_method_handler(
+                    servicer.PushRecovered,
+                    request_deserializer=fleetfit_dot_proto_dot_v1_dot_models__pb2.PushRecoveredRequest.FromString,
+                    response_serializer=fleetfit_dot_proto_dot_v1_dot_models__pb2.PushRecoveredResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -221,6 +239,33 @@ class Models(object):
             '/fleetfit.v1.Models/GetVariant',
             fleetfit_dot_proto_dot_v1_dot_models__pb2.GetVariantRequest.SerializeToString,
             fleetfit_dot_proto_dot_v1_dot_models__pb2.GetVariantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PushRecovered(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fleetfit.v1.Models/PushRecovered',
+            fleetfit_dot_proto_dot_v1_dot_models__pb2.PushRecoveredRequest.SerializeToString,
+            fleetfit_dot_proto_dot_v1_dot_models__pb2.PushRecoveredResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,10 @@ class ModelsStub:
     GetModel: _grpc.UnaryUnaryMultiCallable[_models_pb2.GetModelRequest, _models_pb2.GetModelResponse]
     GetVariant: _grpc.UnaryUnaryMultiCallable[_models_pb2.GetVariantRequest, _models_pb2.GetVariantResponse]
     """A model after a recipe, with its layers: what can be trained further."""
+    PushRecovered: _grpc.UnaryStreamMultiCallable[_models_pb2.PushRecoveredRequest, _models_pb2.PushRecoveredResponse]
+    """Registers an uploaded file as a variant's network that its user trained: the same network with other numbers. It is
+    compared in a confined child first, and the stream goes as PushModel's. The same file again is the same one.
+    """
 
 @_typing.type_check_only
 class ModelsAsyncStub(ModelsStub):
@@ -55,6 +59,10 @@ class ModelsAsyncStub(ModelsStub):
     GetModel: _aio.UnaryUnaryMultiCallable[_models_pb2.GetModelRequest, _models_pb2.GetModelResponse]  # type: ignore[assignment]
     GetVariant: _aio.UnaryUnaryMultiCallable[_models_pb2.GetVariantRequest, _models_pb2.GetVariantResponse]  # type: ignore[assignment]
     """A model after a recipe, with its layers: what can be trained further."""
+    PushRecovered: _aio.UnaryStreamMultiCallable[_models_pb2.PushRecoveredRequest, _models_pb2.PushRecoveredResponse]  # type: ignore[assignment]
+    """Registers an uploaded file as a variant's network that its user trained: the same network with other numbers. It is
+    compared in a confined child first, and the stream goes as PushModel's. The same file again is the same one.
+    """
 
 class ModelsServicer(metaclass=_abc_1.ABCMeta):
     """Models, for people."""
@@ -90,6 +98,16 @@ class ModelsServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_models_pb2.GetVariantResponse, _abc.Awaitable[_models_pb2.GetVariantResponse]]:
         """A model after a recipe, with its layers: what can be trained further."""
+
+    @_abc_1.abstractmethod
+    def PushRecovered(
+        self,
+        request: _models_pb2.PushRecoveredRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_models_pb2.PushRecoveredResponse], _abc.AsyncIterator[_models_pb2.PushRecoveredResponse]]:
+        """Registers an uploaded file as a variant's network that its user trained: the same network with other numbers. It is
+        compared in a confined child first, and the stream goes as PushModel's. The same file again is the same one.
+        """
 
 def add_ModelsServicer_to_server(servicer: ModelsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

@@ -33,6 +33,7 @@ from fleetfit.server.engine.keys import build_key, trained_on, variant_key
 from fleetfit.server.engine.library import keep_artifact
 from fleetfit.server.engine.lowering import keep_build, take_build, want_build
 from fleetfit.server.engine.planning import MADE_FROM
+from fleetfit.server.engine.recovered import work_of_recovered
 from fleetfit.server.engine.states import CandidateState, JobState, VariantState, follow
 from fleetfit.server.storage.artifacts import ArtifactStore
 from fleetfit.server.storage.database import Database
@@ -230,19 +231,22 @@ def _take_variant(session: Session, threads: int, cuda: CudaDevice | None) -> _W
         model = session.get_one(ModelRow, job.model_id)
         data = session.get(DatasetRow, job.dataset_id) if job.dataset_id else None
         limits = _limits_by_job(session, variant.key)
+        metric = trained_by(metric_of(session, job, jobs_pb2.JobSpec.FromString(job.spec)))
+        recovered, network = work_of_recovered(session, variant, metric) if variant.recovered else (None, "")
         work = Compress(
             format=model.format,  # type: ignore[arg-type]
             recipe=variant.recipe,
             task=DataFacts.model_validate(data.facts).task if data is not None else "",
-            metric=trained_by(metric_of(session, job, jobs_pb2.JobSpec.FromString(job.spec))),
+            metric=metric,
             seed=variant.seed,
             threads=threads,
             limits=list(limits.values()),
+            recovered=recovered,
         )
         splits = {name: data.splits[name]["sha256"] for name in MADE_FROM} if data is not None else {}
         try:
             recipe = Recipe.from_yaml(work.recipe) if work.recipe else Recipe.original()
-            key = _key_of(work, recipe, model.sha256, splits, cuda)
+            key = _key_of(work, recipe, model.sha256, splits, cuda, variant.recovered)
         except FleetfitError as error:
             # A pass that was there when the job was planned, say: the others must not wait behind it.
             variant.state, variant.reason = VariantState.FAILED, error.message
@@ -251,11 +255,13 @@ def _take_variant(session: Session, threads: int, cuda: CudaDevice | None) -> _W
         if key != variant.key:
             _rename(session, variant, key)
             continue
-        if trained_on(recipe, cuda) is not None:
+        if trained_on(recipe.for_builds() if recovered else recipe, cuda) is not None:
             work = work.model_copy(update={"compute": "cuda"})
         variant.state = VariantState.RUNNING
         variant.attempts += 1
         inputs = {"model": model.sha256} | {f"{name}.npz": digest for name, digest in splits.items()}
+        if network:
+            inputs["recovered.pt2"] = network
         # The attempt is in the name, so that a folder of an earlier one cannot be taken for this one's.
         task = Task(task_id=f"{variant.key[:20]}.{variant.attempts}", work=work)
         return _Work("variant", variant.key, variant.key, task, inputs, variant.attempts, tuple(limits))
@@ -317,7 +323,14 @@ def _stop(session: Session, key: str, reasons: dict[str, str]) -> None:
         candidate.reason = reasons[candidate.job_id]
 
 
-def _key_of(work: Compress, recipe: Recipe, model_sha256: str, splits: dict[str, str], cuda: CudaDevice | None) -> str:
+def _key_of(
+    work: Compress,
+    recipe: Recipe,
+    model_sha256: str,
+    splits: dict[str, str],
+    cuda: CudaDevice | None,
+    recovered: str,
+) -> str:
     return variant_key(
         model_sha256,
         splits,
@@ -327,6 +340,7 @@ def _key_of(work: Compress, recipe: Recipe, model_sha256: str, splits: dict[str,
         seed=work.seed,
         threads=work.threads,
         cuda=cuda,
+        recovered=recovered,
     )
 
 

@@ -138,12 +138,14 @@ class Engine:
 
     # Models and datasets
 
-    async def push_model(self, name: str, sha256: str, form: str) -> AsyncIterator[models_pb2.PushModelResponse]:
+    async def push_model(
+        self, name: str, sha256: str, form: str, owner: str = LOCAL_OWNER
+    ) -> AsyncIterator[models_pb2.PushModelResponse]:
         """Register uploaded content, then tell how its check goes; the last message has the accepted or refused model.
 
         Closing the stream does not stop the check. Raises NotFound where the content was not uploaded.
         """
-        model_id = await self.library.push_model(name, sha256, form)
+        model_id = await self.library.push_model(name, sha256, form, owner)
         self._bells["intake"].set()
         with self._listening(model_id) as news:
             while (model := await self.library.model(model_id)).state == models_pb2.INTAKE_STATE_CHECKING:
@@ -163,13 +165,25 @@ class Engine:
                 await _next(news)
         yield models_pb2.PushDatasetResponse(dataset=dataset)
 
+    async def push_recovered(
+        self, variant: str, sha256: str, owner: str = LOCAL_OWNER
+    ) -> AsyncIterator[models_pb2.PushRecoveredResponse]:
+        """As `push_model`, for a person's variant after training. Raises NotFound, InvalidInput or Conflict for the variant."""
+        key = await self.library.push_recovered(variant, sha256, owner)
+        self._bells["intake"].set()
+        with self._listening(key) as news:
+            while (found := await self.library.recovered(key)).state == models_pb2.INTAKE_STATE_CHECKING:
+                yield models_pb2.PushRecoveredResponse(progress=self.library.progress.get(key))
+                await _next(news)
+        yield models_pb2.PushRecoveredResponse(recovered=found)
+
     # Jobs
 
-    async def plan(self, spec: jobs_pb2.JobSpec) -> jobs_pb2.Plan:
+    async def plan(self, spec: jobs_pb2.JobSpec, owner: str = LOCAL_OWNER) -> jobs_pb2.Plan:
         """What a job would do. Raises InvalidInput (or a kind of it) or NotFound."""
 
         def read(session: Session) -> jobs_pb2.Plan:
-            request = Request(session, spec, self.settings.compress_threads, self.settings.cuda)
+            request = Request(session, spec, self.settings.compress_threads, owner, self.settings.cuda)
             known = {c.variant_key: session.get(VariantRow, c.variant_key) for c in request.candidates}
             made = {key for key, row in known.items() if row is not None and row.state == "done"}
             return plan_message(
@@ -194,7 +208,7 @@ class Engine:
                     if known.spec != spec.SerializeToString(deterministic=True):
                         raise Conflict("another job was asked for with this request_id; use a new one")
                     return known.id
-            request = Request(session, spec, self.settings.compress_threads, self.settings.cuda)
+            request = Request(session, spec, self.settings.compress_threads, owner, self.settings.cuda)
             return insert_job(session, request, owner, request_id or new_id()).id
 
         job_id = await self._database.write(write)

@@ -58,7 +58,7 @@ def plan_message(
             message.download_bytes += size
         fetched |= {(candidate.device.id, ""), (candidate.device.id, build)}
         if not message.cached:
-            compress_s[candidate.variant_key] = expected_compress_s(model, data, candidate.recipe)
+            compress_s[candidate.variant_key] = expected_compress_s(model, data, candidate.to_do)
             message.expected_compress_ms = int(compress_s[candidate.variant_key] * 1000)
         if candidate.runtime != DEFAULT:
             compress_s[build] = LOWER_S

@@ -16,7 +16,7 @@ from fleetfit.server.engine.fleet import read_snapshot
 from fleetfit.server.engine.lowering import build_of
 from fleetfit.server.engine.planning import OBJECTIVES, limits_of
 from fleetfit.server.engine.states import CandidateState
-from fleetfit.server.report.facts import CandidateFacts, DeviceFacts, JobFacts
+from fleetfit.server.report.facts import CandidateFacts, DeviceFacts, JobFacts, RecoveredFrom
 from fleetfit.server.report.summary import Drops, MeasurementSummary
 from fleetfit.server.storage.tables import (
     ArtifactRow,
@@ -27,6 +27,7 @@ from fleetfit.server.storage.tables import (
     JobRow,
     MeasurementRow,
     ModelRow,
+    RecoveredRow,
     ScorerRow,
     VariantRow,
 )
@@ -154,4 +155,12 @@ def _candidate(session: Session, row: CandidateRow, beside: str, title: str) -> 
         test=measured.get("test"),
         raw=raw,
         notes=tuple(facts.notes) if facts is not None else (),
+        recovered=_recovered(session, variant),
     )
+
+
+def _recovered(session: Session, variant: VariantRow) -> RecoveredFrom | None:
+    if not variant.recovered:
+        return None
+    row = session.get_one(RecoveredRow, variant.recovered)
+    return RecoveredFrom(short(row.id), short(row.variant_key), row.sha256)

@@ -36,6 +36,7 @@ from fleetfit.server.storage.tables import (
     JobRow,
     MeasurementRow,
     TaskRow,
+    VariantRow,
 )
 
 _log: Final = logging.getLogger(__name__)
@@ -127,7 +128,9 @@ class Ingestion:
         candidates = []
         for candidate_id, digest in raw.items():
             row = session.get_one(CandidateRow, candidate_id)
+            recovered = bool(session.get_one(VariantRow, row.variant_key).recovered)
             described = {"id": row.id, "role": row.role, "threads": row.threads, "batch": row.batch}
+            described["recovered"] = recovered
             candidates.append(described | {"path": str(self._store.path(digest).resolve())})
         metric = metric_of(session, job, jobs_pb2.JobSpec.FromString(job.spec))
         return {"metric": metric, "scored": is_user_metric(metric), "candidates": candidates}

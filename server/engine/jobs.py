@@ -29,8 +29,10 @@ from fleetfit.server.engine.planning import (
     runtime_notes,
     width_notes,
 )
+from fleetfit.server.engine.recovered import plan_recovered
 from fleetfit.server.engine.scoring import TRAINED_BY_LOSS, rescore, scorer_command
 from fleetfit.server.engine.states import CandidateState, JobState, TaskState, VariantState
+from fleetfit.server.selection.words import TRAINED_ELSEWHERE
 from fleetfit.server.storage.ids import new_id, now_ms
 from fleetfit.server.storage.tables import (
     CandidateRow,
@@ -57,7 +59,12 @@ class Request:
     """A job's specification with all its names looked up. Raises with a sentence for what cannot be met."""
 
     def __init__(
-        self, session: Session, spec: jobs_pb2.JobSpec, compress_threads: int, cuda: CudaDevice | None = None
+        self,
+        session: Session,
+        spec: jobs_pb2.JobSpec,
+        compress_threads: int,
+        owner: str,
+        cuda: CudaDevice | None = None,
     ) -> None:
         if spec.HasField("incumbent"):
             raise UnsupportedHere("comparing with an incumbent build is not possible yet; leave --incumbent out")
@@ -73,10 +80,24 @@ class Request:
         self.data = None if data is None else _planned_data(data)
         self.devices = _planned_devices(session, spec)
         recipes = [] if spec.kind == jobs_pb2.JOB_KIND_BENCH else _recipes(spec, self.model, self.data)
+        recovered = plan_recovered(session, spec.recovered, self.model, recipes, owner)
+        if recovered and spec.kind == jobs_pb2.JOB_KIND_BENCH:
+            raise InvalidInput(
+                "a benchmark measures the model as it is; give the recovered network to a compression job",
+                field="recovered",
+            )
         self.candidates = plan_candidates(
-            spec, self.model, self.data, self.devices, recipes, compress_threads=compress_threads, cuda=cuda
+            spec,
+            self.model,
+            self.data,
+            self.devices,
+            recipes,
+            compress_threads=compress_threads,
+            recovered=recovered,
+            cuda=cuda,
         )
         self.notes = [*width_notes(self.devices, recipes), *runtime_notes(self.candidates)]
+        self.notes += [f"{one.recipe.name}: {TRAINED_ELSEWHERE}" for one in recovered if one.role == "recipe"]
         metric = judged_by(spec, self.data)
         check_wishes(spec, metric)
         if is_user_metric(metric):
@@ -141,6 +162,7 @@ def _want_variant(session: Session, request: Request, candidate: PlannedCandidat
                 facts=None,
                 seconds=0.0,
                 held=None,
+                recovered=candidate.recovered,
                 created_ms=now_ms(),
             )
         )

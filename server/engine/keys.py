@@ -54,12 +54,14 @@ def variant_key(
     seed: int,
     threads: int,
     cuda: CudaDevice | None = None,
+    recovered: str = "",
 ) -> str:
     """The key of a model after a recipe, on a server with that CUDA device, if any.
 
-    `splits` are the digests of what compression may read; none without data.
+    `splits` are the digests of what compression may read; none without data. `recovered` is the key of the network that a user
+    trained, where that stands for what the recipe does to layers.
     """
-    used = trained_on(recipe, cuda)
+    used = trained_on(recipe.for_builds() if recovered else recipe, cuda)
     return key_of(
         {
             "model": model_sha256,
@@ -72,6 +74,7 @@ def variant_key(
             "environment": numeric_environment(),
             # Nothing where the processor computes: its variants keep the names that they had before there was a choice.
             **({} if used is None else {"compute": used.described()}),
+            **({"recovered": recovered} if recovered else {}),
         }
     )
 

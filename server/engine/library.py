@@ -1,4 +1,4 @@
-"""Models and datasets: registering what was uploaded, and checking it in a child."""
+"""Models, datasets and trained networks of variants: registering what was uploaded, and checking it in a child."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from fleetfit.compress.tasks import IntakeData, IntakeModel, ModelFacts, Task
-from fleetfit.core.errors import FleetfitError, InvalidInput, rebuild
+from fleetfit.compress.tasks import IntakeData, IntakeModel, IntakeRecovered, ModelFacts, Task
+from fleetfit.core.digests import key_of
+from fleetfit.core.errors import FleetfitError, IntegrityError, InvalidInput, rebuild
 from fleetfit.core.metrics import metric_info
 from fleetfit.proto.v1 import common_pb2, models_pb2
 from fleetfit.server.engine.executor import Executor, Finished
 from fleetfit.server.engine.lookup import find_dataset, find_model
-from fleetfit.server.engine.messages import dataset_message, model_message
+from fleetfit.server.engine.messages import dataset_message, model_message, recovered_message
+from fleetfit.server.engine.variants import find_trainable, network_of
 from fleetfit.server.storage.artifacts import ArtifactStore
 from fleetfit.server.storage.database import Database
 from fleetfit.server.storage.ids import new_id, now_ms
-from fleetfit.server.storage.tables import LOCAL_OWNER, ArtifactRow, DatasetRow, ModelRow
+from fleetfit.server.storage.tables import LOCAL_OWNER, ArtifactRow, DatasetRow, ModelRow, RecoveredRow, VariantRow
 
 _log: Final = logging.getLogger(__name__)
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -34,7 +36,8 @@ class _Work:
     id: str
     task: Task
     inputs: dict[str, str]
-    is_model: bool
+    row: type[ModelRow] | type[DatasetRow] | type[RecoveredRow]
+    what: str
 
 
 class Library:
@@ -49,7 +52,7 @@ class Library:
         self._published = published
         self.progress: dict[str, common_pb2.Progress] = {}
 
-    async def push_model(self, name: str, sha256: str, form: str) -> str:
+    async def push_model(self, name: str, sha256: str, form: str, owner: str = LOCAL_OWNER) -> str:
         """Register uploaded content as a model, to be checked; its id. The same content again is the same version."""
         _check_name(name)
         if form not in ("pt2", "onnx"):
@@ -59,11 +62,11 @@ class Library:
         def register(session: Session) -> str:
             rows = session.scalars(select(ModelRow).where(ModelRow.name == name)).all()
             for row in rows:
-                if row.sha256 == sha256 and row.format == form and row.state != "refused":
+                if (row.sha256, row.format, row.owner) == (sha256, form, owner) and row.state != "refused":
                     return row.id
             row = ModelRow(
                 id=new_id(),
-                owner=LOCAL_OWNER,
+                owner=owner,
                 name=name,
                 version=max((r.version for r in rows), default=0) + 1,
                 format=form,
@@ -125,6 +128,28 @@ class Library:
 
         return await self._database.write(register)
 
+    async def push_recovered(self, variant: str, sha256: str, owner: str = LOCAL_OWNER) -> str:
+        """Register uploaded content as a person's variant after training, to be compared; its id.
+
+        The same content for the same variant again is the same one. Raises as `find_trainable` does.
+        """
+        size = self._store.path(sha256).stat().st_size
+
+        def register(session: Session) -> str:
+            found, _, _ = find_trainable(session, variant, owner)
+            key = key_of({"recovers": found.key, "file": sha256, "owner": owner})
+            row = session.get(RecoveredRow, key)
+            if row is None:
+                row = RecoveredRow(id=key, owner=owner, variant_key=found.key, sha256=sha256, size_bytes=size)
+                row.state, row.refusal, row.facts, row.created_ms = "checking", "", None, now_ms()
+                session.add(row)
+            elif row.state == "refused":
+                row.state, row.refusal = "checking", ""
+            keep_artifact(session, sha256, size)
+            return key
+
+        return await self._database.write(register)
+
     async def check_next(self) -> bool:
         """Check the oldest thing that waits to be checked. False where nothing waits."""
         work = await self._database.read(_next_work)
@@ -145,7 +170,7 @@ class Library:
             # Refused rather than tried again for ever: its sender waits for an answer, and others wait behind it.
             reason = _told(error)
             _log.warning("%s was not checked: %s", work.id, reason, exc_info=not isinstance(error, FleetfitError))
-            await self._database.write(lambda session: _save(session, work, reason, None, {}))
+            await self._database.write(lambda session: _save(session, work, reason, None, {}, {}))
         finally:
             self.progress.pop(work.id, None)
         self._published(work.id)
@@ -155,18 +180,27 @@ class Library:
         result = finished.result
         refusal, facts = "", None
         splits: dict[str, dict[str, Any]] = {}
+        made: dict[str, int] = {}
         if result is None:
-            refusal = _ended_badly(finished, "model" if work.is_model else "data")
+            refusal = _ended_badly(finished, work.what)
         elif result.error is not None:
             refusal = result.error.message
-        elif work.is_model and result.model is not None:
+        elif result.model is not None:
             facts = result.model.model_dump()
+        elif result.recovered is not None:
+            network = result.recovered.network
+            facts = result.recovered.model_dump()
+            taken = await asyncio.to_thread(self._store.put, finished.out / network.file)
+            if taken != (network.sha256, network.size_bytes):
+                raise IntegrityError(f"{network.file} changed after it was checked; push it again")
+            made[network.sha256] = network.size_bytes
         elif result.data is not None:
             facts = result.data.model_dump()
             for split in result.data.splits:
                 digest, size = await asyncio.to_thread(self._store.put, finished.out / split.file)
                 splits[split.name] = {"sha256": digest, "size_bytes": size, "count": split.count}
-        await self._database.write(lambda session: _save(session, work, refusal, facts, splits))
+                made[digest] = size
+        await self._database.write(lambda session: _save(session, work, refusal, facts, splits, made))
 
     async def model(self, text: str) -> models_pb2.Model:
         """One model by name or id."""
@@ -175,6 +209,10 @@ class Library:
     async def dataset(self, text: str) -> models_pb2.Dataset:
         """One dataset by name or id."""
         return await self._database.read(lambda session: dataset_message(find_dataset(session, text)))
+
+    async def recovered(self, key: str) -> models_pb2.Recovered:
+        """One variant's trained network by its id."""
+        return await self._database.read(lambda session: recovered_message(session, session.get_one(RecoveredRow, key)))
 
     async def models(self) -> list[models_pb2.Model]:
         """All, newest first."""
@@ -198,7 +236,13 @@ def _next_work(session: Session) -> _Work | None:
     model = session.scalars(select(ModelRow).where(ModelRow.state == "checking").order_by(ModelRow.id)).first()
     if model is not None:
         work = IntakeModel(format=model.format)  # type: ignore[arg-type]
-        return _Work(model.id, Task(task_id=model.id, work=work), {"model": model.sha256}, True)
+        return _Work(model.id, Task(task_id=model.id, work=work), {"model": model.sha256}, ModelRow, "model")
+    checking = select(RecoveredRow).where(RecoveredRow.state == "checking").order_by(RecoveredRow.created_ms)
+    if (recovered := session.scalars(checking).first()) is not None:
+        network = network_of(session.get_one(VariantRow, recovered.variant_key))
+        inputs = {"variant": network, "trained": recovered.sha256}
+        task = Task(task_id=recovered.id[:20], work=IntakeRecovered())
+        return _Work(recovered.id, task, inputs, RecoveredRow, "network")
     data = session.scalars(select(DatasetRow).where(DatasetRow.state == "checking").order_by(DatasetRow.id)).first()
     if data is None:
         return None
@@ -214,20 +258,25 @@ def _next_work(session: Session) -> _Work | None:
         own_test=bool(data.test_sha256),
     )
     inputs = {"data": data.sha256} | ({"test": data.test_sha256} if data.test_sha256 else {})
-    return _Work(data.id, Task(task_id=data.id, work=wanted), inputs, False)
+    return _Work(data.id, Task(task_id=data.id, work=wanted), inputs, DatasetRow, "data")
 
 
 def _save(
-    session: Session, work: _Work, refusal: str, facts: dict[str, Any] | None, splits: dict[str, dict[str, Any]]
+    session: Session,
+    work: _Work,
+    refusal: str,
+    facts: dict[str, Any] | None,
+    splits: dict[str, dict[str, Any]],
+    made: dict[str, int],
 ) -> None:
-    row = session.get(ModelRow, work.id) if work.is_model else session.get(DatasetRow, work.id)
+    row = cast("ModelRow | DatasetRow | RecoveredRow | None", session.get(work.row, work.id))
     if row is None:
         return
     row.state, row.refusal, row.facts = ("refused" if refusal else "accepted"), refusal, facts
     if isinstance(row, DatasetRow):
         row.splits = splits
-        for split in splits.values():
-            keep_artifact(session, split["sha256"], split["size_bytes"])
+    for digest, size in made.items():
+        keep_artifact(session, digest, size)
 
 
 def _told(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Finding rows by the names that people give: `name`, `name:version`, an id or its end, `last`."""
+"""Finding rows by the names that people give: `name`, `name:version`, an id or its end, a key's beginning, `last`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import difflib
 from collections.abc import Sequence
 from typing import TypeVar
 
-from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy import Select, select
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from fleetfit.core.digests import short
 from fleetfit.core.errors import InvalidInput, NotFound
-from fleetfit.server.storage.tables import DatasetRow, DeviceRow, JobRow, ModelRow
+from fleetfit.server.storage.tables import DatasetRow, DeviceRow, JobRow, ModelRow, RecoveredRow, VariantRow
 
 _SHORTEST_ID = 6
+_SHOWN = 3
 _Row = TypeVar("_Row", ModelRow, DatasetRow)
+_Keyed = TypeVar("_Keyed", VariantRow, RecoveredRow)
 
 
 def find_model(session: Session, text: str) -> ModelRow:
@@ -65,6 +68,33 @@ def find_job(session: Session, text: str) -> JobRow:
     if len(rows) > 1:
         raise InvalidInput(f"the ids of several jobs end with '{text}'; give more of the id", field="job")
     return rows[0]
+
+
+def find_by_key(
+    session: Session, own: Select[_Keyed], key: InstrumentedAttribute[str], text: str, what: str, shown_by: str
+) -> _Keyed:
+    """The one row of `own` whose key begins with `text`. Raises NotFound, InvalidInput for a beginning of none or of several.
+
+    `what` is its noun with an adjective at most; `shown_by` says where its names stand.
+    """
+    if len(text) < _SHORTEST_ID:
+        raise InvalidInput(
+            f"'{text}' is too short for a {what}; give {_SHORTEST_ID} characters or more of the name that {shown_by} shows",
+            field=what.split()[0],
+        )
+    rows = session.scalars(own.where(key.startswith(text, autoescape=True)).order_by(key)).all()
+    if len(rows) == 1:
+        return rows[0]
+    if rows:
+        keys: list[str] = [getattr(row, key.key) for row in rows[:_SHOWN]]
+        some = ", ".join(one[: len(text) + 4] for one in keys)
+        raise InvalidInput(
+            f"several {what}s begin with '{text}' ({some}); give more of the name", field=what.split()[0]
+        )
+    known = [short(one) for one in session.scalars(own.with_only_columns(key).order_by(key))]
+    near = difflib.get_close_matches(short(text), known, _SHOWN)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"{shown_by} shows their names"
+    raise NotFound(f"there is no {what} '{text}'; {hint}", field=what.split()[0])
 
 
 def _named(rows: Sequence[_Row], text: str, what: str, command: str) -> _Row:

@@ -1,13 +1,16 @@
-"""Models, datasets and tensors as the protocol has them."""
+"""Models, datasets, trained networks and tensors as the protocol has them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Final
 
-from fleetfit.compress.tasks import DataFacts, ModelFacts, Tensor
+from sqlalchemy.orm import Session
+
+from fleetfit.compress.recipe import Recipe
+from fleetfit.compress.tasks import DataFacts, ModelFacts, RecoveredFacts, Tensor
 from fleetfit.proto.v1 import common_pb2, models_pb2
-from fleetfit.server.storage.tables import DatasetRow, ModelRow
+from fleetfit.server.storage.tables import DatasetRow, ModelRow, RecoveredRow, VariantRow
 
 _STATES: Final = {
     "checking": models_pb2.INTAKE_STATE_CHECKING,
@@ -39,6 +42,27 @@ def model_message(row: ModelRow) -> models_pb2.Model:
         message.outputs.extend(tensor_messages(facts.outputs))
         message.parameters, message.macs = facts.parameters, facts.macs
         message.recognised_share, message.trainable = facts.recognised_share, facts.trainable
+        message.notes.extend(facts.notes)
+    return message
+
+
+def recovered_message(session: Session, row: RecoveredRow) -> models_pb2.Recovered:
+    """A variant's trained network as the protocol has it."""
+    variant = session.get_one(VariantRow, row.variant_key)
+    model = session.get_one(ModelRow, variant.model_id)
+    message = models_pb2.Recovered(
+        recovered=row.id,
+        variant=row.variant_key,
+        model=f"{model.name}:{model.version}",
+        recipe=(Recipe.from_yaml(variant.recipe) if variant.recipe else Recipe.original()).name,
+        artifact=common_pb2.ArtifactRef(sha256=row.sha256, size_bytes=row.size_bytes),
+        state=_STATES[row.state],
+        refusal=row.refusal,
+        created_unix_ms=row.created_ms,
+    )
+    if row.facts is not None:
+        facts = RecoveredFacts.model_validate(row.facts)
+        message.parameters, message.changed, message.tensors = facts.parameters, facts.changed, facts.tensors
         message.notes.extend(facts.notes)
     return message
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fleetfit.compress.export.registry import DEFAULT
+from fleetfit.compress.passes.base import Stage
 from fleetfit.compress.recipe import Recipe, control_for
 from fleetfit.compress.tasks import CudaDevice, DataFacts, ModelFacts
 from fleetfit.core.errors import InvalidData, InvalidInput, InvalidRecipe
@@ -92,8 +93,24 @@ class PlannedDevice:
 
 
 @dataclass(frozen=True)
+class PlannedRecovered:
+    """A variant's network that its user trained, by its key, with the recipe that made the variant, under a name of its own."""
+
+    key: str
+    recipe: Recipe
+
+    @property
+    def role(self) -> str:
+        """A network of which nothing was taken away is the original, trained: a control, as far as its user trained alike."""
+        return "control" if all(step.stage is Stage.RECOVER for step in self.recipe.steps) else "recipe"
+
+
+@dataclass(frozen=True)
 class PlannedCandidate:
-    """One variant in one runtime on one device under one condition. `recipe` is fitted to the device: it says every width."""
+    """One variant in one runtime on one device under one condition. `recipe` is fitted to the device: it says every width.
+
+    `recovered` is the key of the network that its user trained, empty where all of the recipe is carried out.
+    """
 
     device: PlannedDevice
     recipe: Recipe
@@ -103,6 +120,12 @@ class PlannedCandidate:
     threads: int
     batch: int
     skip_reason: str = ""
+    recovered: str = ""
+
+    @property
+    def to_do(self) -> Recipe:
+        """What is left of the recipe to be carried out."""
+        return self.recipe.for_builds() if self.recovered else self.recipe
 
 
 def plan_candidates(
@@ -114,6 +137,7 @@ def plan_candidates(
     *,
     compress_threads: int,
     cuda: CudaDevice | None = None,
+    recovered: Sequence[PlannedRecovered] = (),
 ) -> list[PlannedCandidate]:
     """All candidates, the original first, in the order they are made. Recipes that make the same variant count once.
 
@@ -131,7 +155,7 @@ def plan_candidates(
     returns_outputs = is_user_metric(metric)
     if returns_outputs and data is not None:
         _check_returns(metric, model, data, devices)
-    wanted = _with_roles(spec, model, data, recipes)
+    wanted = _wishes(spec, model, data, recipes, recovered)
     splits = {} if data is None else {name: data.splits[name] for name in MADE_FROM if name in data.splits}
     task = data.facts.task if data is not None else ""
     found: list[PlannedCandidate] = []
@@ -140,8 +164,9 @@ def plan_candidates(
         reason = "" if set(runtimes) & set(device.available) else _no_runtime(device)
         for threads, batch in _conditions(spec, model, device):
             seen = set()
-            for runtime, role, general in _in_runtimes(spec, device, runtimes, wanted):
-                recipe = general.fitted(device.round_to)
+            for runtime, wish in _in_runtimes(device, runtimes, wanted):
+                # A network that was trained has its widths.
+                recipe = wish.recipe if wish.recovered else wish.recipe.fitted(device.round_to)
                 key = variant_key(
                     model.sha256,
                     splits,
@@ -151,24 +176,29 @@ def plan_candidates(
                     seed=spec.seed,
                     threads=compress_threads,
                     cuda=cuda,
+                    recovered=wish.recovered,
                 )
                 if (key, runtime) not in seen:
                     seen.add((key, runtime))
-                    found.append(PlannedCandidate(device, recipe, role, key, runtime, threads, batch, reason))
-        _check_recipes(spec, device, runtimes, recipes)
+                    found.append(
+                        PlannedCandidate(
+                            device, recipe, wish.role, key, runtime, threads, batch, reason, wish.recovered
+                        )
+                    )
+        _check_recipes(spec, device, runtimes, [*recipes, *(one.recipe for one in recovered)])
     return found
 
 
 def _in_runtimes(
-    spec: jobs_pb2.JobSpec, device: PlannedDevice, runtimes: Sequence[str], wanted: Sequence[tuple[str, Recipe]]
-) -> Iterator[tuple[str, str, Recipe]]:
-    """Runtime, role and recipe of what a device measures."""
-    for runtime, (role, recipe) in itertools.product(runtimes, wanted):
-        meant = role != "recipe" or bool(spec.recipes) or device.takes(recipe)
+    device: PlannedDevice, runtimes: Sequence[str], wanted: Sequence[_Wish]
+) -> Iterator[tuple[str, _Wish]]:
+    """Runtime and variant of what a device measures."""
+    for runtime, wish in itertools.product(runtimes, wanted):
+        meant = not wish.optional or device.takes(wish.recipe)
         # The control stands for what training gives, which no runtime changes.
-        repeats = role == "control" and runtime != runtimes[0]
-        if meant and not repeats and can_have(runtime, recipe):
-            yield runtime, role, recipe
+        repeats = wish.role == "control" and runtime != runtimes[0]
+        if meant and not repeats and can_have(runtime, wish.recipe):
+            yield runtime, wish
 
 
 def _conditions(spec: jobs_pb2.JobSpec, model: PlannedModel, device: PlannedDevice) -> list[tuple[int, int]]:
@@ -418,10 +448,24 @@ def _trained_on(data: PlannedData | None) -> int:
     return next((s.count for s in data.facts.splits if s.name == "train"), 0) if data is not None else 0
 
 
-def _with_roles(
-    spec: jobs_pb2.JobSpec, model: PlannedModel, data: PlannedData | None, recipes: Sequence[Recipe]
-) -> list[tuple[str, Recipe]]:
-    wanted = [("original", Recipe.original())]
+@dataclass(frozen=True)
+class _Wish:
+    """One variant of a job before it is fitted to a device. `optional`: only where the device's profile names its recipe."""
+
+    role: str
+    recipe: Recipe
+    optional: bool = False
+    recovered: str = ""
+
+
+def _wishes(
+    spec: jobs_pb2.JobSpec,
+    model: PlannedModel,
+    data: PlannedData | None,
+    recipes: Sequence[Recipe],
+    recovered: Sequence[PlannedRecovered],
+) -> list[_Wish]:
+    wanted = [_Wish("original", Recipe.original())]
     if spec.kind == jobs_pb2.JOB_KIND_BENCH:
         return wanted
     for recipe in recipes:
@@ -431,12 +475,16 @@ def _with_roles(
                 "trained; push the model as a .pt2, or use recipes that only quantize",
                 field="recipes",
             )
+    for recipe in (*recipes, *(one.recipe.for_builds() for one in recovered)):
         if recipe.needs_data() and data is None:
             raise InvalidInput(f"the recipe '{recipe.name}' needs data; name a dataset with --data", field="dataset")
-    control = control_for(recipes, _trained_on(data))
+    # What fleetfit trained a network with, before its user did, the control is to get too.
+    control = control_for([*recipes, *(one.recipe for one in recovered)], _trained_on(data))
     if control is not None:
-        wanted.append(("control", control))
-    return wanted + [("recipe", recipe) for recipe in recipes]
+        wanted.append(_Wish("control", control))
+    wanted += [_Wish(one.role, one.recipe, recovered=one.key) for one in recovered if one.role == "control"]
+    wanted += [_Wish("recipe", recipe, optional=not spec.recipes) for recipe in recipes]
+    return wanted + [_Wish(one.role, one.recipe, recovered=one.key) for one in recovered if one.role == "recipe"]
 
 
 def _check_fit(model: PlannedModel, data: PlannedData) -> None:

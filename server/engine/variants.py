@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-import difflib
-
 from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from fleetfit.compress.recipe import Recipe
-from fleetfit.compress.tasks import CompressFacts
+from fleetfit.compress.tasks import CompressFacts, Trainable
 from fleetfit.core.digests import short
-from fleetfit.core.errors import Conflict, InvalidInput, NotFound
+from fleetfit.core.errors import Conflict
 from fleetfit.proto.v1 import common_pb2, models_pb2
+from fleetfit.server.engine.lookup import find_by_key
 from fleetfit.server.engine.states import VariantState
 from fleetfit.server.storage.tables import ModelRow, VariantRow
-
-_SHORTEST = 6
-_SHOWN = 3
 
 
 def find_variant(session: Session, text: str, owner: str) -> models_pb2.GetVariantResponse:
     """What a person's variant was made into. Raises NotFound, InvalidInput, or Conflict where there is nothing to train."""
-    variant = _named(session, text, owner)
+    variant, made, network = find_trainable(session, text, owner)
+    return models_pb2.GetVariantResponse(
+        variant=variant.key,
+        trainable=common_pb2.ArtifactRef(sha256=network.sha256, size_bytes=network.size_bytes),
+        lineage_json=made.model_dump_json(indent=2),
+        recipe=variant.recipe or Recipe.original().to_yaml(),
+    )
+
+
+def find_trainable(session: Session, text: str, owner: str) -> tuple[VariantRow, CompressFacts, Trainable]:
+    """A person's variant, what it was made into, and its network. Raises as `find_variant` does."""
+    asked = aliased(ModelRow)
+    # A variant is made once for all who pushed the same model, so its row names the model of one of them.
+    digests = select(asked.sha256).where(asked.owner == owner)
+    own = select(VariantRow).join(ModelRow, ModelRow.id == VariantRow.model_id).where(ModelRow.sha256.in_(digests))
+    variant = find_by_key(session, own, VariantRow.key, text, "variant", "`fleetfit report JOB`")
     name = short(variant.key)
     if session.get_one(ModelRow, variant.model_id).format == "onnx":
         raise Conflict(
@@ -42,28 +53,11 @@ def find_variant(session: Session, text: str, owner: str) -> models_pb2.GetVaria
             "another --seed to have it made anew, or make it on your machine with `fleetfit compress --local`",
             field="variant",
         )
-    return models_pb2.GetVariantResponse(
-        variant=variant.key,
-        trainable=common_pb2.ArtifactRef(sha256=made.trainable.sha256, size_bytes=made.trainable.size_bytes),
-        lineage_json=made.model_dump_json(indent=2),
-        recipe=variant.recipe or Recipe.original().to_yaml(),
-    )
+    return variant, made, made.trainable
 
 
-def _named(session: Session, text: str, owner: str) -> VariantRow:
-    if len(text) < _SHORTEST:
-        raise InvalidInput(
-            f"'{text}' is too short for a variant; give {_SHORTEST} characters or more of the name that its report shows",
-            field="variant",
-        )
-    own = select(VariantRow).join(ModelRow, ModelRow.id == VariantRow.model_id).where(ModelRow.owner == owner)
-    rows = session.scalars(own.where(VariantRow.key.startswith(text, autoescape=True)).order_by(VariantRow.key)).all()
-    if len(rows) == 1:
-        return rows[0]
-    if rows:
-        some = ", ".join(row.key[: len(text) + 4] for row in rows[:_SHOWN])
-        raise InvalidInput(f"several variants begin with '{text}' ({some}); give more of the name", field="variant")
-    known = [short(key) for key in session.scalars(own.with_only_columns(VariantRow.key).order_by(VariantRow.key))]
-    near = difflib.get_close_matches(short(text), known, _SHOWN)
-    hint = f"did you mean {' or '.join(near)}?" if near else "`fleetfit report JOB` shows a job's variants"
-    raise NotFound(f"there is no variant '{text}'; {hint}", field="variant")
+def network_of(variant: VariantRow) -> str:
+    """The digest of the network of a variant that `find_trainable` has found."""
+    made = CompressFacts.model_validate(variant.facts)
+    assert made.trainable is not None  # noqa: S101 - nothing takes it away again
+    return made.trainable.sha256

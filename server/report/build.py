@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 from collections.abc import Sequence
 from typing import Final, Literal, cast
 
+from fleetfit.core.digests import short
 from fleetfit.core.figures import number
 from fleetfit.core.metrics import known_metric
 from fleetfit.server.report.controls import control_words, controls_of, doubt_of
@@ -24,6 +26,7 @@ from fleetfit.server.report.model import (
     MetricReport,
     RatioFigure,
     RawSamples,
+    RecoveredReport,
     Report,
     SamplingReport,
     SeenReport,
@@ -33,7 +36,7 @@ from fleetfit.server.report.model import (
 from fleetfit.server.report.summary import Drops, Figure, MeasurementSummary
 from fleetfit.server.selection.choose import Verdict, select_variant
 from fleetfit.server.selection.ratios import UNITY, is_a_tie
-from fleetfit.server.selection.words import interval
+from fleetfit.server.selection.words import TRAINED_ELSEWHERE, USERS_ORIGINAL, interval
 
 _EMULATED: Final = "its timings mean nothing: the device is emulated"
 
@@ -128,6 +131,7 @@ def _candidate(
         raw={kind: RawSamples(sha256=sha256, size_bytes=size) for kind, (sha256, size) in c.raw.items()},
         sustained_ms=_sustained(c, summary),
         sampling=SamplingReport.model_validate(summary.sampling.model_dump()) if summary and summary.sampling else None,
+        recovered=None if c.recovered is None else RecoveredReport(**dataclasses.asdict(c.recovered)),
     )
 
 
@@ -223,7 +227,7 @@ def _notes(
     """What a reader should know, and why figures are missing."""
     if c.state != "measured":
         return [c.reason or f"it was {c.state}, so it has no figures", *c.notes]
-    found = [*c.notes, *(summary.notes if summary else ())]
+    found = [*_trained_by_user(device, c, drop), *c.notes, *(summary.notes if summary else ())]
     found += _beside_itself(c, summary)
     if device.emulated:
         found.append(_EMULATED)
@@ -249,6 +253,27 @@ def _notes(
         found.append("the test split is run for the originals and the selected variant only")
     found.append("no build that is shipped today was given, so there is no ratio against it")
     return list(dict.fromkeys(found))
+
+
+def _trained_by_user(device: DeviceFacts, c: CandidateFacts, drop: DropFigure | None) -> list[str]:
+    """Where a network came back from its user's training: from which file, and what that means for its loss."""
+    if c.recovered is None:
+        return []
+    made_of = (
+        f"made of the file {short(c.recovered.file)}, the network of the variant {c.recovered.variant} after training"
+    )
+    if not c.compressed:
+        return [f"{made_of} by its user: a fair control for what the user trained alike, and for nothing else"]
+    against = next((one for one in device.candidates if drop and one.recipe == drop.against), None)
+    if against is not None and against.recovered is not None:
+        return [
+            f"{made_of} by its user; its loss is against {USERS_ORIGINAL}, which is fair if both were trained alike"
+        ]
+    original = next((one.variant for one in device.candidates if one.role == "original"), "ORIGINAL")
+    return [
+        f"{made_of}: {TRAINED_ELSEWHERE}; `fleetfit models pull {original} --trainable` gives the original's network, to be "
+        "trained in the same way and pushed with --recovers as the fair control"
+    ]
 
 
 def _mentions(word: str, notes: Sequence[str]) -> bool:

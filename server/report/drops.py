@@ -1,7 +1,7 @@
 """`python -m fleetfit.server.report.drops IN.json OUT.json`: how much each candidate of a device loses, sample by sample.
 
-IN is `{"metric": str, "candidates": [{"id", "role", "threads", "batch", "path"}]}`, the paths being raw results, or, with
-`"scored": true`, the scores of a user's metric.
+IN is `{"metric": str, "candidates": [{"id", "role", "threads", "batch", "recovered", "path"}]}`, the paths being raw results,
+or, with `"scored": true`, the scores of a user's metric. `recovered`: its user trained it, outside fleetfit.
 """
 
 from __future__ import annotations
@@ -35,13 +35,15 @@ class Scored:
     role: str
     condition: tuple[int, int]
     scores: Scores
+    recovered: bool = False
 
 
 def compare(metric: str, candidates: Sequence[Scored]) -> Drops:
     """The loss of each candidate against what stands for the original under its condition.
 
     That is the control, the original given the same training, unless the original is better: training that made the
-    original worse must not make compression look good. A candidate scored on another number of samples is left out.
+    original worse must not make compression look good. An original that its user trained stands in only for what users trained:
+    nothing else was given that training. A candidate scored on another number of samples is left out.
     """
     ordered = sorted(candidates, key=lambda one: (one.condition, one.role != "original", one.role != "control", one.id))
     bases = [one for one in ordered if one.role in ("original", "control")]
@@ -49,7 +51,8 @@ def compare(metric: str, candidates: Sequence[Scored]) -> Drops:
     references: dict[str, str] = {}
     for one in ordered:
         # The metric hardly depends on threads and batch: without an original under this condition another's will do.
-        near = [base for base in bases if base.condition == one.condition] or bases
+        given = [base for base in bases if one.recovered or not base.recovered]
+        near = [base for base in given if base.condition == one.condition] or given
         fitting = [base for base in near if len(base.scores) == len(one.scores)]
         if not fitting:
             continue
@@ -75,7 +78,8 @@ def main(arguments: Sequence[str]) -> int:
         path = Path(one["path"])
         scores: Scores = read_scores(path) if wanted.get("scored") else scores_of(read_result(path))
         if len(scores):
-            found.append(Scored(one["id"], one["role"], (one["threads"], one["batch"]), scores))
+            condition = one["threads"], one["batch"]
+            found.append(Scored(one["id"], one["role"], condition, scores, one.get("recovered", False)))
     write(compare(wanted["metric"], found).model_dump_json(), out)
     return 0
 

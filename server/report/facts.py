@@ -21,6 +21,15 @@ class LimitFacts:
 
 
 @dataclass(frozen=True)
+class RecoveredFrom:
+    """A network that its user trained outside fleetfit: its short name, the variant's whose network it is, the file's digest."""
+
+    name: str
+    variant: str
+    file: str
+
+
+@dataclass(frozen=True)
 class CandidateFacts:
     """One variant in one runtime on one device under one condition.
 
@@ -54,6 +63,7 @@ class CandidateFacts:
     """Where the raw samples are: digest and bytes, of what was `measured` and of the metric on the `test` split."""
     warm_counts: bool = False
     """On this kind of device what a build does when it is warm decides, where that was measured."""
+    recovered: RecoveredFrom | None = None
 
     @property
     def compressed(self) -> bool:

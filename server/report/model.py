@@ -61,7 +61,7 @@ class DropFigure(_Part):
     """The loss of the metric, paired sample by sample, in the metric's unit; positive is worse.
 
     `against` is the recipe that stands for the original: `original`, or `original-retrained`, the original given the same
-    training.
+    training; for a network that its user trained also an original that its user trained (`original-recovered`).
     """
 
     value: float
@@ -169,6 +169,14 @@ class SpeedupReport(_Part):
     incumbent: RatioFigure | None = None
 
 
+class RecoveredReport(_Part):
+    """A network that its user trained outside fleetfit: its name, the variant whose network it is, the file's SHA-256."""
+
+    name: str
+    variant: str
+    file: str
+
+
 class CandidateReport(_Part):
     """One variant under one condition on one device."""
 
@@ -208,6 +216,8 @@ class CandidateReport(_Part):
     """The samples behind the figures: `measured`, and `test` where the test split was run."""
     sampling: SamplingReport | None = None
     """Null where no precision was asked for."""
+    recovered: RecoveredReport | None = None
+    """Set where a user's training stands for a part of the recipe."""
 
 
 class ControlReport(_Part):

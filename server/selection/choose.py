@@ -17,7 +17,7 @@ from fleetfit.server.selection.limits import Breach, Judged, broken_limits
 from fleetfit.server.selection.objectives import ORIGINAL, better_because, cost, joules_of, why_not_worth
 from fleetfit.server.selection.ratios import UNITY, is_faster, is_tie, product, quotient
 from fleetfit.server.selection.sentences import Chosen, no_choice, sentence
-from fleetfit.server.selection.words import condition
+from fleetfit.server.selection.words import USERS_ORIGINAL, condition
 
 _OBSTACLES: Final = {
     "energy": "energy was not measured, so nothing can be chosen by it",
@@ -206,7 +206,9 @@ def _judged(job: JobFacts, device: DeviceFacts, c: CandidateFacts) -> Judged:
     reference = drops.references.get(c.id, drops.against)
     stand_in = next((one for one in device.candidates if one.id == reference), None)
     measured = stand_in.validation.metric if stand_in and stand_in.validation else None
-    name = "the original given the same training" if stand_in and stand_in.role == "control" else "the original"
+    name = "the original"
+    if stand_in and stand_in.role == "control":
+        name = USERS_ORIGINAL if stand_in.recovered else "the original given the same training"
     return Judged(job.metric, drops.by_candidate.get(c.id), measured.figure.value if measured else None, name)
 
 

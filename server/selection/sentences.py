@@ -12,7 +12,16 @@ from fleetfit.server.report.summary import Figure
 from fleetfit.server.selection.limits import Breach, Judged
 from fleetfit.server.selection.objectives import energy_saved, joules_of
 from fleetfit.server.selection.ratios import is_faster, is_slower
-from fleetfit.server.selection.words import enumerate_names, interval, loss, smaller, tie, times
+from fleetfit.server.selection.words import (
+    TRAINED_ELSEWHERE,
+    USERS_ORIGINAL,
+    enumerate_names,
+    interval,
+    loss,
+    smaller,
+    tie,
+    times,
+)
 
 _NO_ENERGY: Final = "energy was not measured: "
 
@@ -47,6 +56,8 @@ def sentence(job: JobFacts, chosen: Chosen) -> str:
     said = [f"{chosen.facts.name} {_speed(chosen)}{rest}."]
     if chosen.judged.drop is None:
         said.append("How accurate it is was not measured: the job has no targets to judge by.")
+    elif chosen.facts.recovered is not None:
+        said.append(_trained_elsewhere(chosen))
     if chosen.tied:
         said.append(f"In speed it ties with {enumerate_names(list(chosen.tied))}.")
     if chosen.condition:
@@ -55,6 +66,12 @@ def sentence(job: JobFacts, chosen: Chosen) -> str:
     if summary is not None and summary.trust != "clean":
         said.append(f"The device was {summary.trust} while it was measured, so measure again before you rely on it.")
     return " ".join(said)
+
+
+def _trained_elsewhere(chosen: Chosen) -> str:
+    if chosen.judged.reference == USERS_ORIGINAL:
+        return "Both were trained by their user: the loss is fair if both were trained alike."
+    return f"{TRAINED_ELSEWHERE[0].upper()}{TRAINED_ELSEWHERE[1:]}."
 
 
 def _speed(chosen: Chosen) -> str:

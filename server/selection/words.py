@@ -10,6 +10,13 @@ from fleetfit.core.metrics import known_metric
 from fleetfit.core.ties import EQUIVALENCE_MARGIN, is_equivalent
 from fleetfit.server.report.summary import Figure
 
+# Said of a network that came back from its user's own training.
+TRAINED_ELSEWHERE: Final = (
+    "it was trained by its user, outside fleetfit, and whether the original would gain as much from that training is not "
+    "known"
+)
+USERS_ORIGINAL: Final = "the original that its user trained"
+
 _PROPER: Final = {"mean_absolute_error": "mean absolute error", "mean_squared_error": "mean squared error"}
 
 

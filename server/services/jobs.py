@@ -25,7 +25,8 @@ class Jobs(jobs_pb2_grpc.JobsServicer):
         self._people = people
 
     async def PlanJob(self, request: jobs_pb2.PlanJobRequest, context: Context) -> jobs_pb2.PlanJobResponse:
-        return jobs_pb2.PlanJobResponse(plan=await self._engine.plan(request.spec))
+        owner = person_of(context, self._people)
+        return jobs_pb2.PlanJobResponse(plan=await self._engine.plan(request.spec, owner))
 
     async def CreateJob(self, request: jobs_pb2.CreateJobRequest, context: Context) -> jobs_pb2.CreateJobResponse:
         owner = person_of(context, self._people)

@@ -21,7 +21,8 @@ class Models(models_pb2_grpc.ModelsServicer):
     async def PushModel(
         self, request: models_pb2.PushModelRequest, context: Context
     ) -> AsyncIterator[models_pb2.PushModelResponse]:
-        async for response in self._engine.push_model(request.name, request.artifact.sha256, request.format):
+        owner = person_of(context, self._people)
+        async for response in self._engine.push_model(request.name, request.artifact.sha256, request.format, owner):
             yield response
 
     async def ListModels(
@@ -36,6 +37,13 @@ class Models(models_pb2_grpc.ModelsServicer):
         self, request: models_pb2.GetVariantRequest, context: Context
     ) -> models_pb2.GetVariantResponse:
         return await self._engine.variant(request.variant, person_of(context, self._people))
+
+    async def PushRecovered(
+        self, request: models_pb2.PushRecoveredRequest, context: Context
+    ) -> AsyncIterator[models_pb2.PushRecoveredResponse]:
+        owner = person_of(context, self._people)
+        async for response in self._engine.push_recovered(request.variant, request.artifact.sha256, owner):
+            yield response
 
 
 class Datasets(models_pb2_grpc.DatasetsServicer):

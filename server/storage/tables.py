@@ -152,7 +152,10 @@ class JobRow(Base):
 
 
 class VariantRow(Base):
-    """A model after a recipe, by its key: made once, whichever jobs ask for it. `facts` is `CompressFacts`."""
+    """A model after a recipe, by its key: made once, whichever jobs ask for it. `facts` is `CompressFacts`.
+
+    `recovered` is the id of the `RecoveredRow` whose network stands for what the recipe does to layers; empty where it was done.
+    """
 
     __tablename__ = "variant"
     key: Mapped[str] = mapped_column(primary_key=True)
@@ -166,6 +169,22 @@ class VariantRow(Base):
     facts: Mapped[dict[str, Any] | None]
     seconds: Mapped[float]
     held: Mapped[dict[str, Any] | None]
+    recovered: Mapped[str] = mapped_column(default="")
+    created_ms: Mapped[int]
+
+
+class RecoveredRow(Base):
+    """A variant's network that a user trained, by the key of variant and file. `facts` is `compress.tasks.RecoveredFacts`."""
+
+    __tablename__ = "recovered"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    owner: Mapped[str]
+    variant_key: Mapped[str] = mapped_column(ForeignKey("variant.key"))
+    sha256: Mapped[str]
+    size_bytes: Mapped[int]
+    state: Mapped[str] = mapped_column(index=True)
+    refusal: Mapped[str]
+    facts: Mapped[dict[str, Any] | None]
     created_ms: Mapped[int]
 
 

@@ -283,3 +283,16 @@ def test_energy_is_listed_where_it_was_measured(report: dict[str, Any]) -> None:
     header, first = list(csv.reader(io.StringIO(report_csv(report))))[:2]
     at = header.index("energy_joules")
     assert first[at : at + 3] == ["0.0124", "0.0121", "0.0127"]
+
+
+def test_a_recovered_network_says_whose_it_is_and_what_changed() -> None:
+    found = models_pb2.Recovered(
+        recovered="ab" * 32, variant="cd" * 32, model="net:3", recipe=LONG, parameters=30_000, changed=3, tensors=8,
+        artifact=common_pb2.ArtifactRef(sha256="ef" * 32, size_bytes=2_000_000), notes=["It was not trained."],
+    )  # fmt: skip
+    console = Console(width=80, file=io.StringIO())
+    console.print(lists.recovered_facts(found))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, text.splitlines())) <= 80
+    for said in ("ababababab", "cdcdcdcdcd", "net:3", "3 of its 8 weights and buffers", "It was not trained."):
+        assert said in text

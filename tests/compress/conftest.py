@@ -18,7 +18,7 @@ from fleetfit.client.export import export
 from fleetfit.compress.exporter import export_onnx
 from fleetfit.compress.intake.pt2 import load_pt2
 from fleetfit.compress.passes.base import Arrays
-from fleetfit.compress.tasks import Compress, IntakeData, IntakeModel, Lower, Task, TaskResult
+from fleetfit.compress.tasks import Compress, IntakeData, IntakeModel, IntakeRecovered, Lower, Task, TaskResult
 from fleetfit.core.children import ChildOutcome, Limits, run_child
 
 CLASSES = 4
@@ -120,7 +120,7 @@ def run_task(tmp_path: Path) -> Callable[..., Ended]:
     """Run one task in its child, as the server does: (work, files by name) -> Ended."""
 
     def run(
-        work: Compress | IntakeModel | IntakeData | Lower,
+        work: Compress | IntakeModel | IntakeData | IntakeRecovered | Lower,
         files: Mapping[str, Path],
         limits: Limits = _GENEROUS,
         environment: Mapping[str, str] | None = None,

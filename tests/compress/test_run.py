@@ -10,13 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+import fleetfit
 from fleetfit.compress import tasks
 from fleetfit.compress.export.registry import declared
 from fleetfit.compress.exporter import export_onnx
 from fleetfit.compress.intake.pt2 import load_pt2
 from fleetfit.compress.recipe import Recipe
-from fleetfit.compress.tasks import Compress, IntakeModel, Lower, TaskProgress
+from fleetfit.compress.tasks import Compress, IntakeModel, IntakeRecovered, Lower, Recovered, TaskProgress
 from fleetfit.core.children import EXIT_OUT_OF_MEMORY, Limits
 from fleetfit.core.digests import sha256_file
 from fleetfit.core.hostlock import host_lock
@@ -204,3 +207,49 @@ def trained_folder(run_task: Callable[..., Ended]) -> Path:
     """The folder in which `run_task` makes its tasks."""
     cells = run_task.__closure__ or ()
     return next(cell.cell_contents for cell in cells if isinstance(cell.cell_contents, Path))
+
+
+def test_a_network_that_its_user_trained_goes_on_where_the_recipe_was(
+    trained: Trained, run_task: Callable[..., Ended], tmp_path: Path
+) -> None:
+    """The recipe up to its `quantize`, the user's own training, the check of what comes back, and then the rest."""
+    recipe = "{name: own, steps: [activation_pruning: {ratio: 0.5}, quantize: {mode: static}]}"
+    made = run_task(_work(recipe), _files(trained)).result
+    assert made is not None and made.compress is not None
+    variant = tmp_path / "task0" / "out" / "variant.pt2"
+    module = fleetfit.trainable(variant)
+    optimizer = torch.optim.Adam(module.parameters(), 1e-3)
+    module.train()
+    for _ in range(20):
+        images, targets = (
+            torch.from_numpy(a) for a in (trained.train_arrays.inputs["image"], trained.train_arrays.targets)
+        )
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(module(images), targets).backward()
+        optimizer.step()
+    file = fleetfit.export(module.eval(), images[:2], tmp_path / "trained.pt2")
+    checked = run_task(IntakeRecovered(), {"variant": variant, "trained": file})
+    assert checked.result is not None and checked.result.recovered is not None, checked.outcome.stderr_tail
+    found = checked.result.recovered
+    assert 0 < found.changed <= found.tensors and found.parameters == made.compress.parameters and not found.notes
+    assert {"landlock", "seccomp"} & set(checked.result.confinement) or "rlimits" in checked.result.confinement
+    network = checked.folder / "out" / found.network.file
+    assert sha256_file(network) == found.network.sha256
+
+    earlier = Recovered(variant="ab" * 32, file=sha256_file(file), lineage=made.compress.lineage[1:-1])
+    ended = run_task(_work(recipe, recovered=earlier), {**_files(trained), "recovered.pt2": network})
+    assert ended.result is not None and ended.result.compress is not None, ended.result
+    facts = ended.result.compress
+    assert [line.pass_name for line in facts.lineage] == ["original", "activation_pruning", "recovered", "quantize"]
+    line = facts.lineage[2]
+    assert line.parameters_of_pass == {"variant": "ab" * 32, "file": sha256_file(file)}
+    assert line.notes[0].startswith("trained by its user, outside fleetfit: the file ")
+    scores = [step.metric.value for step in facts.lineage if step.metric is not None]
+    assert len(scores) == 4 and scores[2] > scores[1] and scores[0] == made.compress.lineage[0].metric.value
+    assert facts.builds[0].integer_operators == made.compress.builds[0].integer_operators > 0
+    assert facts.builds[0].sha256 != made.compress.builds[0].sha256
+    assert facts.trainable is not None and facts.trainable.sha256 == found.network.sha256, "it can be trained further"
+
+    another = run_task(IntakeRecovered(), {"variant": variant, "trained": trained.model}).result
+    assert another is not None and another.error is not None and another.error.code == "INVALID_MODEL"
+    assert "it is not the variant's network: at the layer" in another.error.message

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fleetfit.server.report.build import build_report
-from fleetfit.server.report.facts import CandidateFacts, DeviceFacts
+from fleetfit.server.report.facts import CandidateFacts, DeviceFacts, RecoveredFrom
 from fleetfit.server.report.model import Report
 from fleetfit.server.report.render import render
 from fleetfit.server.report.summary import Figure, Sampling, Sustained
@@ -87,6 +87,37 @@ def test_baselines() -> None:
     ]
     assert baselines[0]["speedup"]["original"] == {"ratio": 1.0, "ci95": [1.0, 1.0], "tie": False}
     assert any("timed beside itself" in note and "as it should" in note for note in baselines[0]["notes"])
+
+
+def test_what_came_back_from_its_users_training_says_what_its_loss_is_against() -> None:
+    device = job_facts().devices[0]
+    back = RecoveredFrom("r" * 10, "v" * 10, "f" * 64)
+
+    def notes(*recipes: str, against: str) -> dict[str, list[str]]:
+        """Of a report where these recipes were trained by their user, and all losses are against the candidate `against`."""
+        made = tuple(dataclasses.replace(c, recovered=back if c.recipe in recipes else None) for c in device.candidates)
+        reference = next(c.id for c in made if c.recipe == against)
+        drops = device.validation_drops
+        assert drops is not None
+        drops = drops.model_copy(update={"against": reference, "references": {c.id: reference for c in made}})
+        changed = dataclasses.replace(device, candidates=made, validation_drops=drops)
+        report = build_report(dataclasses.replace(job_facts(), devices=(changed,)))
+        for c in report.devices[0].candidates:
+            assert (c.recovered is not None) == (c.recipe in recipes)
+        return {c.recipe: c.notes for c in report.devices[0].candidates}
+
+    alone = notes("pruned", against="original")["pruned"][0]
+    assert alone.startswith(f"made of the file {'f' * 10}, the network of the variant {'v' * 10} after training: ")
+    assert (
+        "would gain as much" in alone and f"`fleetfit models pull {device.candidates[0].variant} --trainable`" in alone
+    )
+    both = notes("pruned", "original-retrained", against="original-retrained")
+    assert (
+        "its loss is against the original that its user trained, which is fair if both were trained alike"
+        in both["pruned"][0]
+    )
+    assert "a fair control for what the user trained alike, and for nothing else" in both["original-retrained"][0]
+    assert "fair control" not in " ".join(both["low-rank"])
 
 
 def test_a_device_that_cannot_tell_one_from_itself_is_shown_up() -> None:

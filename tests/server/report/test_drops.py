@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -36,6 +37,16 @@ def test_training_that_made_the_original_worse_flatters_nothing() -> None:
     assert found.against == "o"
     assert found.by_candidate["r"].value == pytest.approx(5)
     assert found.by_candidate["c"].value == pytest.approx(10)
+
+
+def test_an_original_that_its_user_trained_stands_in_only_for_what_users_trained() -> None:
+    bases = [scored("o", 90, "original"), scored("c", 92, "control")]
+    users = dataclasses.replace(scored("u", 95, "control"), recovered=True)
+    back = dataclasses.replace(scored("b", 85), recovered=True)
+    found = compare("accuracy", [scored("r", 85), back, users, *bases])
+    assert found.references == {"o": "c", "c": "c", "u": "u", "r": "c", "b": "u"}
+    assert {name: round(found.by_candidate[name].value) for name in "rb"} == {"r": 7, "b": 10}
+    assert compare("accuracy", [back, *bases]).references["b"] == "c", "without one it is what fleetfit made"
 
 
 def test_equal_originals_are_judged_by_the_control() -> None:

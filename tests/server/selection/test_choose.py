@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleetfit.server.report.facts import CandidateFacts, DeviceFacts, JobFacts, LimitFacts
+from fleetfit.server.report.facts import CandidateFacts, DeviceFacts, JobFacts, LimitFacts, RecoveredFrom
 from fleetfit.server.report.summary import EnergySummary, Figure
 from fleetfit.server.selection.choose import Selection, select_variant
 
@@ -206,6 +206,22 @@ def test_without_targets_the_choice_says_that_accuracy_is_unknown() -> None:
     found = choose(lab, metric="", limits=LimitFacts())
     assert recipe_of(found) == "fast"
     assert "How accurate it is was not measured" in found.why
+
+
+def test_what_its_user_trained_is_chosen_with_what_is_not_known_of_it() -> None:
+    back = dataclasses.replace(candidate("own-recovered"), recovered=RecoveredFrom("r" * 10, "v-own", "f" * 64))
+    assert "It was trained by its user, outside fleetfit, and whether" in choose(device(original(), back)).why
+    users = dataclasses.replace(
+        candidate("original-recovered", role="control", ratio=(1.0, 0.99, 1.01), accuracy=92.0),
+        recovered=back.recovered,
+    )
+    found = device(original(), users, back)
+    drops = found.validation_drops
+    assert drops is not None
+    drops = drops.model_copy(update={"references": {back.id: users.id}})
+    why = choose(dataclasses.replace(found, validation_drops=drops)).why
+    assert "against the original that its user trained" in why and "fair if both were trained alike" in why
+    assert "is not known" not in why and "trained by" not in choose(device(original(), candidate("pruned"))).why
 
 
 def test_an_unquiet_device_is_told() -> None:

@@ -153,6 +153,18 @@ def test_a_job_from_request_to_report(tmp_path: Path) -> None:
         assert json.loads(variant.lineage_json)["trainable"]["sha256"] == variant.trainable.sha256
         await download_file(site.people_channel(), variant.trainable, tmp_path / "layers", metadata=site.metadata)
         assert (tmp_path / "layers").read_text().startswith("layers of")
+        (tmp_path / "trained").write_bytes(b"trained")
+        file = await upload_file(site.people_channel(), tmp_path / "trained", metadata=site.metadata)
+        wanted = models_pb2.PushRecoveredRequest(variant=shown, artifact=file)
+        told = [message async for message in models.PushRecovered(wanted, metadata=site.metadata)]
+        recovered = told[-1].recovered
+        assert (recovered.state, recovered.variant) == (models_pb2.INTAKE_STATE_ACCEPTED, variant.variant)
+        spec = request(PRUNED, recovered=[recovered.recovered[:10]])
+        plan = (await jobs.PlanJob(jobs_pb2.PlanJobRequest(spec=spec), metadata=site.metadata)).plan
+        assert "pruned-recovered" in {candidate.recipe for candidate in plan.candidates}
+        wanted.variant = f"{shown[:9]}x"
+        assert isinstance(await refused(models.PushRecovered(wanted, metadata=site.metadata).read()), NotFound)
+
         near = models_pb2.GetVariantRequest(variant=f"{shown[:9]}x")
         unknown = await refused(models.GetVariant(near, metadata=site.metadata))
         assert isinstance(unknown, NotFound) and f"did you mean {shown}" in unknown.message
