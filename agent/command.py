@@ -104,8 +104,24 @@ def enroll(
 
 
 @app.command()
-def doctor(context: typer.Context, as_json: AsJson = False) -> None:
+def doctor(
+    context: typer.Context,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Save what the probes read of this board, for tests, and end.", show_default=False
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Check what this device needs to measure, and say what to do about what is missing."""
+    if record is not None:
+        from fleetfit.agent.probe.recording import record as record_board
+
+        count = record_board(record)
+        said = f"recorded {count} files in {record}, without serial numbers and names; look them through before you send them"
+        print(json.dumps({"record": str(record), "files": count}) if as_json else said, flush=True)
+        return
     from fleetfit.agent.doctor import examine, show
 
     findings = examine(context.obj or default_state())

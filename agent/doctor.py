@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import datetime
 import json
 import os
@@ -23,6 +25,10 @@ from fleetfit.proto.trust import fetch_ca, public_key_digest
 from fleetfit.proto.v1 import snapshot_pb2
 
 _WANTED_FREE_BYTES = 512 << 20
+# Boards that are sold with 512 MiB report less: firmware and kernel keep some.
+_WANTED_MEMORY_BYTES = 800 << 20
+# What adjtimex answers where the clock is not synchronised. Source: adjtimex(2).
+_TIME_ERROR = 5
 
 
 @dataclass(frozen=True)
@@ -37,8 +43,9 @@ class Finding:
 
 def examine(state: Path) -> list[Finding]:
     """Look at everything that measuring needs. Never raises for what it finds."""
-    findings = _connection(state)
-    with tempfile.TemporaryDirectory() as folder:
+    findings = [*_connection(state), *_clock()]
+    # Where the agent itself writes: there may be no other place.
+    with tempfile.TemporaryDirectory(dir=state if os.access(state, os.W_OK) else None) as folder:
         try:
             snapshot = asyncio.run(probe_device(Path(folder), threads=0, emulated=False))
         except FleetfitError as error:
@@ -48,6 +55,7 @@ def examine(state: Path) -> list[Finding]:
             ]
     findings += _runtimes(snapshot)
     findings.append(_disk(state))
+    findings += _memory(snapshot)
     findings.append(_quiet(snapshot))
     findings.append(
         Finding("energy", "ok", snapshot.energy)
@@ -96,6 +104,34 @@ def _connection(state: Path) -> list[Finding]:
     return findings
 
 
+def _clock() -> list[Finding]:
+    synchronised = clock_is_synchronised()
+    if synchronised is None:
+        return []
+    if synchronised:
+        return [Finding("clock", "ok", "kept by a time service")]
+    advice = "Start one (`sudo timedatectl set-ntp true`): a wrong clock makes certificates invalid."
+    return [Finding("clock", "note", "no time service keeps it", advice)]
+
+
+def clock_is_synchronised() -> bool | None:
+    """Whether the kernel says that something keeps its clock right (adjtimex(2)); None where it does not say."""
+    with contextlib.suppress(OSError, AttributeError):
+        # Larger than the structure on any architecture; all zero, it asks and changes nothing.
+        state = ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.create_string_buffer(1024))
+        return None if state < 0 else state != _TIME_ERROR
+    return None
+
+
+def _memory(snapshot: snapshot_pb2.DeviceSnapshot) -> list[Finding]:
+    if not snapshot.memory_bytes:
+        return []
+    text = f"{snapshot.memory_bytes / 1e6:.0f} MB"
+    if snapshot.memory_bytes >= _WANTED_MEMORY_BYTES:
+        return [Finding("memory", "ok", text)]
+    return [Finding("memory", "note", text, "Only small models fit; a build that does not is called out_of_memory.")]
+
+
 def _der(certificate: x509.Certificate) -> bytes:
     from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -110,7 +146,10 @@ def _runtimes(snapshot: snapshot_pb2.DeviceSnapshot) -> list[Finding]:
         for runtime in snapshot.runtimes
     ]
     if not any(runtime.available for runtime in snapshot.runtimes):
-        advice = 'pip install "fleetfit[onnxruntime]"'
+        advice = (
+            "Where the server's installer made this: `fleetfit server wheels fetch` there, then paste a new line of `fleetfit "
+            'devices enroll` here. In an environment of your own: pip install "fleetfit[onnxruntime]"'
+        )
         findings.append(Finding("runtime", "missing", "no inference runtime can be used", advice))
     return findings
 

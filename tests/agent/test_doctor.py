@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleetfit import cli
 from fleetfit.agent import doctor
-from fleetfit.agent.doctor import Finding, examine, show
+from fleetfit.agent.doctor import Finding, clock_is_synchronised, examine, show
 from fleetfit.agent.identity import Identity, save_identity
 from fleetfit.core.errors import UnsupportedHere
 from fleetfit.proto.v1 import snapshot_pb2
@@ -42,6 +42,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> snapshot_pb2.DeviceSnapshot:
 
     monkeypatch.setattr(doctor, "probe_device", probe)
     monkeypatch.setattr(os, "getloadavg", lambda: (0.1, 0.1, 0.1))
+    monkeypatch.setattr(doctor, "clock_is_synchronised", lambda: None)
     return snapshot
 
 
@@ -155,7 +156,7 @@ def test_a_runtime_that_is_missing_is_a_note_and_none_at_all_is_missing(
     assert [(note.verdict, note.found) for note in notes[1:]] == [("note", "ncnn: pip install ncnn")]
     device.runtimes.pop(0)
     last = [finding for finding in examine(tmp_path) if finding.what == "runtime"][-1]
-    assert (last.verdict, last.advice) == ("missing", 'pip install "fleetfit[onnxruntime]"')
+    assert last.verdict == "missing" and last.advice.endswith('pip install "fleetfit[onnxruntime]"')
 
 
 @pytest.mark.parametrize(("free", "verdict"), [(512 << 20, "ok"), ((512 << 20) - 1, "missing"), (0, "missing")])
@@ -170,6 +171,27 @@ def test_a_folder_that_cannot_be_written_is_missing(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     disk = found(tmp_path, "disk")
     assert disk.verdict == "missing" and f"{tmp_path} cannot be written" in disk.found
+
+
+@pytest.mark.parametrize(("synchronised", "verdicts"), [(None, []), (True, ["ok"]), (False, ["note"])])
+@pytest.mark.usefixtures("device")
+def test_a_clock_that_nothing_keeps_is_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, synchronised: bool | None, verdicts: list[str]
+) -> None:
+    monkeypatch.setattr(doctor, "clock_is_synchronised", lambda: synchronised)
+    assert [finding.verdict for finding in examine(tmp_path) if finding.what == "clock"] == verdicts
+
+
+def test_the_kernel_says_whether_its_clock_is_kept() -> None:
+    assert clock_is_synchronised() in (True, False, None)
+
+
+@pytest.mark.parametrize(("megabytes", "verdict"), [(4000, "ok"), (427, "note")])
+def test_little_memory_is_a_note(
+    tmp_path: Path, device: snapshot_pb2.DeviceSnapshot, megabytes: int, verdict: str
+) -> None:
+    device.memory_bytes = megabytes * 10**6
+    assert found(tmp_path, "memory").verdict == verdict
 
 
 @pytest.mark.parametrize(("load", "verdict"), [(1.19, "ok"), (1.2, "note"), (9.0, "note")])
