@@ -1,0 +1,199 @@
+"""Whether the agent's timing agrees with others': `python -m benchmarks.agreement`, on a quiet machine.
+
+For ONNX Runtime with a loop in C around the library that its wheel ships (`native_loop.c`, compiled here with `cc`), block by
+block in turn; for OpenVINO with its own `benchmark_app`, process by process in turn. Ours are the functions with which an agent's
+child takes its samples. The smallest model does nothing: what ours takes longer there is what a call from Python costs.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.harness import Outcome, run
+from fleetfit.agent.measuring.timing import block_size, take_samples, warm_up
+from fleetfit.runtimes.archive import pack
+from fleetfit.runtimes.openvino import MEMBERS, import_openvino
+from fleetfit.runtimes.registry import runtime
+
+MOST_APART: Final = 0.03
+_BLOCK_NS: Final = 50_000_000
+_WARM_UP_NS: Final = 500_000_000
+CLAIM = (
+    f"The agent's median latency is within {MOST_APART:.0%} of a C loop's on the same ONNX Runtime library, for a model of about "
+    f"100 µs too, and within {MOST_APART:.0%} of benchmark_app's for OpenVINO."
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network with the shape of its one input."""
+
+    name: str
+    module: nn.Module
+    shape: tuple[int, ...]
+
+
+def _subjects() -> list[Subject]:
+    torch.manual_seed(0)
+    small = nn.Sequential(nn.Linear(256, 768), nn.ReLU(), nn.Linear(768, 768), nn.ReLU(), nn.Linear(768, 10))
+    layers: list[nn.Module] = []
+    for inputs, outputs in ((3, 32), (32, 32), (32, 64), (64, 64)):
+        layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU()]
+    convolutions = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+    return [
+        Subject("nothing", nn.ReLU(), (1, 4)),
+        Subject("small", small, (1, 256)),
+        Subject("convolutions", convolutions, (1, 3, 28, 28)),
+    ]
+
+
+def agreement(quick: bool) -> Outcome:
+    """Compare on three models; `--quick` for a few blocks."""
+    rounds, processes, seconds = (4, 1, 1) if quick else (100, 8, 10)
+    with tempfile.TemporaryDirectory(prefix="fleetfit-agreement-") as name:
+        folder = Path(name)
+        loop = _compiled(folder)
+        subjects = {one.name: one for one in _subjects()}
+        files = {one.name: _to_onnx(one, folder) for one in subjects.values()}
+        native = {name: _beside_native(one, files[name], loop, rounds) for name, one in subjects.items()}
+        app = _beside_app(subjects["convolutions"], files["convolutions"], folder, processes, seconds)
+    figures = {"onnxruntime": native, "openvino": app, "openvino_version": _openvino_version()}
+    compared = [native["small"]["ratio"], native["convolutions"]["ratio"], app["ratio"]]
+    return CLAIM, figures, all(abs(one["value"] - 1) <= MOST_APART for one in compared)
+
+
+def _compiled(folder: Path) -> Path:
+    program = folder / "native_loop"
+    source = Path(__file__).parent / "native_loop.c"
+    subprocess.run(["cc", "-O2", "-o", str(program), str(source), "-ldl"], check=True)
+    return program
+
+
+def _to_onnx(one: Subject, folder: Path) -> Path:
+    path = folder / f"{one.name}.onnx"
+    sample = torch.zeros(one.shape)
+    program = torch.onnx.export(
+        one.module.eval(), (sample,), dynamo=True, input_names=["x"], output_names=["y"], verbose=False
+    )
+    assert program is not None  # noqa: S101 - only without dynamo
+    path.write_bytes(program.model_proto.SerializeToString())
+    return path
+
+
+def _library() -> Path:
+    import onnxruntime
+
+    (found,) = (Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*")
+    return found
+
+
+def _beside_native(one: Subject, file: Path, loop: Path, rounds: int) -> dict[str, Any]:
+    """Medians of blocks in turn, in nanoseconds, and ours over theirs."""
+    model = runtime("onnxruntime").load(file.read_bytes(), threads=1)
+    call = model.bind({"x": np.full(one.shape, 0.5, np.float32)})
+    command = [str(loop), str(_library()), str(file), "x", "y", *map(str, one.shape)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+
+        def native(count: int) -> list[int]:
+            assert child.stdin is not None and child.stdout is not None  # noqa: S101 - asked for above
+            child.stdin.write(f"{count}\n")
+            child.stdin.flush()
+            return [int(word) for word in child.stdout.readline().split()]
+
+        warm_up(call, _WARM_UP_NS)
+        size = block_size(call, _BLOCK_NS)
+        native(size)
+        takers: dict[str, Callable[[], list[int]]] = {
+            "ours": lambda: take_samples(call, size, 10 * _BLOCK_NS),
+            "native": lambda: native(size),
+        }
+        blocks = _in_turn(takers, rounds)
+        assert child.stdin is not None  # noqa: S101 - asked for above
+        child.stdin.close()
+    model.close()
+    return _compared(blocks, "native")
+
+
+def _in_turn(takers: dict[str, Callable[[], list[int]]], rounds: int) -> dict[str, list[float]]:
+    order = random.Random(0)  # noqa: S311 - an order, not a secret
+    blocks: dict[str, list[float]] = {name: [] for name in takers}
+    for _ in range(rounds):
+        for name in order.sample(list(takers), len(takers)):
+            blocks[name].append(statistics.median(takers[name]()))
+    return blocks
+
+
+def _compared(blocks: dict[str, list[float]], other: str) -> dict[str, Any]:
+    """Ours over theirs: the median over rounds, with its 95 % interval by bootstrap."""
+    ratios = np.array(blocks["ours"]) / np.array(blocks[other])
+    drawn = np.median(np.random.default_rng(0).choice(ratios, (2_000, len(ratios))), axis=1)
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    medians = {f"{name}_ns": statistics.median(found) for name, found in blocks.items()}
+    apart = statistics.median(ours - theirs for ours, theirs in zip(blocks["ours"], blocks[other], strict=True))
+    ratio = {"value": float(np.median(ratios)), "low": float(low), "high": float(high)}
+    return {**medians, "longer_by_ns": apart, "ratio": ratio, "rounds": len(ratios)}
+
+
+# A process of its own for each turn, as `benchmark_app` is one.
+_OURS: Final = (
+    "import sys, statistics, numpy as np; from pathlib import Path\n"
+    "from fleetfit.runtimes.registry import runtime; from fleetfit.agent.measuring.timing import take_samples, warm_up\n"
+    "model = runtime('openvino').load(Path(sys.argv[1]).read_bytes(), threads=1)\n"
+    "call = model.bind({'x': np.random.default_rng(0).random(tuple(map(int, sys.argv[3:])), np.float32)})\n"
+    f"warm_up(call, {_WARM_UP_NS})\n"
+    "print(statistics.median(take_samples(call, 10**9, int(float(sys.argv[2]) * 1e9))))\n"
+)
+
+
+def _beside_app(one: Subject, file: Path, folder: Path, processes: int, seconds: int) -> dict[str, Any]:
+    openvino = import_openvino()
+    openvino.save_model(openvino.convert_model(str(file)), str(folder / "model.xml"), compress_to_fp16=False)
+    build = folder / "build"
+    build.write_bytes(pack({member: (folder / member).read_bytes() for member in MEMBERS}))
+    ours = [sys.executable, "-c", _OURS, str(build), str(seconds), *map(str, one.shape)]
+    app = [str(Path(sysconfig.get_path("scripts")) / "benchmark_app"), "-m", str(folder / "model.xml"), "-d", "CPU"]
+    app += ["-api", "sync", "-nthreads", "1", "-nstreams", "1", "-nireq", "1", "-infer_precision", "f32"]
+    app += [
+        "-hint",
+        "none",
+        "-t",
+        str(seconds),
+        "-report_type",
+        "no_counters",
+        "-report_folder",
+        str(folder),
+        "-json_stats",
+    ]
+
+    def by_app() -> list[int]:
+        subprocess.run(app, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        said = json.loads((folder / "benchmark_report.json").read_text())
+        return [round(float(said["execution_results"]["latency (ms)"]) * 1e6)]
+
+    takers: dict[str, Callable[[], list[int]]] = {
+        "ours": lambda: [round(float(subprocess.run(ours, check=True, capture_output=True, text=True).stdout))],
+        "app": by_app,
+    }
+    return _compared(_in_turn(takers, processes), "app")
+
+
+def _openvino_version() -> str:
+    return str(import_openvino().__version__)
+
+
+if __name__ == "__main__":
+    sys.exit(run("agreement", agreement))
