@@ -40,7 +40,7 @@ class Quantize(Pass):
     percentile: float | None = Field(default=None, gt=50, le=100)
     """The share of values, in percent, that a range of `percentile` holds; 99.999 where not given."""
     activations: Literal["unsigned", "signed"] = "unsigned"
-    """Unsigned by default: with signed ones few operators become integer ones on x86."""
+    """Unsigned by default: what ONNX Runtime's kernels for x86 are made for; with signed ones some builds run in floats there."""
     reduce_range: bool = True
     """Weights in 7 bits: on x86 without VNNI the sums of products with 8-bit weights saturate at 16 bits, silently, and one
     build serves many processors. Costs little accuracy elsewhere. See `reduce_range` in ONNX Runtime's `quantize_static`."""
@@ -57,8 +57,9 @@ class Quantize(Pass):
     correct_bias: bool = False
     """After static int8, take the shift that rounding gives the mean of every layer's outputs out of its bias (Nagel et al.
     2019)."""
-    keep_float: tuple[str, ...] | Literal["auto"] = ()
-    """Glob patterns of operators, or of the layers whose weights they use, that are not quantized; `auto` finds by
+    keep_float: tuple[str, ...] | Literal["auto", "ends"] = ()
+    """Glob patterns of operators, or of the layers whose weights they use, that are not quantized; `ends` are the first and
+    the last products, which are small in many networks and whose numbers would have to be converted; `auto` finds by
     measuring those without which the output error stays below `max_error`, 0.05 where not given."""
     max_error: float | None = Field(default=None, gt=0)
     """The largest output error that is accepted: the root mean square difference from the float build, relative to how much

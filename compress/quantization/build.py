@@ -23,7 +23,7 @@ from fleetfit.compress.quantization.adjusting import adjust, give_biases
 from fleetfit.compress.quantization.calibration import Batches, Observed, calibrate
 from fleetfit.compress.quantization.equalization import equalize
 from fleetfit.compress.quantization.error import output_errors
-from fleetfit.compress.quantization.graph import inputs_of, matching, with_names
+from fleetfit.compress.quantization.graph import ends, inputs_of, matching, with_names
 from fleetfit.compress.quantization.half import LARGEST, to_half
 from fleetfit.compress.quantization.operators import OperatorCounts, count_operators
 from fleetfit.compress.quantization.sensitivity import TOLERANCE, groups_of, scan
@@ -83,6 +83,8 @@ class _Work:
         model, build, nodes = self._builder()
         if self.wanted.keep_float == "auto":
             keep: Collection[str] = self._least_sensitive(model, build, nodes)
+        elif self.wanted.keep_float == "ends":
+            keep = ends(model, nodes)
         else:
             keep = matching(nodes, self.wanted.keep_float)
         quantized = build(keep)

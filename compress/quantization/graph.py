@@ -39,6 +39,28 @@ def layer_of(node: onnx.NodeProto) -> str:
     return node.name
 
 
+def ends(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> set[str]:
+    """The names of those of the nodes that are first or last: products that have no other product before, or none after, them."""
+    candidates = {node.name for node in nodes if node.op_type in HEAVY}
+    weights = {tensor.name for tensor in model.graph.initializer}
+    after: dict[str, bool] = {}
+    first = set()
+    for node in model.graph.node:
+        behind = any(after.get(name, False) for name in node.input if name not in weights)
+        if node.op_type in HEAVY and not behind:
+            first.add(node.name)
+        after |= dict.fromkeys(node.output, behind or node.op_type in HEAVY)
+    before: dict[str, bool] = {}
+    last = set()
+    for node in reversed(model.graph.node):
+        ahead = any(before.get(name, False) for name in node.output)
+        if node.op_type in HEAVY and not ahead:
+            last.add(node.name)
+        for name in node.input:
+            before[name] = before.get(name, False) or ahead or node.op_type in HEAVY
+    return candidates & (first | last)
+
+
 def matching(nodes: Iterable[onnx.NodeProto], patterns: Sequence[str]) -> set[str]:
     """The names of the nodes whose name, or whose layer's name, any glob pattern matches.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import numpy as np
 import onnx
@@ -16,6 +17,7 @@ from fleetfit.compress.passes.base import Arrays, PassContext
 from fleetfit.compress.passes.quantize import Quantize
 from fleetfit.compress.quantization import quantize_onnx
 from fleetfit.compress.quantization.error import output_errors
+from fleetfit.compress.quantization.graph import ends
 from fleetfit.compress.quantization.operators import count_operators
 from fleetfit.compress.recipe import Recipe
 from fleetfit.core.errors import InvalidRecipe
@@ -88,6 +90,35 @@ def test_what_is_kept_in_floats_keeps_its_weights(exported: bytes, trained: Trai
     assert (dynamic.integer_operators, dynamic.total_operators) == (1, 3)
     with pytest.raises(InvalidRecipe, match=r"'tail\*'.*head.1"):
         quantize_onnx(exported, Quantize(keep_float=("tail*",)), _context(trained.train_arrays))
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_the_ends_are_the_first_and_the_last_product(exported: bytes, trained: Trained, mode: str) -> None:
+    wanted = {"mode": mode, "keep_float": "ends"}
+    built = quantize_onnx(exported, Quantize.model_validate(wanted), _context(trained.train_arrays))
+    assert (built.integer_operators, built.total_operators) == (1, 3)
+    named = Quantize.model_validate(
+        {**wanted, "keep_float": ["features.0", "head.3"] if mode == "static" else ["head.3"]}
+    )
+    assert built.content == quantize_onnx(exported, named, _context(trained.train_arrays)).content
+
+
+def test_every_branch_has_ends() -> None:
+    product = partial(helper.make_node, "MatMul")
+    nodes = [
+        product(["x", "w"], ["a"], "first"),
+        product(["x", "w"], ["b"], "beside"),
+        helper.make_node("Add", ["a", "b"], ["c"], "sum"),
+        product(["c", "w"], ["d"], "inner"),
+        product(["d", "w"], ["y"], "last"),
+        product(["x", "w"], ["z"], "alone"),
+    ]
+    weight = numpy_helper.from_array(np.eye(2, dtype=np.float32), "w")
+    values = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 2]) for name in "xyz"}
+    graph = helper.make_graph(nodes, "branches", [values["x"]], [values["y"], values["z"]], [weight])
+    model = helper.make_model(graph)
+    assert ends(model, graph.node) == {"first", "beside", "last", "alone"}
+    assert ends(model, graph.node[3:5]) == {"last"}
 
 
 @pytest.mark.parametrize("block", [None, 16, 64])
