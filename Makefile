@@ -4,14 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 PROTO_VENV := .venv-proto
+JETSON_VENV := .venv-jetson
 INPUTS := pyproject.toml constraints.txt .ci/install_torch.py
 
-.PHONY: demo test check released proto proto-tools ci-deps clean format links
+.PHONY: demo test test-jetson check released proto proto-tools ci-deps clean format links
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     the whole job on this machine, with real data"
 	@echo "make test     all tests        make check    ruff, mypy, import-linter"
+	@echo "make test-jetson  on a Jetson: TensorRT, the probe and a measurement on the real board"
 	@echo "make proto    regenerate the protocol's code"
 	@echo "make released  at a release: keep the protocol's promises for the tests"
 	@echo "make ci-deps  system packages that some tests use (apt, as root)"
@@ -22,6 +24,18 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev $(PROTO_VENV)/.done
 	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup --no-loadscope-reorder $(TESTS)
+
+# TensorRT's module is for the Python of the board's system, which may be older than what the other targets need. No torch.
+test-jetson: $(JETSON_VENV)/.done
+	FLEETFIT_TEST_JETSON=1 $(JETSON_VENV)/bin/python -m pytest -m jetson tests/runtimes tests/agent/test_jetson.py
+	@echo "Proven on this board: TensorRT's calls, the contract of runtimes on it, the probe, and a measurement beside ONNX Runtime."
+	@echo "Not proven: a whole job with a server. The record: $$(ls -t benchmarks/results/run-jetson-*.json | head -1)"
+	@echo "To make it count, name it in the board's profile (docs/jetson.md) and run python -m benchmarks.devices."
+
+$(JETSON_VENV)/.done: pyproject.toml | links
+	$(PYTHON) -m venv $(JETSON_VENV)
+	$(JETSON_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --editable ".[onnxruntime]" hypothesis onnx pytest pytest-timeout
+	@touch $@
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -45,7 +59,7 @@ ci-deps:
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium libseccomp2 dataset-fashion-mnist systemd >/dev/null
 
 clean:
-	rm -rf $(VENV) $(PROTO_VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .cache demo-out
+	rm -rf $(VENV) $(PROTO_VENV) $(JETSON_VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .cache demo-out
 
 # The components lie at the root and are links below fleetfit/; some ways of unpacking lose links.
 links:

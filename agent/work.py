@@ -25,6 +25,8 @@ from fleetfit.core.errors import ExhaustedResource, FleetfitError, InvalidInput
 from fleetfit.proto.v1 import common_pb2, measurement_pb2, work_pb2
 
 Status = measurement_pb2.MeasurementStatus
+# Outlives tasks: building an engine takes minutes. Named here too, because the resident agent imports no runtime.
+ENGINES_VARIABLE: Final = "FLEETFIT_ENGINES"
 _PASSING: Final = frozenset(
     {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "INTERNAL", "UNKNOWN", "CANCELLED", "DATA_LOSS"}
 )
@@ -84,10 +86,11 @@ class Worker:
 
     async def _measure(self, taskdir: Path) -> ChildOutcome:
         arguments = ["-m", "fleetfit.agent.measuring", str(taskdir)]
+        environment = {ENGINES_VARIABLE: str(self._folder.with_name("engines"))}
         async with service_stopped(self._folder.parent) as stopped:
             if stopped:
-                return await run_child(arguments, Limits(), cwd=taskdir, environment={APPLICATION_VARIABLE: "stopped"})
-            return await run_child(arguments, Limits(), cwd=taskdir)
+                environment[APPLICATION_VARIABLE] = "stopped"
+            return await run_child(arguments, Limits(), cwd=taskdir, environment=environment)
 
     def progress(self, lease: work_pb2.TaskLease) -> common_pb2.Progress:
         """How far the measuring child says it is."""

@@ -39,6 +39,10 @@ class LoadedModel(ABC):
         """Free everything. Twice is once."""
 
 
+def ignore_progress(_: float) -> None:
+    """For those who do not ask how far something is."""
+
+
 class Runtime(ABC):
     """An inference runtime.
 
@@ -53,6 +57,15 @@ class Runtime(ABC):
     @abstractmethod
     def availability(self) -> Availability:
         """Whether it can be used here. Never raises."""
+
+    def prepare(  # noqa: B027 - most have nothing to do
+        self, build: bytes, feeds: Arrays, *, threads: int, progress: Callable[[float], None] = ignore_progress
+    ) -> None:
+        """Do once on this device what `load` would otherwise do first, such as compiling, for inputs of these shapes.
+
+        Called before anything is timed. `progress` hears fractions from 0 to 1, often. Raises what `load` raises, and
+        TimedOut. By default there is nothing to do.
+        """
 
     @abstractmethod
     def load(self, build: bytes, *, threads: int) -> LoadedModel:

@@ -59,7 +59,10 @@ def no_leaks() -> Iterator[None]:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     """On CI a skipped test is a failed one, except where the hardware is missing."""
     report = yield
-    if report.skipped and os.environ.get("FLEETFIT_CI") and not hasattr(report, "wasxfail"):
+    if report.skipped and os.environ.get("FLEETFIT_TEST_JETSON"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped on the board that was to prove it: {report.longrepr}"
+    elif report.skipped and os.environ.get("FLEETFIT_CI") and not hasattr(report, "wasxfail"):
         if not _MAY_BE_SKIPPED & {mark.name for mark in item.iter_markers()}:
             report.outcome = "failed"
             report.longrepr = f"skipped where CI installs all parts: {report.longrepr}"

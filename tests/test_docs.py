@@ -18,6 +18,7 @@ DOCUMENTS = [
     "docs/devices/README.md",
     "docs/architectures.md",
     "docs/measurement.md",
+    "docs/jetson.md",
     "docs/recover-yourself.md",
     *(
         f"docs/techniques/{name}.md"

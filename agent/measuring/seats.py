@@ -60,7 +60,9 @@ class SeatHere:
     def __init__(self, task: measurement_pb2.MeasureTask, ref: measurement_pb2.BuildRef, taskdir: Path) -> None:
         feeds = feeds_of(task, taskdir)
         adapter = runtime(ref.runtime)
-        self._model = adapter.load((taskdir / "in" / ref.artifact_name).read_bytes(), threads=task.threads)
+        build = (taskdir / "in" / ref.artifact_name).read_bytes()
+        adapter.prepare(build, feeds, threads=task.threads)
+        self._model = adapter.load(build, threads=task.threads)
         self._call: Callable[[], None] = self._model.bind(feeds)
         self._slow = False
 

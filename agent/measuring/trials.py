@@ -48,6 +48,8 @@ _METRIC_BATCH: Final = 64
 # As float32 32 MiB: what a report may weigh, several times over.
 _MOST_SCORES: Final = 8 << 20
 _STEP_NS: Final = 200_000_000
+# Of a solo trial's progress: the rest of it is told by samples.
+_PREPARED: Final = 0.19
 # A median of fewer says too little, however slow the build.
 _FEWEST_SAMPLES: Final = 5
 _FEWEST_ROUNDS: Final = 3
@@ -74,6 +76,7 @@ class Trial:
             model = adapter.load(build, threads=task.threads)
         else:
             feeds = feeds_of(task, self._taskdir)
+            adapter.prepare(build, feeds, threads=task.threads, progress=lambda done: self._step(_PREPARED * done))
             run = result.solo
             run.floor_memory_bytes = memory_bytes("VmRSS")
             reset_peak()

@@ -140,7 +140,7 @@ class PaperChild:
         self.started = 0
         self.killed = 0
 
-    async def __call__(self, arguments: list[str], limits: Any, *, cwd: Path) -> Any:
+    async def __call__(self, arguments: list[str], limits: Any, *, cwd: Path, environment: Any = None) -> Any:
         from fleetfit.core.children import ChildOutcome
 
         self.started += 1

@@ -87,7 +87,7 @@ def test_the_child_finds_what_the_task_names(
 ) -> None:
     found: dict[str, bytes] = {}
 
-    async def child(arguments: list[str], limits: Any, *, cwd: Path) -> ChildOutcome:
+    async def child(arguments: list[str], limits: Any, *, cwd: Path, environment: Any) -> ChildOutcome:
         assert arguments == ["-m", "fleetfit.agent.measuring", str(cwd)]
         found.update({path.name: path.read_bytes() for path in (cwd / "in").iterdir()})
         found["task"] = (cwd / "task.pb").read_bytes()

@@ -1,0 +1,93 @@
+"""What only a Jetson can prove, beside the contract and the calls of TensorRT in tests/runtimes: `make test-jetson`.
+
+At its end it says what was proven, and writes it to benchmarks/results/run-BOARD.json.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fleetfit.agent.probe.files import Tree
+from fleetfit.agent.probe.snapshot import take_snapshot
+from fleetfit.device_profiles.matching import DeviceFactsForMatching, match
+from fleetfit.proto.v1 import measurement_pb2, snapshot_pb2
+from fleetfit.runtimes.tensorrt import ENGINES_VARIABLE, TensorRt
+
+from ..runtimes.builds import WEIGHTS, affine
+from .measuring.tasks import measure, prepare
+
+pytestmark = pytest.mark.jetson
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+@pytest.fixture(scope="module")
+def board() -> snapshot_pb2.DeviceSnapshot:
+    snapshot = take_snapshot(Tree())
+    if not snapshot.os.l4t:
+        pytest.skip("this is no Jetson: it has no /etc/nv_tegra_release")
+    return snapshot
+
+
+def profile_of(board: snapshot_pb2.DeviceSnapshot) -> str:
+    facts = DeviceFactsForMatching(
+        device_tree_compatible=tuple(board.device_tree_compatible),
+        device_tree_model=board.device_tree_model,
+        machine=board.machine,
+    )
+    return match(facts).profile.name
+
+
+def test_the_probe_knows_this_board(board: snapshot_pb2.DeviceSnapshot) -> None:
+    assert profile_of(board).startswith("jetson-"), (board.device_tree_model, list(board.device_tree_compatible))
+    assert [accelerator.kind for accelerator in board.accelerators] == ["gpu"]
+    assert board.os.l4t.startswith("R") and board.machine == "aarch64" and not board.emulated
+    # Not the governor: its power mode.
+    assert board.power_mode and board.power_mode != (
+        Tree().text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    )
+    assert {"thermal", "cpufreq"} <= set(board.meters)
+    assert board.energy or board.no_energy_because
+    found = {runtime.name: runtime for runtime in board.runtimes}["tensorrt"]
+    assert found.available, found.reason
+
+
+def test_a_build_is_measured_beside_the_original_in_onnx_runtime(
+    board: snapshot_pb2.DeviceSnapshot, tmp_path: Path
+) -> None:
+    rows = np.random.default_rng(0).standard_normal((40, 4)).astype(np.float32)
+    data = {"x": rows, "y": (rows @ WEIGHTS).argmax(axis=1).astype(np.int64)}
+    prepare(tmp_path, affine(), baseline=affine(), data=data, runtime="tensorrt")
+    began = time.monotonic()
+    result = measure(tmp_path, **{ENGINES_VARIABLE: str(tmp_path / "engines")})
+    assert result.status == measurement_pb2.MEASUREMENT_STATUS_MEASURED, result.message
+    assert result.runtime_version == TensorRt().availability().version
+    assert min(result.solo.latency_ns) > 0 and len(result.pairs) == 2
+    # The build is exact: another answer would be another computation.
+    assert (result.metric.value, result.metric.count) == (1.0, 40)
+    # The engine was built before anything was timed.
+    assert result.solo.load_ns < (time.monotonic() - began) * 1e9 / 2
+    assert len(list((tmp_path / "engines").glob("*.engine"))) == 1
+    write_record(board)
+
+
+def write_record(board: snapshot_pb2.DeviceSnapshot) -> None:
+    """What a person adds to the board's profile, with this record beside it."""
+    found = {runtime.name: runtime for runtime in board.runtimes}["tensorrt"]
+    record = {
+        "proven": "the adapter's calls and contract, the probe, and a measurement beside ONNX Runtime: make test-jetson",
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "profile": profile_of(board),
+        "model": board.device_tree_model,
+        "l4t": board.os.l4t,
+        "power_mode": board.power_mode,
+        "tensorrt": found.version,
+        "gpu": list(found.providers),
+        "python": board.python_version,
+    }
+    (RESULTS / f"run-{record['profile']}.json").write_text(json.dumps(record, indent=1) + "\n")
