@@ -27,14 +27,14 @@ test: $(VENV)/.dev $(PROTO_VENV)/.done
 
 # TensorRT's module is for the Python of the board's system, which may be older than what the other targets need. No torch.
 test-jetson: $(JETSON_VENV)/.done
-	FLEETFIT_TEST_JETSON=1 $(JETSON_VENV)/bin/python -m pytest -m jetson tests/runtimes tests/agent/test_jetson.py
+	FLEETFIT_TEST_JETSON=1 $(JETSON_VENV)/bin/python -m pytest -m jetson tests/runtimes
 	@echo "Proven on this board: TensorRT's calls, the contract of runtimes on it, the probe, and a measurement beside ONNX Runtime."
 	@echo "Not proven: a whole job with a server. The record: $$(ls -t benchmarks/results/run-jetson-*.json | head -1)"
 	@echo "To make it count, name it in the board's profile (docs/jetson.md) and run python -m benchmarks.devices."
 
 $(JETSON_VENV)/.done: pyproject.toml | links
 	$(PYTHON) -m venv $(JETSON_VENV)
-	$(JETSON_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --editable ".[onnxruntime]" hypothesis onnx pytest pytest-timeout
+	$(JETSON_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --editable ".[onnxruntime]" hypothesis onnx pytest pytest-timeout pytest-xdist
 	@touch $@
 
 check: $(VENV)/.dev

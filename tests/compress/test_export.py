@@ -220,4 +220,12 @@ def test_what_cannot_work_is_refused_first(trained: Trained, tmp_path: Path) -> 
     assert not out.exists()
     with pytest.raises(UsageError):
         exporter("abacus")
-    assert known() == ["ncnn", "onnxruntime", "openvino"]
+    assert known() == ["ncnn", "onnxruntime", "openvino", "tensorrt"]
+
+
+def test_a_build_for_tensorrt_is_the_onnx_file(trained: Trained, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    compress_local(trained.model, trained.data, Recipe.original(), out, runtimes=["onnxruntime", "tensorrt"])
+    builds = sorted(out.rglob("*.onnx"))
+    assert [path.name for path in builds] == ["build.onnx", "build.tensorrt.onnx"]
+    assert builds[0].read_bytes() == builds[1].read_bytes()

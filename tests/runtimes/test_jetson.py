@@ -1,4 +1,4 @@
-"""What only a Jetson can prove, beside the contract and the calls of TensorRT in tests/runtimes: `make test-jetson`.
+"""What only a Jetson can prove, beside the contract of runtimes and the calls of TensorRT: `make test-jetson`.
 
 At its end it says what was proven, and writes it to benchmarks/results/run-BOARD.json.
 """
@@ -19,8 +19,8 @@ from fleetfit.device_profiles.matching import DeviceFactsForMatching, match
 from fleetfit.proto.v1 import measurement_pb2, snapshot_pb2
 from fleetfit.runtimes.tensorrt import ENGINES_VARIABLE, TensorRt
 
-from ..runtimes.builds import WEIGHTS, affine
-from .measuring.tasks import measure, prepare
+from ..agent.measuring.tasks import measure, prepare
+from .builds import WEIGHTS, affine
 
 pytestmark = pytest.mark.jetson
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
