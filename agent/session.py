@@ -7,7 +7,6 @@ in the spool, and it is reported when a new session stands.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import random
 import time
@@ -172,11 +171,12 @@ class Agent:
         raise Unavailable(f"the server at {self._identity.agent_address} ended the session")
 
     async def _work(self, stub: work_pb2_grpc.AgentWorkAsyncStub, channel: grpc.aio.Channel) -> None:
+        # Looking for what can be freed costs more than asking for work: once after each stretch of work is enough.
+        tidy = False
         while True:
             if self._job is not None:
                 await self._finish_job(stub)
             await self._report_all(stub, channel)
-            give_back_memory()
             self._wake.clear()
             answer: work_pb2.LeaseTaskResponse = await self._call(
                 stub.LeaseTask(work_pb2.LeaseTaskRequest(session_number=self._session_number), timeout=_CALL_S)
@@ -188,9 +188,11 @@ class Agent:
                 await self._report_all(stub, channel)
                 if self._once:
                     return
+                tidy = False
             else:
-                gc.collect()
-                give_back_memory()
+                if not tidy:
+                    give_back_memory()
+                    tidy = True
                 await within(self._wake.wait(), _POLL_S)
 
     def _begin_job(self, lease: work_pb2.TaskLease) -> None:

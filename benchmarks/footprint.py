@@ -100,8 +100,9 @@ def _installed(folder: Path) -> dict[str, float]:
         [*command, "--constraint", str(_ROOT / "constraints.txt"), "--target", str(folder), str(_ROOT)], check=True
     )
     sizes = {one.name: _size(one) for one in folder.iterdir()}
+    compiled = sum(_size(one) for one in folder.rglob("*.pyc"))
     large = {name: size for name, size in sorted(sizes.items(), key=lambda item: -item[1]) if size >= 0.5}
-    return {"all": sum(sizes.values()), **large}
+    return {"all": sum(sizes.values()), "compiled": compiled, **large}
 
 
 def _size(path: Path) -> float:
