@@ -45,8 +45,27 @@ def readme() -> str:
         "",
         *_published_table(),
         "",
+        *_beside_others(),
     ]
     return "\n".join(lines)
+
+
+def _beside_others() -> list[str]:
+    """The comparison with the peers in one sentence; nothing before the benchmark was run in full."""
+    path = RESULTS / "peers.json"
+    if not path.exists():
+        return []
+    result = json.loads(path.read_text())
+    figures, compared = result["figures"], result["figures"]["compared"]
+    return [
+        f"A residual network of {figures['parameters'] / 1e6:.1f} million parameters on Fashion-MNIST (`python -m "
+        f"benchmarks.peers`), {figures['seeds']} compression seeds, {_machine(result['machine'])}: fleetfit's build is "
+        f"{compared['times_as_fast']:.1f} times as fast as the original for {compared['drop']:.2f} points on test, "
+        f"{compared['over_best_default']:.2f} times as fast as the best peer at its defaults ({compared['best_default']}), and "
+        f"{compared['over_expert']:.2f} times as what an expert reaches by hand with them. "
+        "[All of them](docs/techniques/composition.md#beside-other-tools).",
+        "",
+    ]
 
 
 def _published_table() -> list[str]:
@@ -299,6 +318,58 @@ def measurement() -> str:
     return "\n".join([*lines, ""])
 
 
+def agreement() -> str:
+    """The agent's clock beside others'; nothing before the benchmark was run in full."""
+    path = RESULTS / "agreement.json"
+    if not path.exists():
+        return ""
+    result = json.loads(path.read_text())
+    figures = result["figures"]
+    native, app = figures["onnxruntime"], figures["openvino"]
+    lines = [
+        f"`python -m benchmarks.agreement`, {_machine(result['machine'])}. Medians; in brackets the ratio's 95 % interval:",
+        "",
+        "| model, runtime | agent, µs | the other, µs | ratio |",
+        "| --- | --- | --- | --- |",
+    ]
+    compared = [(f"{name}, ONNX Runtime; a loop in C", found, found["native_ns"]) for name, found in native.items()]
+    compared.append(("convolutions, OpenVINO; its benchmark_app", app, app["app_ns"]))
+    for name, found, other in compared:
+        cells = (f"{found['ours_ns'] / 1000:.1f}", f"{other / 1000:.1f}", _interval(found["ratio"]))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"The model that does nothing takes {native['nothing']['longer_by_ns'] / 1000:.1f} µs longer from Python: that is what "
+            f"a call costs there, and it is in every figure. {_verdict(result)}",
+            "",
+        ]
+    )
+
+
+def footprint() -> str:
+    """What an agent at rest takes; nothing before the benchmark was run in full."""
+    path = RESULTS / "footprint.json"
+    if not path.exists():
+        return ""
+    result = json.loads(path.read_text())
+    figures = result["figures"]
+    parts = {name: size for name, size in figures["installed_parts_mib"].items() if name not in ("all", "compiled")}
+    largest = ", ".join(f"{name} {size:.0f}" for name, size in list(parts.items())[:4])
+    return "\n".join(
+        [
+            f"An agent at rest (`python -m benchmarks.footprint`, watched for {figures['watched_s'] / 60:.0f} minutes after a "
+            f"task, {_machine(result['machine'])}): {figures['resident_mib']:.1f} MiB resident ("
+            f"{figures['proportional_mib']:.1f} MiB proportional), {figures['share_of_a_core']:.3%} of a core. "
+            f"Installed without runtimes {figures['installed_mib']:.0f} MiB on the disk, of which "
+            f"{figures['installed_parts_mib']['compiled']:.0f} MiB are Python's compiled files; the largest parts, in "
+            f"MiB: {largest}. {_verdict(result)}",
+            "",
+        ]
+    )
+
+
 SECTIONS: Final[dict[str, dict[str, Callable[[], str]]]] = {
     "README.md": {"demo": readme},
     "docs/techniques/pruning.md": {"pruning": pruning},
@@ -307,7 +378,8 @@ SECTIONS: Final[dict[str, dict[str, Callable[[], str]]]] = {
     "docs/techniques/distillation.md": {"distillation": distillation},
     "docs/techniques/composition.md": {"peers": composition},
     "docs/architectures.md": {"breadth": architectures},
-    "docs/measurement.md": {"stopping": measurement},
+    "docs/measurement.md": {"stopping": measurement, "agreement": agreement},
+    "docs/devices/README.md": {"footprint": footprint},
 }
 """What stands between a document's marks, by the marks' name."""
 
