@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _PROVIDER = "CPUExecutionProvider"
+# Builds are files of IR version 10, which this was the first to read (onnxruntime.ai/docs/reference/compatibility.html).
+_OLDEST = (1, 18)
 
 
 class OnnxRuntime(Runtime):
@@ -27,10 +30,16 @@ class OnnxRuntime(Runtime):
             import onnxruntime
         except ImportError as error:
             return Availability(False, f'pip install "fleetfit[onnxruntime]" ({error})')
+        found = str(onnxruntime.__version__)
+        if _release(found) < _OLDEST:
+            oldest = ".".join(map(str, _OLDEST))
+            return Availability(
+                False, f"onnxruntime {found} is too old to read builds; pip install 'onnxruntime>={oldest}'", found
+            )
         providers = tuple(onnxruntime.get_available_providers())
         if _PROVIDER not in providers:
             return Availability(False, f"this onnxruntime has no {_PROVIDER}; install the package 'onnxruntime'")
-        return Availability(True, "", str(onnxruntime.__version__), (_PROVIDER,))
+        return Availability(True, "", found, (_PROVIDER,))
 
     def load(self, build: bytes, *, threads: int) -> LoadedModel:
         """A session over the bytes: never from a path, so that external data cannot be reached."""
@@ -60,6 +69,12 @@ class OnnxRuntime(Runtime):
                 ) from error
             raise InvalidModel(f"ONNX Runtime {onnxruntime.__version__} cannot load the build: {first}") from error
         return _Session(session)
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version; those of a version without numbers are taken for new ones."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return tuple(map(int, found.groups())) if found else _OLDEST
 
 
 class _Session(LoadedModel):

@@ -46,6 +46,13 @@ def test_the_file_tells_nothing_about_this_machine(content: bytes) -> None:
         assert text not in content
 
 
+def test_every_supported_runtime_can_read_the_file(content: bytes) -> None:
+    """What runtimes/onnxruntime.py takes for the oldest version has to follow where these rise."""
+    model = onnx.load_model_from_string(content)
+    assert model.ir_version <= 10
+    assert [one.version for one in model.opset_import if one.domain == ""] == [18]
+
+
 def test_the_same_model_gives_the_same_bytes(model: LayeredModel, content: bytes) -> None:
     assert export_onnx(model) == content
 
