@@ -7,7 +7,7 @@ import hashlib
 import io
 import os
 import zipfile
-from importlib.metadata import Distribution, distribution
+from importlib.metadata import Distribution, distribution, distributions
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +23,7 @@ _TIME: Final = (1980, 1, 1, 0, 0, 0)
 
 def own_wheel() -> tuple[str, bytes]:
     """Name and content of the wheel (pure Python; the same code gives the same bytes)."""
-    installed = distribution("fleetfit")
+    installed = _installed()
     stem = f"fleetfit-{installed.version}"
     info = f"{stem}.dist-info"
     files = _package() | {f"{info}/{name}": content for name, content in _metadata(installed).items()}
@@ -36,6 +36,12 @@ def own_wheel() -> tuple[str, bytes]:
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, files[name], zipfile.ZIP_DEFLATED)
     return f"{stem}-py3-none-any.whl", out.getvalue()
+
+
+def _installed() -> Distribution:
+    """What pip has installed: what building a checkout leaves beside it, which is found before that, may be out of date."""
+    found = list(distributions(name="fleetfit"))
+    return next((one for one in found if one.read_text("METADATA") is not None), None) or distribution("fleetfit")
 
 
 def _package() -> dict[str, bytes]:
@@ -54,7 +60,7 @@ def _package() -> dict[str, bytes]:
 def _metadata(installed: Distribution) -> dict[str, bytes]:
     found = {"WHEEL": _WHEEL.encode()}
     for name in ("METADATA", "entry_points.txt"):
-        text = installed.read_text(name)
+        text = installed.read_text(name) or (installed.read_text("PKG-INFO") if name == "METADATA" else None)
         if text is not None:
             found[name] = text.encode()
     for file in installed.files or ():

