@@ -27,6 +27,8 @@ _PR_SET_PDEATHSIG = 1
 EXIT_OUT_OF_MEMORY = 86
 _STDERR_KEPT_BYTES = 16_384
 _GUARD_S = 0.1
+# What is asked for last, and denied, is seldom more than the rest.
+_NEAR = 0.9
 
 
 @dataclass(frozen=True)
@@ -105,21 +107,45 @@ def classify(return_code: int) -> str:
 
 def held_bytes(pid: int) -> int:
     """Memory that a process holds and nobody can take from it: private and shared, without files. 0 where it is gone."""
-    held = 0
+    sizes = _sizes(pid)
+    return sizes.get("RssAnon", 0) + sizes.get("RssShmem", 0)
+
+
+def _sizes(pid: int) -> dict[str, int]:
+    """In bytes, what proc(5) tells of a process in /proc/pid/status; nothing where it is gone."""
+    found = {}
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith(("RssAnon:", "RssShmem:")):
-                held += int(line.split()[1]) * 1024
-    return held
+            name, _, value = line.partition(":")
+            if name in ("RssAnon", "RssShmem", "VmData"):
+                found[name] = int(value.split()[0]) * 1024
+    return found
 
 
-async def _kill_above(pid: int, limits: Limits) -> None:
-    while limits.memory_bytes is not None:
-        await asyncio.sleep(_GUARD_S)
-        if held_bytes(pid) > limits.memory_bytes:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, signal.SIGKILL)
-            return
+class _Guard:
+    """Looks at a child that has a memory limit: `at_limit` is whether it was about to meet it at the last look."""
+
+    def __init__(self, pid: int, limits: Limits) -> None:
+        self._pid, self._limits = pid, limits
+        self.at_limit = False
+
+    async def watch(self) -> None:
+        """Until cancelled, or until an expendable child holds more than it may, which is then killed."""
+        limit = self._limits.memory_bytes
+        while limit is not None:
+            await asyncio.sleep(_GUARD_S)
+            sizes = _sizes(self._pid)
+            if "VmData" in sizes:
+                self.at_limit = sizes["VmData"] > _NEAR * limit
+            if self._limits.expendable and sizes.get("RssAnon", 0) + sizes.get("RssShmem", 0) > limit:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(self._pid, signal.SIGKILL)
+                return
+
+    def kind(self, code: int) -> str:
+        """What the return code stands for. Native code that gets no memory may crash instead of saying so."""
+        kind = classify(code)
+        return "out_of_memory" if kind == "crashed" and self.at_limit else kind
 
 
 async def run_child(
@@ -159,16 +185,16 @@ async def run_child(
             del tail[:-_STDERR_KEPT_BYTES]
 
     reader = asyncio.create_task(read_stderr())
-    guard = asyncio.create_task(_kill_above(process.pid, limits)) if limits.expendable else None
+    guard = _Guard(process.pid, limits)
+    guarding = asyncio.create_task(guard.watch())
     try:
         kind = "" if await within(process.wait(), limits.wall_s) else "timed_out"
     finally:
-        if guard is not None:
-            guard.cancel()
-            await asyncio.gather(guard, return_exceptions=True)
+        guarding.cancel()
+        await asyncio.gather(guarding, return_exceptions=True)
         # Also after a normal end: grandchildren of the session must not outlive it.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         code = await process.wait()
         await reader
-    return ChildOutcome(kind or classify(code), code, tail.decode(errors="replace"))
+    return ChildOutcome(kind or guard.kind(code), code, tail.decode(errors="replace"))

@@ -65,6 +65,20 @@ except MemoryError:
     assert run(code, Limits(memory_bytes=900_000_000, wall_s=30)).kind == "ok"  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(("held", "kind"), [(0, "crashed"), (280 << 20, "out_of_memory")])
+def test_a_crash_at_the_limit_is_want_of_memory(held: int, kind: str) -> None:
+    code = f"""
+import os, signal, time
+from fleetfit.core.children import limit_self
+limit_self()
+kept = bytearray({held})
+time.sleep(1)
+os.kill(os.getpid(), signal.SIGSEGV)
+"""
+    outcome = asyncio.run(run_child(["-c", code], Limits(memory_bytes=300 << 20, wall_s=30)))
+    assert (outcome.kind, outcome.exit_code) == (kind, -signal.SIGSEGV)
+
+
 def test_address_space_is_not_memory() -> None:
     # What CUDA does: it takes a range of addresses in which host and devices agree, and memory in it only as that is needed.
     code = f"""
