@@ -219,9 +219,9 @@ def peers() -> list[str]:
         f"fleetfit is {compared['over_best_default']:.2f} times as fast as the best in ONNX Runtime at its defaults "
         f"({compared['best_default']}), {compared['over_best_default_in_any_runtime']:.2f} times as the best in any runtime "
         f"({compared['best_default_in_any_runtime']}), {compared['over_expert']:.2f} times as the expert, and has "
-        f"{compared['bytes_over_smallest']:.2f} times the bytes of the smallest ({compared['smallest']}). fleetfit times its recipes' "
-        "shapes first, and tries them on the validation split from the fastest on until one loses little enough, each with the same "
-        "fine-tuning; the others have the one setting that `benchmarks/peers_builds.py` describes.",
+        f"{compared['bytes_over_smallest']:.2f} times the bytes of the smallest ({compared['smallest']}). "
+        "fleetfit times its recipes' shapes first, and tries them on the validation split from the fastest on until one loses "
+        "little enough, each with the same fine-tuning; the others have the one setting that `benchmarks/peers_builds.py` has.",
     ]
 
 
