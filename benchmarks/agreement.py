@@ -1,12 +1,14 @@
 """Whether the agent's timing agrees with others': `python -m benchmarks.agreement`, on a quiet machine.
 
 For ONNX Runtime with a loop in C around the library that its wheel ships (`native_loop.c`, compiled here with `cc`), block by
-block in turn; for OpenVINO with its own `benchmark_app`, process by process in turn. Ours are the functions with which an agent's
-child takes its samples. The smallest model does nothing: what ours takes longer there is what a call from Python costs.
+block in turn in several pairs of processes; for OpenVINO with its own `benchmark_app`, process by process in turn. Ours are the
+functions with which an agent's child takes its samples. The smallest model does nothing: what ours takes longer there is what a
+call from Python costs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import statistics
@@ -16,6 +18,7 @@ import sysconfig
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,13 +27,12 @@ import torch
 from torch import nn
 
 from benchmarks.harness import Outcome, run
-from fleetfit.agent.measuring.timing import block_size, take_samples, warm_up
 from fleetfit.runtimes.archive import pack
 from fleetfit.runtimes.openvino import MEMBERS, import_openvino
-from fleetfit.runtimes.registry import runtime
 
 MOST_APART: Final = 0.03
 _BLOCK_NS: Final = 50_000_000
+_FIRST_CALLS, _FEWEST_CALLS, _WARM_UP_BLOCKS = 20, 3, 6
 _WARM_UP_NS: Final = 500_000_000
 CLAIM = (
     f"The agent's median latency is within {MOST_APART:.0%} of a C loop's on the same ONNX Runtime library, for a model of about "
@@ -63,13 +65,13 @@ def _subjects() -> list[Subject]:
 
 def agreement(quick: bool) -> Outcome:
     """Compare on three models; `--quick` for a few blocks."""
-    rounds, processes, seconds = (4, 1, 1) if quick else (100, 8, 10)
+    processes, rounds, seconds = (2, 3, 1) if quick else (20, 12, 3)
     with tempfile.TemporaryDirectory(prefix="fleetfit-agreement-") as name:
         folder = Path(name)
         loop = _compiled(folder)
         subjects = {one.name: one for one in _subjects()}
         files = {one.name: _to_onnx(one, folder) for one in subjects.values()}
-        native = {name: _beside_native(one, files[name], loop, rounds) for name, one in subjects.items()}
+        native = {name: _beside_native(one, files[name], loop, processes, rounds) for name, one in subjects.items()}
         app = _beside_app(subjects["convolutions"], files["convolutions"], folder, processes, seconds)
     figures = {"onnxruntime": native, "openvino": app, "openvino_version": _openvino_version()}
     compared = [native["small"]["ratio"], native["convolutions"]["ratio"], app["ratio"]]
@@ -101,31 +103,56 @@ def _library() -> Path:
     return found
 
 
-def _beside_native(one: Subject, file: Path, loop: Path, rounds: int) -> dict[str, Any]:
-    """Medians of blocks in turn, in nanoseconds, and ours over theirs."""
-    model = runtime("onnxruntime").load(file.read_bytes(), threads=1)
-    call = model.bind({"x": np.full(one.shape, 0.5, np.float32)})
-    command = [str(loop), str(_library()), str(file), "x", "y", *map(str, one.shape)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+# Answers as `native_loop` does.
+_LOOP: Final = (
+    "import sys, numpy as np; from pathlib import Path\n"
+    "from fleetfit.runtimes.registry import runtime; from fleetfit.agent.measuring.timing import take_samples\n"
+    "model = runtime('onnxruntime').load(Path(sys.argv[1]).read_bytes(), threads=1)\n"
+    "call = model.bind({'x': np.full(tuple(map(int, sys.argv[2:])), 0.5, np.float32)})\n"
+    "for line in sys.stdin: print(*take_samples(call, int(line), 10**10), flush=True)\n"
+)
 
-        def native(count: int) -> list[int]:
-            assert child.stdin is not None and child.stdout is not None  # noqa: S101 - asked for above
-            child.stdin.write(f"{count}\n")
-            child.stdin.flush()
-            return [int(word) for word in child.stdout.readline().split()]
 
-        warm_up(call, _WARM_UP_NS)
-        size = block_size(call, _BLOCK_NS)
-        native(size)
-        takers: dict[str, Callable[[], list[int]]] = {
-            "ours": lambda: take_samples(call, size, 10 * _BLOCK_NS),
-            "native": lambda: native(size),
-        }
-        blocks = _in_turn(takers, rounds)
-        assert child.stdin is not None  # noqa: S101 - asked for above
-        child.stdin.close()
-    model.close()
-    return _compared(blocks, "native")
+def _beside_native(one: Subject, file: Path, loop: Path, processes: int, rounds: int) -> dict[str, Any]:
+    """Medians in nanoseconds, of blocks in turn, and ours over theirs; fresh processes of both each time.
+
+    Where a process's memory happens to lie makes it slower or faster as long as it lives, so one pair of them says little.
+    """
+    shape = [str(size) for size in one.shape]
+    commands = {
+        "ours": [sys.executable, "-c", _LOOP, str(file), *shape],
+        "native": [str(loop), str(_library()), str(file), "x", "y", *shape],
+    }
+    found: dict[str, list[float]] = {name: [] for name in commands}
+    for number in range(processes):
+        with contextlib.ExitStack() as stack:
+            # Either is started first in every second pair.
+            order = list(commands)[:: 1 if number % 2 else -1]
+            takers = {name: _asked(stack.enter_context(_started(commands[name]))) for name in order}
+            per_call = statistics.median(takers["native"](_FIRST_CALLS))
+            size = max(_FEWEST_CALLS, round(_BLOCK_NS / per_call))
+            for take in takers.values():
+                take(size * _WARM_UP_BLOCKS)
+            blocks = _in_turn({name: partial(take, size) for name, take in takers.items()}, rounds)
+        for name, medians in blocks.items():
+            found[name].append(statistics.median(medians))
+    return _compared(found, "native")
+
+
+def _started(command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def _asked(child: subprocess.Popen[str]) -> Callable[[int], list[int]]:
+    """What asks a child for so many samples. It ends with its standard input."""
+
+    def take(count: int) -> list[int]:
+        assert child.stdin is not None and child.stdout is not None
+        child.stdin.write(f"{count}\n")
+        child.stdin.flush()
+        return [int(word) for word in child.stdout.readline().split()]
+
+    return take
 
 
 def _in_turn(takers: dict[str, Callable[[], list[int]]], rounds: int) -> dict[str, list[float]]:
@@ -138,14 +165,14 @@ def _in_turn(takers: dict[str, Callable[[], list[int]]], rounds: int) -> dict[st
 
 
 def _compared(blocks: dict[str, list[float]], other: str) -> dict[str, Any]:
-    """Ours over theirs: the median over rounds, with its 95 % interval by bootstrap."""
+    """Ours over theirs: the median over pairs of processes, with its 95 % interval by bootstrap."""
     ratios = np.array(blocks["ours"]) / np.array(blocks[other])
     drawn = np.median(np.random.default_rng(0).choice(ratios, (2_000, len(ratios))), axis=1)
     low, high = np.quantile(drawn, (0.025, 0.975))
     medians = {f"{name}_ns": statistics.median(found) for name, found in blocks.items()}
     apart = statistics.median(ours - theirs for ours, theirs in zip(blocks["ours"], blocks[other], strict=True))
     ratio = {"value": float(np.median(ratios)), "low": float(low), "high": float(high)}
-    return {**medians, "longer_by_ns": apart, "ratio": ratio, "rounds": len(ratios)}
+    return {**medians, "longer_by_ns": apart, "ratio": ratio, "processes": len(ratios)}
 
 
 # A process of its own for each turn, as `benchmark_app` is one.
