@@ -777,6 +777,8 @@ async def _undisturbed(folder: Path) -> Any:
 _STEP = 3
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_killed_after_any_write_a_job_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
     """The server dies after its n-th write, for one n after another, and is started again on what it left."""
 
