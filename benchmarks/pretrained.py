@@ -43,6 +43,9 @@ RECIPES = {
     "int8 static, adjusted, 8-bit weights": (
         "[{quantize: {mode: static, samples: 128, reduce_range: false, rounding: gptq, correct_bias: true}}]"
     ),
+    "int8 static, adjusted, ends in floats": (
+        "[{quantize: {mode: static, samples: 128, keep_float: ends, rounding: gptq, correct_bias: true}}]"
+    ),
     "fp16": "[{quantize: {dtype: fp16}}]",
     "int8 dynamic": "[{quantize: {mode: dynamic}}]",
     "low-rank": "[{low_rank: {energy: 0.98, layers: all, round_to: 8}}]",
