@@ -20,13 +20,11 @@ from fleetfit.agent.cache import Cache
 from fleetfit.agent.disk import Reserve, disk_full, is_full
 from fleetfit.agent.hooks import APPLICATION_VARIABLE, HookFailed, service_stopped
 from fleetfit.agent.spool import OUTPUTS, Spool, Spooled
-from fleetfit.core.children import ChildOutcome, Limits, run_child
+from fleetfit.core.children import ENGINES_VARIABLE, ChildOutcome, Limits, run_child
 from fleetfit.core.errors import ExhaustedResource, FleetfitError, InvalidInput
 from fleetfit.proto.v1 import common_pb2, measurement_pb2, work_pb2
 
 Status = measurement_pb2.MeasurementStatus
-# Outlives tasks: building an engine takes minutes. Named here too, because the resident agent imports no runtime.
-ENGINES_VARIABLE: Final = "FLEETFIT_ENGINES"
 _PASSING: Final = frozenset(
     {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "INTERNAL", "UNKNOWN", "CANCELLED", "DATA_LOSS"}
 )

@@ -22,6 +22,8 @@ from pathlib import Path
 from fleetfit.core.waiting import within
 
 _LIMITS_VARIABLE = "FLEETFIT_CHILD_LIMITS"
+# The folder of engines that runtimes build on a device, which outlives tasks: an agent names one of its own to its children.
+ENGINES_VARIABLE = "FLEETFIT_ENGINES"
 _PR_SET_PDEATHSIG = 1
 # A child that met its memory limit says so with this exit code; the kernel's own killing is seen as SIGKILL.
 EXIT_OUT_OF_MEMORY = 86
@@ -107,7 +109,10 @@ def classify(return_code: int) -> str:
 
 def held_bytes(pid: int) -> int:
     """Memory that a process holds and nobody can take from it: private and shared, without files. 0 where it is gone."""
-    sizes = _sizes(pid)
+    return _held(_sizes(pid))
+
+
+def _held(sizes: Mapping[str, int]) -> int:
     return sizes.get("RssAnon", 0) + sizes.get("RssShmem", 0)
 
 
@@ -137,7 +142,7 @@ class _Guard:
             sizes = _sizes(self._pid)
             if "VmData" in sizes:
                 self.at_limit = sizes["VmData"] > _NEAR * limit
-            if self._limits.expendable and sizes.get("RssAnon", 0) + sizes.get("RssShmem", 0) > limit:
+            if self._limits.expendable and _held(sizes) > limit:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(self._pid, signal.SIGKILL)
                 return

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import platformdirs
 
+from fleetfit.core.children import ENGINES_VARIABLE
 from fleetfit.core.digests import key_of, sha256_bytes
 from fleetfit.core.errors import FleetfitError, InvalidModel, UnsupportedHere
 from fleetfit.runtimes.base import Arrays, Availability, LoadedModel, Runtime, ignore_progress
@@ -24,8 +25,6 @@ from fleetfit.runtimes.tensorrt_library import DTYPES, OLDEST, import_tensorrt, 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-ENGINES_VARIABLE: Final = "FLEETFIT_ENGINES"
-"""Names the folder of engines; agents set it to one of their own."""
 _ENGINES_BYTES: Final = 2 << 30
 _BUILD_LIMIT_S: Final = 1800.0
 _MISSING: Final = (

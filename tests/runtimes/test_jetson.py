@@ -15,9 +15,10 @@ import pytest
 
 from fleetfit.agent.probe.files import Tree
 from fleetfit.agent.probe.snapshot import take_snapshot
+from fleetfit.core.children import ENGINES_VARIABLE
 from fleetfit.device_profiles.matching import DeviceFactsForMatching, match
 from fleetfit.proto.v1 import measurement_pb2, snapshot_pb2
-from fleetfit.runtimes.tensorrt import ENGINES_VARIABLE, TensorRt
+from fleetfit.runtimes.tensorrt import TensorRt
 
 from ..agent.measuring.tasks import measure, prepare
 from .builds import WEIGHTS, affine

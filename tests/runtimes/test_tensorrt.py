@@ -16,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from fleetfit.core.children import ENGINES_VARIABLE
 from fleetfit.core.errors import InvalidModel, TimedOut, UnsupportedHere
 from fleetfit.runtimes import cuda, tensorrt
 from fleetfit.runtimes.base import ignore_progress
-from fleetfit.runtimes.tensorrt import ENGINES_VARIABLE, TensorRt, evict, pieces
+from fleetfit.runtimes.tensorrt import TensorRt, evict, pieces
 from fleetfit.runtimes.tensorrt_builder import Phases, build_engine, fixed_shape, make_engine
 from fleetfit.runtimes.tensorrt_library import allowed_formats, creation_flags, import_tensorrt, version_of
 
