@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 
 import onnx
 
 from fleetfit.compress.quantization.operators import HEAVY
 from fleetfit.core.errors import InvalidRecipe
+
+_Names = Callable[[onnx.NodeProto], Iterable[str]]
 
 
 def inputs_of(content: bytes) -> tuple[list[str], int | None]:
@@ -41,24 +43,21 @@ def layer_of(node: onnx.NodeProto) -> str:
 
 def ends(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> set[str]:
     """The names of those of the nodes that are first or last: products that have no other product before, or none after, them."""
-    candidates = {node.name for node in nodes if node.op_type in HEAVY}
-    weights = {tensor.name for tensor in model.graph.initializer}
-    after: dict[str, bool] = {}
-    first = set()
-    for node in model.graph.node:
-        behind = any(after.get(name, False) for name in node.input if name not in weights)
+    forwards = _unreached(model.graph.node, lambda node: node.input, lambda node: node.output)
+    backwards = _unreached(reversed(model.graph.node), lambda node: node.output, lambda node: node.input)
+    return {node.name for node in nodes} & (forwards | backwards)
+
+
+def _unreached(nodes: Iterable[onnx.NodeProto], read: _Names, given: _Names) -> set[str]:
+    """The names of the products that come before every other product on their way."""
+    found, reached = set(), set[str]()
+    for node in nodes:
+        behind = not reached.isdisjoint(read(node))
         if node.op_type in HEAVY and not behind:
-            first.add(node.name)
-        after |= dict.fromkeys(node.output, behind or node.op_type in HEAVY)
-    before: dict[str, bool] = {}
-    last = set()
-    for node in reversed(model.graph.node):
-        ahead = any(before.get(name, False) for name in node.output)
-        if node.op_type in HEAVY and not ahead:
-            last.add(node.name)
-        for name in node.input:
-            before[name] = before.get(name, False) or ahead or node.op_type in HEAVY
-    return candidates & (first | last)
+            found.add(node.name)
+        if node.op_type in HEAVY or behind:
+            reached.update(given(node))
+    return found
 
 
 def matching(nodes: Iterable[onnx.NodeProto], patterns: Sequence[str]) -> set[str]:
