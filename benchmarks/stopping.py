@@ -13,12 +13,11 @@ import numpy as np
 
 from benchmarks import harness
 from fleetfit.core.statistics_latency import half_width, ratio_interval
-from fleetfit.proto.methods import named_method
+from fleetfit.proto.methods import PAIR_PROCESSES_MORE, named_method
 
 # Standard deviation between processes of the ratio of two builds, as a share of it; 2 % is a busy shared machine.
 SPREADS: Final = (0.004, 0.006, 0.01, 0.0125, 0.015, 0.0175, 0.02, 0.03)
 ORDER: Final = 0.005
-_MORE: Final = 2
 # What a coverage of 95 % may lose to stopping.
 _LEAST_COVERED: Final = 0.91
 
@@ -59,9 +58,9 @@ def _experiment(chance: np.random.Generator, spread: float, fewest: int, method:
     while True:
         found = ratio_interval(pairs[:count], first[:count])
         precise = half_width(found) <= method.precision
-        if precise or count + _MORE > method.most_pair_processes:
+        if precise or count + PAIR_PROCESSES_MORE > method.most_pair_processes:
             return found.low <= 1 <= found.high, count, precise
-        count += _MORE
+        count += PAIR_PROCESSES_MORE
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from fleetfit.agent.probe.readings import (
 from fleetfit.core.children import ChildOutcome, Limits, run_child
 from fleetfit.core.statistics_latency import half_width
 from fleetfit.proto.figures import pair_ratio
-from fleetfit.proto.methods import METHOD_VERSION
+from fleetfit.proto.methods import METHOD_VERSION, PAIR_PROCESSES_MORE
 from fleetfit.proto.v1 import measurement_pb2
 
 # Above this share of all processors, or this much stolen by the hypervisor, a device is not quiet.
@@ -44,7 +44,6 @@ _COOL_BELOW_CELSIUS: Final = 10.0
 # A child may use this share of the memory that is free; the rest keeps the device alive.
 _MEMORY_SHARE: Final = 0.9
 _WATCH_S: Final = 0.2
-_PROCESSES_MORE: Final = 2
 SamplingEnd = measurement_pb2.SamplingEnd
 _NO_ROOM_FOR_TWO: Final = (
     "the build and the original do not fit into this device's memory together, so no ratio was measured; "
@@ -120,17 +119,17 @@ class Measurer:
             if number == self._pairs and result.precision > 0:
                 ended = self._pairs_end(result, time.monotonic() - began)
                 if ended == SamplingEnd.SAMPLING_END_UNSPECIFIED:
-                    self._pairs += _PROCESSES_MORE
+                    self._pairs += PAIR_PROCESSES_MORE
         result.pairs_end = ended
 
     def _pairs_end(self, result: measurement_pb2.MeasurementResult, spent_s: float) -> SamplingEnd.ValueType:
         ratio, method = pair_ratio(result.pairs), self._task.method
         if ratio is not None and half_width(ratio) <= method.precision:
             return SamplingEnd.SAMPLING_END_PRECISE
-        if self._pairs + _PROCESSES_MORE > method.most_pair_processes:
+        if self._pairs + PAIR_PROCESSES_MORE > method.most_pair_processes:
             return SamplingEnd.SAMPLING_END_PROCESSES
         # What more would take is what the same number took.
-        more_s = spent_s * _PROCESSES_MORE / self._pairs
+        more_s = spent_s * PAIR_PROCESSES_MORE / self._pairs
         return (
             SamplingEnd.SAMPLING_END_TIME
             if spent_s + more_s > method.pair_limit_ns / 1e9
