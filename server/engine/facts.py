@@ -122,11 +122,10 @@ def _candidate(session: Session, row: CandidateRow, beside: str, title: str) -> 
     facts = CompressFacts.model_validate(variant.facts) if variant.facts is not None else None
     rows = session.scalars(select(MeasurementRow).where(MeasurementRow.candidate_id == row.id)).all()
     measured = {m.split: MeasurementSummary.model_validate(m.summary) for m in rows}
-    sizes = {m.raw_sha256: session.get(ArtifactRow, m.raw_sha256) for m in rows}
     raw = {
         "test" if m.split == "test" else "measured": (m.raw_sha256, artifact.size_bytes)
         for m in rows
-        if (artifact := sizes[m.raw_sha256]) is not None
+        if (artifact := session.get(ArtifactRow, m.raw_sha256)) is not None
     }
     ended = (
         row.state
