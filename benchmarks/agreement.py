@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 from benchmarks.harness import Outcome, run
+from benchmarks.interleaved import median_interval
 from fleetfit.runtimes.archive import pack
 from fleetfit.runtimes.openvino import MEMBERS, import_openvino
 
@@ -165,14 +166,11 @@ def _in_turn(takers: dict[str, Callable[[], list[int]]], rounds: int) -> dict[st
 
 
 def _compared(blocks: dict[str, list[float]], other: str) -> dict[str, Any]:
-    """Ours over theirs: the median over pairs of processes, with its 95 % interval by bootstrap."""
+    """Ours over theirs: the median over pairs of processes, with its 95 % interval."""
     ratios = np.array(blocks["ours"]) / np.array(blocks[other])
-    drawn = np.median(np.random.default_rng(0).choice(ratios, (2_000, len(ratios))), axis=1)
-    low, high = np.quantile(drawn, (0.025, 0.975))
     medians = {f"{name}_ns": statistics.median(found) for name, found in blocks.items()}
     apart = statistics.median(ours - theirs for ours, theirs in zip(blocks["ours"], blocks[other], strict=True))
-    ratio = {"value": float(np.median(ratios)), "low": float(low), "high": float(high)}
-    return {**medians, "longer_by_ns": apart, "ratio": ratio, "processes": len(ratios)}
+    return {**medians, "longer_by_ns": apart, "ratio": median_interval(ratios), "processes": len(ratios)}
 
 
 # A process of its own for each turn, as `benchmark_app` is one.

@@ -52,10 +52,9 @@ def readme() -> str:
 
 def _beside_others() -> list[str]:
     """The comparison with the peers in one sentence; nothing before the benchmark was run in full."""
-    path = RESULTS / "peers.json"
-    if not path.exists():
+    result = _result("peers")
+    if result is None:
         return []
-    result = json.loads(path.read_text())
     figures, compared = result["figures"], result["figures"]["compared"]
     return [
         f"A residual network of {figures['parameters'] / 1e6:.1f} million parameters on Fashion-MNIST (`python -m "
@@ -174,6 +173,13 @@ def distillation() -> str:
     return "\n".join([*lines, "", _verdict(result), ""])
 
 
+def _result(name: str) -> dict[str, Any] | None:
+    """What a benchmark found; None before it was run in full."""
+    path = RESULTS / f"{name}.json"
+    found: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+    return found
+
+
 def _verdict(result: dict[str, Any]) -> str:
     return f"The claim {'holds' if result['holds'] else '**does not hold**'}: {result['claim']}"
 
@@ -189,12 +195,10 @@ def _interval(found: dict[str, float]) -> str:
 
 def peers() -> list[str]:
     """What each peer reached beside us; nothing before the benchmark was run in full."""
-    path = RESULTS / "peers.json"
-    if not path.exists():
+    result = _result("peers")
+    if result is None:
         return []
-    result = json.loads(path.read_text())
     figures, compared = result["figures"], result["figures"]["compared"]
-    sets = ", ".join(result["machine"]["instruction_sets"]) or "no vector extension that we look for"
     versions = ", ".join(f"{name} {version}" for name, version in figures["versions"].items())
     lines = [
         "## Beside other tools",
@@ -202,7 +206,7 @@ def peers() -> list[str]:
         f"A residual network of {figures['parameters']} parameters on Fashion-MNIST ({figures['test_accuracy']:.2f} % on test), "
         f"compressed by fleetfit and by others with {figures['seeds']} seeds, {figures['tuning_epochs']} epochs of fine-tuning "
         "for each that trains (`python -m benchmarks.peers`). Medians, least to most; one thread, a batch of one, "
-        f"{result['machine']['processor']} ({sets}); {versions}:",
+        f"{_machine(result['machine'])}; {versions}:",
         "",
         "| tool | times as fast | in its own runtime | kilobytes | drop on test, points |",
         "| --- | --- | --- | --- | --- |",
@@ -227,12 +231,10 @@ def peers() -> list[str]:
 
 def pretrained() -> str:
     """How far every technique agrees with a pretrained original."""
-    path = RESULTS / "pretrained.json"
-    if not path.exists():
+    result = _result("pretrained")
+    if result is None:
         return ""
-    result = json.loads(path.read_text())
     figures, machine = result["figures"], result["machine"]
-    sets = ", ".join(machine["instruction_sets"]) or "no vector extension that we look for"
     original = figures["variants"]["original"]
     lines = [
         "## On a pretrained network",
@@ -240,7 +242,7 @@ def pretrained() -> str:
         f"efficientnet_lite0 (ImageNet) as published, through every technique (`python -m benchmarks.pretrained`): the share of "
         f"{figures['crops']} crops of photographs with the same best class as the original, with its 95 % interval; calibrated and "
         f"recovered on {figures['crops_of_others']} crops of other photographs, without labels; ONNX Runtime "
-        f"{machine['versions']['onnxruntime']} on {machine['processor']} ({sets}):",
+        f"{machine['versions']['onnxruntime']} on {_machine(machine)}:",
         "",
         "| variant | same class | mean cosine of the logits | bytes | fewer MACs |",
         "| --- | --- | --- | --- | --- |",
@@ -251,8 +253,7 @@ def pretrained() -> str:
         cells = [f"{found['agreement']:.1%} ({low:.1%} to {high:.1%})", f"{found['cosine']:.4f}", str(found["bytes"])]
         lines.append(f"| {name} | {' | '.join([*cells, f'{fewer:.1%}'])} |")
     lines += [f"| {name} | not run | | | |" for name in figures["not_run"]]
-    lines += ["", f"The claim {'holds' if result['holds'] else 'does not hold'}: {result['claim']}", ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _verdict(result), ""])
 
 
 def composition() -> str:
@@ -322,10 +323,9 @@ def measurement() -> str:
 
 def agreement() -> str:
     """The agent's clock beside others'; nothing before the benchmark was run in full."""
-    path = RESULTS / "agreement.json"
-    if not path.exists():
+    result = _result("agreement")
+    if result is None:
         return ""
-    result = json.loads(path.read_text())
     figures = result["figures"]
     native, app = figures["onnxruntime"], figures["openvino"]
     lines = [
@@ -352,10 +352,9 @@ def agreement() -> str:
 
 def footprint() -> str:
     """What an agent at rest takes; nothing before the benchmark was run in full."""
-    path = RESULTS / "footprint.json"
-    if not path.exists():
+    result = _result("footprint")
+    if result is None:
         return ""
-    result = json.loads(path.read_text())
     figures = result["figures"]
     parts = {name: size for name, size in figures["installed_parts_mib"].items() if name not in ("all", "compiled")}
     largest = ", ".join(f"{name} {size:.0f}" for name, size in list(parts.items())[:4])

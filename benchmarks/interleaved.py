@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fleetfit.agent.measuring.timing import block_size, take_samples, warm_up
 from fleetfit.runtimes.base import Arrays
@@ -45,8 +46,12 @@ def blocks_in_turn(
 
 
 def times_as_fast(baseline: Sequence[float], found: Sequence[float]) -> Mapping[str, float]:
-    """The median over rounds of the ratio of two builds' blocks, with its 95 % interval by bootstrap."""
-    ratios = np.array(baseline) / np.array(found)
+    """The median over rounds of the ratio of two builds' blocks, with its 95 % interval."""
+    return median_interval(np.array(baseline) / np.array(found))
+
+
+def median_interval(ratios: NDArray[np.float64]) -> Mapping[str, float]:
+    """The median of independent ratios, with its 95 % interval by bootstrap."""
     numbers = np.random.default_rng(0)
     drawn = np.median(numbers.choice(ratios, (2_000, len(ratios))), axis=1)
     low, high = np.quantile(drawn, (0.025, 0.975))

@@ -51,7 +51,7 @@ RECIPES: dict[str, Pass] = {
 _STATIC: dict[str, Any] = {"calibration": "minmax", "reduce_range": without_vnni()}
 QUANTIZED = {
     "all int8": Quantize(**_STATIC),
-    "first and last in floats": Quantize(**_STATIC, keep_float=("stem*", "head*")),
+    "first and last in floats": Quantize(**_STATIC, keep_float="ends"),
 }
 # The one that a trial of this benchmark takes.
 _TRIED = "magnitude 0.75, by 16"
@@ -88,9 +88,8 @@ def best_of_ours(
         say(f"  fleetfit, seed {seed}, {name}: drop {tried[name]:.2f} on validation, {len(content)} bytes")
         if tried[name] <= MOST_DROP_HERE:
             break
-    chosen = min(
-        tried, key=lambda name: (tried[name] > MOST_DROP_HERE, tried[name] if tried[name] > MOST_DROP_HERE else 0)
-    )
+    # Of those before the last none holds.
+    chosen = name if tried[name] <= MOST_DROP_HERE else min(tried, key=lambda one: tried[one])
     if not begin.exists():
         begin.write_text(chosen)
     content, notes = builds[chosen]
