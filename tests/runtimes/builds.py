@@ -1,22 +1,17 @@
-"""Tiny builds, one maker per format; a runtime's contract is tested with those of the first format that has some."""
+"""Tiny builds, and the files of `fleetfit.runtimes.samples`: runtimes are tested with them."""
 
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 from onnx.external_data_helper import set_external_data
 
-from fleetfit.runtimes import ncnn, openvino
-from fleetfit.runtimes.archive import pack
+from fleetfit.runtimes.samples import FOLDER, HUNGRY_FLOATS, NETWORK_SHAPE, WEIGHTS, ncnn_build, network_inputs
 
-WEIGHTS: NDArray[np.float32] = np.arange(12, dtype=np.float32).reshape(4, 3) - 5
 Batch = int | str
 ANY: Batch = "N"
 
@@ -84,45 +79,60 @@ def flattened() -> bytes:
     )
 
 
-def as_openvino(build: bytes) -> bytes:
-    """An ONNX build as OpenVINO's intermediate representation."""
-    library = openvino.import_openvino()
-    with tempfile.TemporaryDirectory() as folder:
-        library.save_model(library.Core().read_model(model=build), f"{folder}/model.xml", compress_to_fp16=False)
-        return pack({name: Path(folder, name).read_bytes() for name in openvino.MEMBERS})
-
-
-def ncnn_affine() -> bytes:
-    """What `affine` does, for ncnn."""
-    layers = [
-        "Input in 0 1 in0",
-        "InnerProduct product 1 1 in0 product 0=3 1=0 2=12",
-        "Split split 1 2 product out0 copy",
-        "ReLU relu 1 1 copy out1",
+def network() -> bytes:
+    """What `fleetfit.runtimes.samples` describes as the network."""
+    convolutions, last = network_weights()
+    nodes, constants, blob = [], [], "x"
+    for at, (weights, bias, stride) in enumerate(convolutions):
+        constants += [_floats(f"w{at}", weights), _floats(f"b{at}", bias)]
+        options = {"pads": [1, 1, 1, 1], "strides": [stride, stride], "kernel_shape": [3, 3]}
+        nodes.append(helper.make_node("Conv", [blob, f"w{at}", f"b{at}"], [f"c{at}"], **options))
+        nodes.append(helper.make_node("Relu", [f"c{at}"], [f"r{at}"]))
+        blob = f"r{at}"
+    nodes += [
+        helper.make_node("GlobalAveragePool", [blob], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "last"], ["scores"]),
     ]
-    # Four zero bytes say that floats follow; one row for each output.
-    return ncnn_build(layers, 5, bytes(4) + WEIGHTS.T.tobytes(), {"scores": 3, "positive": 3})
+    return _model(nodes, {"scores": [ANY, 10]}, [*constants, _floats("last", last)], [ANY, *NETWORK_SHAPE])
 
 
-def ncnn_hungry(floats: int) -> bytes:
-    """What `hungry` does, for ncnn."""
-    layers = ["Input in 0 1 in0", f"Tile wide 1 1 in0 wide 0=0 1={floats // 4}", "Reduction most 1 1 wide out0 0=4 1=1"]
-    return ncnn_build(layers, 3, b"", {"scores": 1})
+def ncnn_network() -> bytes:
+    """The network, for ncnn."""
+    convolutions, last = network_weights()
+    layers, weights, blob = ["Input in 0 1 in0"], b"", "in0"
+    for at, (kernel, bias, stride) in enumerate(convolutions):
+        options = f"0={len(kernel)} 1=3 3={stride} 4=1 5=1 6={kernel.size} 9=1"
+        layers.append(f"Convolution c{at} 1 1 {blob} r{at} {options}")
+        weights += bytes(4) + kernel.tobytes() + bias.tobytes()
+        blob = f"r{at}"
+    layers += [f"Pooling mean 1 1 {blob} mean 0=1 4=1", f"InnerProduct last 1 1 mean out0 0=10 1=0 2={last.size}"]
+    weights += bytes(4) + last.T.tobytes()
+    return ncnn_build(layers, len(layers), weights, {"scores": 10}, inputs=NETWORK_SHAPE)
 
 
-def ncnn_build(layers: Sequence[str], blobs: int, weights: bytes, outputs: Mapping[str, int]) -> bytes:
-    """An archive for ncnn with the input `x` of (N, 4) and outputs of (N, columns), in the order of `out0`, `out1`, ..."""
+def network_weights() -> tuple[list[tuple[NDArray[np.float32], NDArray[np.float32], int]], NDArray[np.float32]]:
+    """Kernels (out, in, 3, 3), biases and strides of the convolutions, and the last product's (in, 10)."""
+    random = np.random.default_rng(7)
 
-    def port(blob: str, name: str, columns: int) -> dict[str, object]:
-        return {"blob": blob, "name": name, "dtype": "float32", "shape": [-1, columns], "batched": True}
+    def normal(*shape: int) -> NDArray[np.float32]:
+        return (random.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))).astype(np.float32)
 
-    ports = {
-        "inputs": [port("in0", "x", 4)],
-        "outputs": [port(f"out{at}", name, columns) for at, (name, columns) in enumerate(outputs.items())],
-    }
-    param = "\n".join(["7767517", f"{len(layers)} {blobs}", *layers, ""])
-    contents = [param.encode(), weights, json.dumps(ports).encode()]
-    return pack(dict(zip(ncnn.MEMBERS, contents, strict=True)))
+    sizes = ((1, 16, 1), (16, 32, 2), (32, 64, 2))
+    convolutions = [(normal(wide, deep, 3, 3), normal(wide, 50)[:, 0].copy(), stride) for deep, wide, stride in sizes]
+    return convolutions, np.ascontiguousarray(normal(10, 64).T)
+
+
+def network_outputs(x: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The network in float64, by nothing but NumPy's sums."""
+    convolutions, last = network_weights()
+    values = x.astype(np.float64)
+    for kernel, bias, stride in convolutions:
+        padded = np.pad(values, ((0, 0), (0, 0), (1, 1), (1, 1)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))[:, :, ::stride, ::stride]
+        values = np.maximum(np.einsum("nchwij,ocij->nohw", windows, kernel) + bias[:, None, None], 0)
+    found: NDArray[np.float64] = values.mean(axis=(2, 3)) @ last
+    return found
 
 
 def _affine(weights: TensorProto, batch: Batch) -> bytes:
@@ -153,18 +163,21 @@ def _integers(name: str, values: Sequence[int]) -> TensorProto:
     return helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
 
 
-@dataclass(frozen=True)
-class Samples:
-    """What the contract needs of a format. `good` takes `x` of (N, 4) and gives `scores` and `positive` of (N, 3)."""
-
-    good: Callable[[], bytes]
-    hungry: Callable[[int], bytes]
-    external: Callable[[str], bytes] | None = None
-    """A build whose weights lie in a file of that name, where the format knows such a thing."""
+def _floats(name: str, values: NDArray[np.float32]) -> TensorProto:
+    return helper.make_tensor(name, TensorProto.FLOAT, values.shape, values.tobytes(), raw=True)
 
 
-SAMPLES: Mapping[str, Samples] = {
-    "onnx": Samples(affine, hungry, external),
-    "openvino": Samples(lambda: as_openvino(affine()), lambda floats: as_openvino(repeated(floats))),
-    "ncnn": Samples(ncnn_affine, ncnn_hungry),
+FILES: Mapping[str, Callable[[], bytes]] = {
+    "good.onnx": affine,
+    "hungry.onnx": lambda: hungry(HUNGRY_FLOATS),
+    "repeated.onnx": lambda: repeated(HUNGRY_FLOATS),
+    "external.onnx": lambda: external("weights.bin"),
+    "network.onnx": network,
+    "network.ncnn": ncnn_network,
+    "network.json": lambda: (json.dumps(network_outputs(network_inputs(4)).round(7).tolist()) + "\n").encode(),
 }
+"""What lies in runtimes/samples/, written by `python -m tests.runtimes.builds`."""
+
+if __name__ == "__main__":
+    for name, make in FILES.items():
+        (FOLDER / name).write_bytes(make())

@@ -13,8 +13,9 @@ from fleetfit.core.errors import InvalidModel
 from fleetfit.runtimes import ncnn, openvino
 from fleetfit.runtimes.archive import pack, unpack
 from fleetfit.runtimes.registry import runtimes
+from fleetfit.runtimes.samples import WEIGHTS, as_openvino, ncnn_affine, ncnn_build
 
-from .builds import WEIGHTS, affine, as_openvino, external, ncnn_affine, ncnn_build
+from .builds import affine, external
 
 
 def available(adapter: ncnn.Ncnn | openvino.OpenVino) -> None:

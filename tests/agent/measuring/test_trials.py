@@ -10,8 +10,9 @@ import pytest
 from fleetfit.agent.measuring import seats, trials
 from fleetfit.core.children import EXIT_OUT_OF_MEMORY
 from fleetfit.proto.v1 import measurement_pb2
+from fleetfit.runtimes.samples import as_openvino
 
-from ...runtimes.builds import affine, as_openvino, hungry, repeated
+from ...runtimes.builds import affine, hungry, repeated
 from .tasks import MS, pair_here, prepare, refused_here, solo_here
 
 WIDE = np.ones((4, 3), np.float32)
