@@ -13,6 +13,10 @@ _NAME = re.compile(r"(?P<task>[A-Za-z0-9_-]+)\.(?P<fence>\d+)\.pb\.gz")
 
 OUTPUTS: Final = "outputs.npz"
 """What a measuring child calls the outputs that go with its result."""
+DIGESTS: Final = "digests.json"
+"""Where a measuring child finds the SHA-256 of what lies in `in`, by name."""
+PARTIAL_VARIABLE: Final = "FLEETFIT_PARTIAL"
+"""Names the folder in which measuring children keep what is to outlive them: the scores of metrics that are not whole yet."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import fleetfit
 from fleetfit.agent.cache import Cache
 from fleetfit.agent.disk import Reserve, disk_full, is_full
 from fleetfit.agent.hooks import APPLICATION_VARIABLE, HookFailed, service_stopped
-from fleetfit.agent.spool import OUTPUTS, Spool, Spooled
+from fleetfit.agent.spool import DIGESTS, OUTPUTS, PARTIAL_VARIABLE, Spool, Spooled
 from fleetfit.core.children import ENGINES_VARIABLE, ChildOutcome, Limits, run_child
 from fleetfit.core.errors import ExhaustedResource, FleetfitError, InvalidInput
 from fleetfit.proto.v1 import common_pb2, measurement_pb2, work_pb2
@@ -84,7 +84,10 @@ class Worker:
 
     async def _measure(self, taskdir: Path) -> ChildOutcome:
         arguments = ["-m", "fleetfit.agent.measuring", str(taskdir)]
-        environment = {ENGINES_VARIABLE: str(self._folder.with_name("engines"))}
+        environment = {
+            ENGINES_VARIABLE: str(self._folder.with_name("engines")),
+            PARTIAL_VARIABLE: str(self._folder.with_name("partial")),
+        }
         async with service_stopped(self._folder.parent) as stopped:
             if stopped:
                 environment[APPLICATION_VARIABLE] = "stopped"
@@ -114,6 +117,8 @@ class Worker:
                     os.link(cached, target)
                 except OSError:
                     await asyncio.to_thread(shutil.copyfile, cached, target)
+        digests = {named.name: named.artifact.sha256 for named in lease.artifacts}
+        (taskdir / DIGESTS).write_text(json.dumps(digests))
 
     def _failure(self, taskdir: Path, status: Status.ValueType, message: str) -> Path:
         # Room for a few hundred bytes is made by dropping what the task had gathered, and what was kept for this.

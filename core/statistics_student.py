@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 # From here on the expansion below is exact to 1e-9.
 _MANY = 200
+# From here on the sum takes long, and the normal distribution is exact to 1e-5.
+_EXACT = 20_000
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,15 @@ def student_quantile(probability: float, freedom: int) -> float:
         else:
             high = middle
     return (low + high) / 2
+
+
+def student_tails(t: float, freedom: int) -> float:
+    """The probability that a t variable lies at least as far from 0 as `t`. Raises ValueError for no degree of freedom."""
+    if freedom < 1:
+        raise ValueError(f"no tails of Student's t with {freedom} degrees of freedom")
+    if freedom > _EXACT:
+        return math.erfc(abs(t) / math.sqrt(2))
+    return max(0.0, 1.0 - _central(abs(t), freedom))
 
 
 def _central(t: float, freedom: int) -> float:

@@ -51,19 +51,21 @@ def _random(spec: common_pb2.TensorSpec, batch: int) -> NDArray[Any]:
 
 
 def metric_batches(
-    task: measurement_pb2.MeasureTask, split: Split, size: int, *, targets_needed: bool = True
+    task: measurement_pb2.MeasureTask, split: Split, size: int, *, targets_needed: bool = True, done: int = 0
 ) -> Iterator[tuple[Rows, NDArray[Any] | None, int]]:
     """The split's inputs in batches of `size`, each with its targets and how many samples are real.
 
-    The last is padded where the build needs it full.
+    The last is padded where the build needs it full. The first `done` samples, whole batches, are left out.
     """
     names = [spec.name for spec in task.candidate.inputs]
     missing = [name for name in (*names, *([TARGETS] if targets_needed else [])) if name not in split.names]
     if missing:
         raise InvalidData(f"the data has no array '{missing[0]}'; push data that fits the model")
     fixed = fixed_batch(task.candidate)
-    for _ in range(0, split.count, size):
+    for at in range(0, split.count, size):
         rows = split.take(size)
+        if at < done:
+            continue
         targets, real = rows.get(TARGETS), len(next(iter(rows.values())))
         if fixed is not None and real < fixed:
             rows = {name: values[np.resize(np.arange(len(values)), fixed)] for name, values in rows.items()}

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from fleetfit.agent.measuring.energy import LAG_VARIABLE, rest_and_work
 from fleetfit.agent.measuring.inputs import fixed_batch, metric_batches
+from fleetfit.agent.measuring.kept import Batch, kept_scores
 from fleetfit.agent.measuring.memory import memory_bytes, reset_peak
 from fleetfit.agent.measuring.outputs import OutputsFile
 from fleetfit.agent.measuring.seats import Seat, SeatApart, SeatHere, feeds_of
@@ -36,6 +37,7 @@ from fleetfit.core.digests import sha256_file
 from fleetfit.core.errors import FleetfitError, InvalidData, InvalidModel
 from fleetfit.core.metrics import metric_info
 from fleetfit.core.statistics import metric_point, score_samples
+from fleetfit.core.statistics_gap import compared_rows
 from fleetfit.core.statistics_latency import process_spread
 from fleetfit.core.statistics_scores import judged_output
 from fleetfit.proto.figures import milliseconds
@@ -179,25 +181,28 @@ class Trial:
         size = fixed_batch(task.candidate) or _METRIC_BATCH
         wanted = [spec.name for spec in task.candidate.outputs]
         original = self._original(model)
-        found: list[NDArray[np.float32]] = []
-        strange = 0
+        kept = kept_scores(task, self._taskdir, version=result.runtime_version, batch=size)
+        run.resumed = kept.resumed
         with open_split(self._taskdir / "in" / task.data_artifact_name) as split:
-            for feeds, targets, real in metric_batches(task, split, size, targets_needed=original is None):
+            batches = metric_batches(task, split, size, targets_needed=original is None, done=kept.done)
+            for feeds, targets, real in batches:
                 judged = _judged(model, feeds, real, wanted)
                 beside = judged if original is model else _judged(original, feeds, real, wanted) if original else None
-                found.append(score_samples(task.metric, judged, targets, beside))
-                if found[-1][0].size * split.count > _MOST_SCORES:
+                scores = score_samples(task.metric, judged, targets, beside)
+                if scores[0].size * split.count > _MOST_SCORES:
                     raise InvalidData(
-                        f"{task.metric} needs {found[-1][0].size} numbers for each of the {split.count} samples, more than a "
+                        f"{task.metric} needs {scores[0].size} numbers for each of the {split.count} samples, more than a "
                         "report holds; choose a metric such as accuracy, or push fewer samples"
                     )
                 first = judged_output(metric_info(task.metric), judged)
-                if first.dtype.kind == "f":
-                    strange += int(np.isnan(first.reshape(len(first), -1)).any(axis=1).sum())
-                self._step(0.2 + 0.8 * sum(map(len, found)) / split.count)
-        if not found:
+                values = first.reshape(len(first), -1)
+                broken = int(np.isnan(values).any(axis=1).sum()) if first.dtype.kind == "f" else 0
+                kept.add(Batch(scores, compared_rows(values, kept.done), broken))
+                self._step(0.2 + 0.8 * kept.done / split.count)
+        if not kept.batches:
             raise InvalidData(f"the {task.split} split is empty; push data with more samples")
-        scores = np.concatenate(found)
+        scores = np.concatenate([batch.scores for batch in kept.batches])
+        strange = sum(batch.strange for batch in kept.batches)
         kind = metric_info(task.metric).kind
         if kind == "mean" and not np.isfinite(scores).all():
             broken = int((~np.isfinite(scores)).sum())
@@ -207,7 +212,11 @@ class Trial:
         run.scores.extend(scores.reshape(-1).tolist())
         run.count = len(scores)
         run.value = metric_point(task.metric, scores)
+        compared = np.concatenate([batch.judged for batch in kept.batches])
+        run.judged.extend(compared.reshape(-1).tolist())
+        run.judged_width = compared.shape[1]
         run.window.end_monotonic_ns = time.monotonic_ns()
+        kept.forget()
         if original is not None and original is not model:
             original.close()
 

@@ -189,6 +189,7 @@ class JobSpec(_message.Message):
     RUNTIMES_FIELD_NUMBER: _builtins.int
     RECOVERED_FIELD_NUMBER: _builtins.int
     SUSTAINED_MS_FIELD_NUMBER: _builtins.int
+    DEVICE_SAMPLES_FIELD_NUMBER: _builtins.int
     kind: Global___JobKind.ValueType
     model: _builtins.str
     dataset: _builtins.str
@@ -203,6 +204,8 @@ class JobSpec(_message.Message):
     """The metric; empty: the dataset's."""
     sustained_ms: _builtins.int
     """Each build is also called for so long without a pause, to see what it does when the device is warm; 0: not."""
+    device_samples: _builtins.int
+    """The metric is computed on at most so many samples of a split, the same on every device; 0: on all."""
     @_builtins.property
     def devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names, ids or labels; `all` is every device."""
@@ -253,10 +256,11 @@ class JobSpec(_message.Message):
         runtimes: _abc.Iterable[_builtins.str] | None = ...,
         recovered: _abc.Iterable[_builtins.str] | None = ...,
         sustained_ms: _builtins.int = ...,
+        device_samples: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["incumbent", b"incumbent", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_emulated", b"accept_emulated", "batches", b"batches", "budget_ms", b"budget_ms", "dataset", b"dataset", "devices", b"devices", "incumbent", b"incumbent", "kind", b"kind", "limits", b"limits", "metric", b"metric", "model", b"model", "objective", b"objective", "recipes", b"recipes", "recovered", b"recovered", "runtimes", b"runtimes", "seed", b"seed", "sustained_ms", b"sustained_ms", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_emulated", b"accept_emulated", "batches", b"batches", "budget_ms", b"budget_ms", "dataset", b"dataset", "device_samples", b"device_samples", "devices", b"devices", "incumbent", b"incumbent", "kind", b"kind", "limits", b"limits", "metric", b"metric", "model", b"model", "objective", b"objective", "recipes", b"recipes", "recovered", b"recovered", "runtimes", b"runtimes", "seed", b"seed", "sustained_ms", b"sustained_ms", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

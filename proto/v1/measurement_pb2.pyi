@@ -538,10 +538,16 @@ class MetricRun(_message.Message):
     SCORES_FIELD_NUMBER: _builtins.int
     WINDOW_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
+    JUDGED_FIELD_NUMBER: _builtins.int
+    JUDGED_WIDTH_FIELD_NUMBER: _builtins.int
+    RESUMED_FIELD_NUMBER: _builtins.int
     metric: _builtins.str
     split: _builtins.str
     value: _builtins.float
     count: _builtins.int
+    judged_width: _builtins.int
+    resumed: _builtins.int
+    """So many samples were scored before this process began, by one that was interrupted."""
     @_builtins.property
     def scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """The scores of each sample in the split's order: one for shares and errors (1 or 0, the error), else as many as there
@@ -554,6 +560,12 @@ class MetricRun(_message.Message):
     def outputs(self) -> _common_pb2.ArtifactRef:
         """Instead of scores: an .npz with one array for each output, one row per sample in the split's order, uploaded before."""
 
+    @_builtins.property
+    def judged(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The values of the judged output, `judged_width` for each of the first samples: of as many as a report has room for, to be
+        compared with what the server's runtime gives.
+        """
+
     def __init__(
         self,
         *,
@@ -564,10 +576,13 @@ class MetricRun(_message.Message):
         scores: _abc.Iterable[_builtins.float] | None = ...,
         window: Global___Window | None = ...,
         outputs: _common_pb2.ArtifactRef | None = ...,
+        judged: _abc.Iterable[_builtins.float] | None = ...,
+        judged_width: _builtins.int = ...,
+        resumed: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["outputs", b"outputs", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "metric", b"metric", "outputs", b"outputs", "scores", b"scores", "split", b"split", "value", b"value", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "judged", b"judged", "judged_width", b"judged_width", "metric", b"metric", "outputs", b"outputs", "resumed", b"resumed", "scores", b"scores", "split", b"split", "value", b"value", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

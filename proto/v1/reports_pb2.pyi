@@ -132,19 +132,27 @@ class GetBuildResponse(_message.Message):
 
     BUILD_FIELD_NUMBER: _builtins.int
     MANIFEST_JSON_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
     manifest_json: _builtins.str
     """Manifest as JSON: digests, inputs, outputs, runtime and the options it was measured with."""
     @_builtins.property
     def build(self) -> _common_pb2.NamedArtifact: ...
+    @_builtins.property
+    def samples(self) -> _common_pb2.NamedArtifact:
+        """Inputs and what the build gave for them on the server: an .npz with `inputs/NAME` and `outputs/NAME`; `run.py --check`
+        compares. Absent where there are none.
+        """
+
     def __init__(
         self,
         *,
         build: _common_pb2.NamedArtifact | None = ...,
         manifest_json: _builtins.str = ...,
+        samples: _common_pb2.NamedArtifact | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["build", b"build"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["build", b"build", "samples", b"samples"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["build", b"build", "manifest_json", b"manifest_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["build", b"build", "manifest_json", b"manifest_json", "samples", b"samples"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
