@@ -21,7 +21,9 @@ from fleetfit.agent.disk import Reserve, disk_full, is_full
 from fleetfit.agent.hooks import APPLICATION_VARIABLE, HookFailed, service_stopped
 from fleetfit.agent.spool import DIGESTS, OUTPUTS, PARTIAL_VARIABLE, Spool, Spooled
 from fleetfit.core.children import ENGINES_VARIABLE, ChildOutcome, Limits, run_child
+from fleetfit.core.digests import sha256_bytes
 from fleetfit.core.errors import ExhaustedResource, FleetfitError, InvalidInput
+from fleetfit.core.stragglers import MARK_VARIABLE, kill_marked
 from fleetfit.proto.v1 import common_pb2, measurement_pb2, work_pb2
 
 Status = measurement_pb2.MeasurementStatus
@@ -41,7 +43,10 @@ class Worker:
         self._spool = spool
         self._download_channel = download_channel
         self._reserve = Reserve(folder.with_name("reserve"))
+        # Below it are the marks of all that is started for this folder's tasks, in whichever life.
+        self._mark = f"/agent-{sha256_bytes(str(folder.resolve()).encode())[:16]}"
         # What an earlier life left half done is leased again by the server.
+        kill_marked(self._mark)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
 
@@ -87,6 +92,7 @@ class Worker:
         environment = {
             ENGINES_VARIABLE: str(self._folder.with_name("engines")),
             PARTIAL_VARIABLE: str(self._folder.with_name("partial")),
+            MARK_VARIABLE: self._mark,
         }
         async with service_stopped(self._folder.parent) as stopped:
             if stopped:

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from fleetfit.core.stragglers import MARK_VARIABLE, kill_marked, mark_below
 from fleetfit.core.waiting import within
 
 _LIMITS_VARIABLE = "FLEETFIT_CHILD_LIMITS"
@@ -28,6 +29,7 @@ _PR_SET_PDEATHSIG = 1
 # A child that met its memory limit says so with this exit code; the kernel's own killing is seen as SIGKILL.
 EXIT_OUT_OF_MEMORY = 86
 _STDERR_KEPT_BYTES = 16_384
+_PIPE_BYTES = 65_536
 _GUARD_S = 0.1
 # What is asked for last, and denied, is seldom more than the rest.
 _NEAR = 0.9
@@ -153,6 +155,41 @@ class _Guard:
         return "out_of_memory" if kind == "crashed" and self.at_limit else kind
 
 
+class _StandardError:
+    """The end of what a child says, to be written to `pipe`.
+
+    Read as it comes and never waited for: what the child started may hold the pipe for years.
+    """
+
+    def __init__(self) -> None:
+        self._source, self.pipe = os.pipe()
+        os.set_blocking(self._source, False)
+        self._kept = bytearray()
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._source, self._take)
+
+    def _take(self) -> bool:
+        try:
+            chunk = os.read(self._source, _PIPE_BYTES)
+        except BlockingIOError:
+            return False
+        if not chunk:
+            self._loop.remove_reader(self._source)
+        self._kept.extend(chunk)
+        del self._kept[:-_STDERR_KEPT_BYTES]
+        return bool(chunk)
+
+    def close(self) -> str:
+        """What is still in the pipe, and all that was kept."""
+        # Once more than a pipe holds: somebody may go on writing.
+        for _ in range(_PIPE_BYTES // 4096 + 1):
+            if not self._take():
+                break
+        self._loop.remove_reader(self._source)
+        os.close(self._source)
+        return self._kept.decode(errors="replace")
+
+
 async def run_child(
     arguments: Sequence[str],
     limits: Limits,
@@ -163,33 +200,31 @@ async def run_child(
 ) -> ChildOutcome:
     """Run `python ARGUMENTS...` and wait for its end. Never raises for what the child does.
 
-    The child is a session of its own; when the wall-clock limit passes, or when this call is cancelled, the whole
-    session is killed. Cancelling re-raises after the child is gone.
+    The child is a session of its own; however it ends, the whole session is killed, and what left the session too (see
+    `stragglers`). Cancelling re-raises after all are gone.
     """
+    own = child_environment(limits, environment)
+    mark = own[MARK_VARIABLE] = mark_below(own)
     out = stdout.open("wb") if stdout is not None else None
+    errors = _StandardError()
     try:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *arguments,
             cwd=cwd,
-            env=child_environment(limits, environment),
+            env=own,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=out if out is not None else asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
+            stderr=errors.pipe,
             start_new_session=True,
         )
+    except BaseException:
+        errors.close()
+        raise
     finally:
+        os.close(errors.pipe)
         if out is not None:
             out.close()
-    tail = bytearray()
-
-    async def read_stderr() -> None:
-        assert process.stderr is not None  # noqa: S101 - asked for above; tells the type checker
-        while chunk := await process.stderr.read(4096):
-            tail.extend(chunk)
-            del tail[:-_STDERR_KEPT_BYTES]
-
-    reader = asyncio.create_task(read_stderr())
     guard = _Guard(process.pid, limits)
     guarding = asyncio.create_task(guard.watch())
     try:
@@ -201,5 +236,6 @@ async def run_child(
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         code = await process.wait()
-        await reader
-    return ChildOutcome(kind or guard.kind(code), code, tail.decode(errors="replace"))
+        kill_marked(mark)
+        said = errors.close()
+    return ChildOutcome(kind or guard.kind(code), code, said)

@@ -5,12 +5,16 @@ import contextlib
 import errno
 import gzip
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
+import psutil
 import pytest
 
 from fleetfit.agent import work
@@ -19,6 +23,7 @@ from fleetfit.agent.spool import Spool, Spooled
 from fleetfit.agent.work import Worker
 from fleetfit.core.children import ChildOutcome
 from fleetfit.core.errors import InvalidInput, Unavailable
+from fleetfit.core.stragglers import MARK_VARIABLE
 from fleetfit.proto import transfer
 from fleetfit.proto.v1 import artifacts_pb2_grpc, common_pb2, measurement_pb2, work_pb2
 
@@ -182,6 +187,37 @@ def test_what_an_earlier_life_left_half_done_is_removed(tmp_path: Path, shelf: S
     (tmp_path / "tasks" / "t0.1" / "in" / "candidate.onnx").write_bytes(b"old")
     carry_out(tmp_path, shelf, lease_of())
     assert not left(tmp_path)
+
+
+def test_what_an_earlier_life_left_running_is_ended(tmp_path: Path) -> None:
+    """A measuring process that was killed takes its trials along, and not what a trial forked away."""
+    marker = tmp_path / "pid"
+    away = (
+        "import os, time\n"
+        "if os.fork() == 0:\n"
+        "    os.setsid()\n"
+        f"    open({str(marker)!r}, 'w').write(str(os.getpid()))\n"
+        "    time.sleep(600)\n"
+    )
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        worker = Worker(tmp_path / "tasks", Cache(tmp_path / "cache", 1), Spool(tmp_path / "spool"), _no_channel)
+        environment = dict(os.environ) | {MARK_VARIABLE: f"{worker._mark}/4711/0815"}
+        subprocess.run([sys.executable, "-c", away], env=environment, check=True)
+        while not (marker.exists() and marker.read_text()):
+            time.sleep(0.02)
+        orphan = psutil.Process(int(marker.read_text()))
+        Worker(tmp_path / "elsewhere", Cache(tmp_path / "cache", 1), Spool(tmp_path / "spool"), _no_channel)
+        assert orphan.is_running()
+        Worker(tmp_path / "tasks", Cache(tmp_path / "cache", 1), Spool(tmp_path / "spool"), _no_channel)
+        deadline = time.monotonic() + 10
+        while orphan.is_running() and orphan.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
 
 
 def test_a_task_that_is_stopped_leaves_neither_child_nor_files(tmp_path: Path, paper: PaperChild) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fleetfit.core.children import EXIT_OUT_OF_MEMORY, Limits, classify, run_child
+from fleetfit.core.children import EXIT_OUT_OF_MEMORY, ChildOutcome, Limits, classify, run_child
 
 START = "from fleetfit.core.children import limit_self; limit_self()\n"
 
@@ -52,6 +52,84 @@ def test_a_hanging_child_and_its_children_are_killed(tmp_path: Path) -> None:
         time.sleep(0.05)
     else:
         assert not psutil.pid_exists(int(marker.read_text()))
+
+
+DAEMON = """
+import os, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        open({marker!r}, 'w').write(str(os.getpid()))
+        while True:
+            sys.stderr.write('still here ')
+            sys.stderr.flush()
+            time.sleep(0.01)
+    os._exit(0)
+while not (os.path.exists({marker!r}) and open({marker!r}).read()):
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("ends", ["by itself", "by a crash", "by its limit", "by its memory"])
+def test_what_left_the_childs_session_is_neither_waited_for_nor_left_behind(tmp_path: Path, ends: str) -> None:
+    marker = tmp_path / "pid"
+    code = DAEMON.format(marker=str(marker))
+    code += {
+        "by itself": "sys.stderr.write('done')",
+        "by a crash": "os.abort()",
+        "by its limit": "time.sleep(600)",
+        "by its memory": "raise SystemExit(86)",
+    }[ends]
+    outcome = run(code, Limits(wall_s=4 if ends == "by its limit" else 60))
+    kinds = {"by itself": "ok", "by a crash": "crashed", "by its limit": "timed_out", "by its memory": "out_of_memory"}
+    assert outcome.kind == kinds[ends]  # type: ignore[attr-defined]
+    assert "still here" in outcome.stderr_tail  # type: ignore[attr-defined]
+    assert gone(int(marker.read_text()))
+
+
+def gone(pid: int) -> bool:
+    """Whether a process that was killed has ended, within a moment."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_a_grandchild_is_killed_with_the_child_that_did_not_start_it(tmp_path: Path) -> None:
+    marker = tmp_path / "pid"
+    daemon = START + DAEMON.format(marker=str(marker)) + "time.sleep(600)"
+    middle = (
+        "import asyncio\nfrom fleetfit.core.children import Limits, run_child\n"
+        f"asyncio.run(run_child(['-c', {daemon!r}], Limits()))"
+    )
+
+    async def cancel() -> None:
+        task = asyncio.create_task(run_child(["-c", START + middle], Limits()))
+        while not (marker.exists() and marker.read_text()):
+            await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancel())
+    assert gone(int(marker.read_text()))
+
+
+def test_of_endless_output_the_end_is_kept_and_the_caller_goes_on() -> None:
+    async def both() -> tuple[ChildOutcome, int]:
+        code = START + "import sys\nwhile True: sys.stderr.write('x' * 100_000)"
+        task, turns = asyncio.create_task(run_child(["-c", code], Limits(wall_s=3))), 0
+        while not task.done():
+            await asyncio.sleep(0.01)
+            turns += 1
+        return task.result(), turns
+
+    outcome, turns = asyncio.run(both())
+    assert outcome.kind == "timed_out" and outcome.stderr_tail == "x" * 16_384
+    # Of about 300; a loop that only reads takes none.
+    assert turns > 20
 
 
 def test_memory_is_limited() -> None:
