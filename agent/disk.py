@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from fleetfit.core.errors import ExhaustedResource
+from fleetfit.core.errors import ExhaustedResource, FleetfitError, InternalError
 
 # Enough for the folder and the file of a failed task's result on any file system.
 _RESERVE_BYTES: Final = 64 << 10
@@ -23,6 +23,16 @@ def disk_full(state: Path) -> ExhaustedResource:
     """The error of an agent whose folder cannot take any more."""
     return ExhaustedResource(
         f"the device's disk is full; make room in {state}, or start the agent with --state on a larger disk"
+    )
+
+
+def disk_trouble(state: Path, error: OSError) -> FleetfitError:
+    """The error of an agent whose folder does not do what it should: full, gone, or read-only since the kernel met an error."""
+    if is_full(error):
+        return disk_full(state)
+    return InternalError(
+        f"the agent cannot use its folder {state} ({error.strerror or error}{f': {error.filename}' if error.filename else ''}); "
+        "check the device's disk, or start the agent with --state on another"
     )
 
 

@@ -19,6 +19,7 @@ import grpc.aio
 
 import fleetfit
 from fleetfit.agent.cache import Cache
+from fleetfit.agent.disk import disk_trouble
 from fleetfit.agent.identity import Identity
 from fleetfit.agent.memory import give_back_memory
 from fleetfit.agent.spool import Spool, Spooled
@@ -65,6 +66,7 @@ class Agent:
         self._identity = identity
         self._probe = probe
         self._once = once
+        self._state = state
         self._spool = Spool(state / "spool")
         self._worker = Worker(state / "tasks", Cache(state / "cache", cache_bytes), self._spool, self._open_channel)
         self._wake = asyncio.Event()
@@ -87,7 +89,9 @@ class Agent:
                 try:
                     await self._session()
                     return
-                except FleetfitError as error:
+                except (FleetfitError, OSError) as caught:
+                    # A disk may come back, and the server should hear from a device whose disk does not.
+                    error = disk_trouble(self._state, caught) if isinstance(caught, OSError) else caught
                     if not is_passing(error):
                         raise
                     if "CERTIFICATE_VERIFY_FAILED" in error.private:
@@ -123,7 +127,13 @@ class Agent:
         # to reach a server that is away, for another agent of this host may be measuring.
         now = time.monotonic()
         if self._snapshot is None or (self._job is None and now - self._looked_at > _LOOK_EVERY_S):
-            self._snapshot, self._looked_at = await self._probe(), now
+            self._looked_at = now
+            try:
+                self._snapshot = await self._probe()
+            except FleetfitError as error:
+                if self._snapshot is None:
+                    raise
+                log.warning("%s; what was found before is used", error.message)
         async with self._open_channel() as channel:
             stub = work_pb2_grpc.AgentWorkStub(channel)
             hello: work_pb2.HelloResponse = await self._call(
@@ -142,12 +152,17 @@ class Agent:
             log.info("connected to %s as %s", self._identity.agent_address, hello.device_name)
             attending = asyncio.create_task(self._attend(stub))
             working = asyncio.create_task(self._work(stub, channel))
-            done, pending = await asyncio.wait({attending, working}, return_when=asyncio.FIRST_COMPLETED)
-            for task in pending:
-                task.cancel()
-            await asyncio.gather(*pending, return_exceptions=True)
-            for task in done:
-                task.result()
+            both = (attending, working)
+            try:
+                done, _ = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in both:
+                    task.cancel()
+                await asyncio.gather(*both, return_exceptions=True)
+            # A connection that breaks ends both at once. What the stream says is the better reason: superseded, or stopping.
+            for task in both:
+                if task in done:
+                    task.result()
 
     async def _attend(self, stub: work_pb2_grpc.AgentWorkAsyncStub) -> None:
         request = work_pb2.AttendRequest(session_number=self._session_number)

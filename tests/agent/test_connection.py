@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import datetime
+import gc
 from pathlib import Path
 
 import pytest
@@ -21,10 +23,12 @@ from fleetfit.core.errors import (
     PermissionDenied,
     Superseded,
     Unavailable,
+    UnsupportedHere,
     VersionTooOld,
 )
 from fleetfit.proto import transfer
 from fleetfit.proto.v1 import snapshot_pb2, work_pb2
+from fleetfit.server.security import authority
 
 from .desk import Desk, PaperChild
 from .stage import Stage, play, probe
@@ -213,6 +217,93 @@ def test_a_server_of_another_fleet_is_not_served(tmp_path: Path, paper: PaperChi
         with pytest.raises(PermissionDenied, match="is not the one this device enrolled with"):
             await Agent(identity, stage.state, probe, cache_bytes=1 << 20).run()
         assert not desk.calls
+
+    play(tmp_path, scene)
+
+
+def test_a_clock_by_which_the_server_has_no_certificate_is_said_and_waited_for(
+    tmp_path: Path, paper: PaperChild, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scene(stage: Stage, desk: Desk) -> None:
+        await desk.shut()
+        with monkeypatch.context() as patch:
+            # A certificate that ended yesterday is what a clock that runs ahead makes of any.
+            patch.setattr(authority, "_SERVER_LIFE", -datetime.timedelta(days=1))
+            patch.setattr(authority, "_CLOCK_SLACK", datetime.timedelta(days=5))
+            desk.authority = authority.Authority(tmp_path / "older")
+            await desk.open()
+        desk.offer("t1")
+        agent = stage.begin(once=True)
+        await desk.until(lambda: "set the clock, here or there" in caplog.text)
+        assert not agent.done() and not desk.calls
+        await desk.shut()
+        await desk.open()
+        await agent
+        assert [report.task_id for report in desk.reports] == ["t1"]
+
+    play(tmp_path, scene)
+
+
+def test_a_connection_that_breaks_under_two_calls_at_once_leaves_no_error_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def breaks(*_: object) -> None:
+        raise Unavailable("the line is cut")
+
+    monkeypatch.setattr(Agent, "_attend", breaks)
+    monkeypatch.setattr(Agent, "_work", breaks)
+
+    async def scene(stage: Stage, desk: Desk) -> None:
+        agent = stage.begin()
+        await desk.until(lambda: len(desk.hellos) == 3)
+        assert not agent.done()
+
+    play(tmp_path, scene)
+    gc.collect()
+    assert "the line is cut" in caplog.text and "never retrieved" not in caplog.text
+
+
+def test_a_device_that_cannot_be_looked_at_again_is_what_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fleetfit.agent.session._LOOK_EVERY_S", 0.0)
+
+    async def scene(stage: Stage, desk: Desk) -> None:
+        probed: list[int] = []
+
+        async def once() -> snapshot_pb2.DeviceSnapshot:
+            probed.append(1)
+            if len(probed) > 1:
+                raise UnsupportedHere("this device cannot be probed (out_of_memory: it said nothing)")
+            return await probe()
+
+        stage.agent = asyncio.create_task(Agent(desk.enrol(), stage.state, once, cache_bytes=1 << 20).run())
+        await desk.until(lambda: len(desk.hellos) == 1)
+        desk.end_stream()
+        await desk.until(lambda: len(desk.hellos) == 2)
+        assert desk.hellos[0].snapshot == desk.hellos[1].snapshot and probed == [1, 1]
+
+    play(tmp_path, scene)
+
+
+def test_a_folder_that_cannot_be_used_is_said_and_waited_for(
+    tmp_path: Path, paper: PaperChild, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scene(stage: Stage, desk: Desk) -> None:
+        agent = stage.begin()
+        await desk.until(lambda: desk.calls)
+        tasks = stage.state / "tasks"
+        tasks.rmdir()
+        tasks.write_text("a disk that went away")
+        desk.offer("t1")
+        desk.say(work_available=work_pb2.WorkAvailable())
+        await desk.until(lambda: "the agent cannot use its folder" in caplog.text)
+        assert not agent.done()
+        tasks.unlink()
+        tasks.mkdir()
+        desk.offer("t2")
+        await desk.until(lambda: desk.reports)
+        assert [report.task_id for report in desk.reports] == ["t2"]
 
     play(tmp_path, scene)
 
