@@ -6,6 +6,7 @@ and, where an argument is at fault, `BadRequest`. The private part of an error n
 
 from __future__ import annotations
 
+import time
 from typing import Any, Final
 
 import grpc
@@ -16,6 +17,8 @@ from fleetfit.core.errors import FleetfitError, Unavailable, rebuild
 
 DOMAIN: Final = "fleetfit"
 DETAILS_KEY: Final = "grpc-status-details-bin"
+# What BoringSSL's verification says of a certificate that is good at another time, within the text of a failed handshake.
+_CLOCK_WORDS: Final = ("certificate is not yet valid", "certificate has expired")
 
 
 def to_status(error: FleetfitError) -> status_pb2.Status:
@@ -67,6 +70,12 @@ def from_rpc_error(error: grpc.RpcError, *, peer: str = "the server") -> Fleetfi
             elif packed.Unpack(request) and request.field_violations:
                 field = request.field_violations[0].field
         return rebuild(reason, status.message, field=field, status=name)
+    if code is grpc.StatusCode.UNAVAILABLE and any(words in text for words in _CLOCK_WORDS):
+        # The text stays behind: to those who read it, a handshake that failed means another fleet's server.
+        return Unavailable(
+            f"by this machine's clock, which shows {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC, the certificate of "
+            f"{peer} is not valid; set the clock, here or there, and try again"
+        )
     if code is grpc.StatusCode.UNAVAILABLE:
         return Unavailable(f"{peer} cannot be reached now; check that it runs and try again", private=text)
     return rebuild("", text or f"{peer} answered {name}", status=name)

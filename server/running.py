@@ -20,6 +20,7 @@ from fleetfit.proto.trust import split_address
 from fleetfit.server.compute import Compute, Found, find_compute
 from fleetfit.server.engine.engine import Engine, Settings
 from fleetfit.server.engine.executor import LocalExecutor
+from fleetfit.server.engine.lookup import newest_id
 from fleetfit.server.install.installer import Installers, Offered
 from fleetfit.server.security.authority import Authority
 from fleetfit.server.security.credentials import leave_credential, remove_credential
@@ -36,6 +37,7 @@ from fleetfit.server.services.listeners import (
 from fleetfit.server.state import StateFolder, hold_state
 from fleetfit.server.storage.artifacts import ArtifactStore
 from fleetfit.server.storage.database import Database
+from fleetfit.server.storage.ids import start_after
 
 _log: Final = logging.getLogger("fleetfit.server")
 NOWHERE: Final = "none"
@@ -241,7 +243,10 @@ def install_address(listen: str) -> str:
 def _open(state: StateFolder, options: Options) -> tuple[Parts, Database]:
     database = Database(state.database)
     try:
+        start_after(database.read_now(newest_id))
         authority = Authority(state.pki)
+        if wrong := authority.clock_fault():
+            _log.warning("%s", wrong)
         store = ArtifactStore(state.artifacts)
         state.scratch.mkdir(exist_ok=True)
         executor = LocalExecutor(state.scratch / "children", store.copy, options.task_limits)

@@ -6,12 +6,12 @@ import difflib
 from collections.abc import Sequence
 from typing import TypeVar
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from fleetfit.core.digests import short
 from fleetfit.core.errors import InvalidInput, NotFound
-from fleetfit.server.storage.tables import DatasetRow, DeviceRow, JobRow, ModelRow, RecoveredRow, VariantRow
+from fleetfit.server.storage.tables import DatasetRow, DeviceRow, JobRow, ModelRow, RecoveredRow, TaskRow, VariantRow
 
 _SHORTEST_ID = 6
 _SHOWN = 3
@@ -51,6 +51,12 @@ def find_devices(session: Session, texts: Sequence[str]) -> list[DeviceRow]:
             raise NotFound(_unknown("device or label", text, known, "devices"), field="devices")
         chosen.update({row.id: row for row in hits})
     return sorted(chosen.values(), key=lambda row: row.name)
+
+
+def newest_id(session: Session) -> str:
+    """The newest of the ids by whose order something is found or done; empty where there is none."""
+    newest = (session.scalar(select(func.max(key))) for key in (JobRow.id, TaskRow.id, ModelRow.id, DatasetRow.id))
+    return max(filter(None, newest), default="")
 
 
 def find_job(session: Session, text: str) -> JobRow:

@@ -75,6 +75,16 @@ class Authority:
         """SHA-256, in hexadecimal, of the CA's SubjectPublicKeyInfo (DER): the public half of every token."""
         return sha256_bytes(self._key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
 
+    def clock_fault(self) -> str:
+        """Why nobody's certificate holds by this machine's clock; empty where the clock may be right."""
+        begins, ends = self._certificate.not_valid_before_utc, self._certificate.not_valid_after_utc
+        if begins <= _now() <= ends:
+            return ""
+        return (
+            f"this server's clock shows {_now():%Y-%m-%d %H:%M} UTC, and the fleet's CA holds from {begins:%Y-%m-%d} to "
+            f"{ends:%Y-%m-%d}, so no device can connect; set the clock"
+        )
+
     def certify_server(self, hosts: Sequence[str] = ()) -> ServerIdentity:
         """A new key and certificate for this server, good for `fleetfit-server`, localhost and `hosts`."""
         key = ec.generate_private_key(ec.SECP256R1())
@@ -110,14 +120,17 @@ class Authority:
     def _leaf(
         self, name: str, public_key: ec.EllipticCurvePublicKey, life: datetime.timedelta
     ) -> x509.CertificateBuilder:
-        ends = min(_now() + life, self._certificate.not_valid_after_utc)
+        # From the CA's own beginning on: a clock that is set back, here or on a device that has no battery for it, must not
+        # part a fleet. No key is older than its certificate says; nobody relies on that.
+        begins = self._certificate.not_valid_before_utc
+        ends = min(max(_now(), begins) + life, self._certificate.not_valid_after_utc)
         return (
             x509.CertificateBuilder()
             .subject_name(_name(name))
             .issuer_name(self._certificate.subject)
             .public_key(public_key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(_now() - _CLOCK_SLACK)
+            .not_valid_before(begins)
             .not_valid_after(ends)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(digital_signature=True), critical=True)

@@ -66,3 +66,13 @@ def test_a_server_that_is_not_there() -> None:
     error = from_rpc_error(raised.value, peer="the server at 127.0.0.1:1")
     assert isinstance(error, Unavailable)
     assert error.message.startswith("the server at 127.0.0.1:1 cannot be reached")
+
+
+@pytest.mark.parametrize("said", ["certificate is not yet valid", "certificate has expired"])
+def test_a_certificate_that_is_good_at_another_time_is_a_matter_of_clocks(said: str) -> None:
+    text = f"Tls handshake failed: OPENSSL_internal:CERTIFICATE_VERIFY_FAILED: {said}: OK"
+    error = from_rpc_error(_RpcError(grpc.StatusCode.UNAVAILABLE, text), peer="the server at pi:7601")
+    assert isinstance(error, Unavailable)
+    assert "the certificate of the server at pi:7601 is not valid; set the clock, here or there" in error.message
+    # By these words an agent knows another fleet's server, and gives up.
+    assert "CERTIFICATE_VERIFY_FAILED" not in error.private

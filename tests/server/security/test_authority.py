@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from fleetfit.core.errors import Conflict, InvalidInput
 from fleetfit.proto.trust import public_key_digest
+from fleetfit.server.security import authority as authority_module
 from fleetfit.server.security.authority import Authority, check_request
 
 
@@ -84,6 +85,31 @@ def test_a_devices_certificate_says_what_the_server_says(tmp_path: Path) -> None
     now = datetime.datetime.now(datetime.timezone.utc)
     assert certificate.not_valid_before_utc < now - datetime.timedelta(hours=1), "a device's clock may be behind"
     assert certificate.not_valid_after_utc > now + datetime.timedelta(days=365)
+
+
+@pytest.mark.parametrize("off_days", [-40, 3, 400])
+def test_certificates_made_by_a_clock_that_was_off_hold_when_it_is_right_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, off_days: int
+) -> None:
+    made = datetime.datetime.now(datetime.timezone.utc)
+    authority, key = Authority(tmp_path), p256()
+    monkeypatch.setattr(authority_module, "_now", lambda: made + datetime.timedelta(days=off_days))
+    device = x509.load_pem_x509_certificate(authority.certify_device(csr(key), "x").encode())
+    server, _ = x509.load_pem_x509_certificates(authority.certify_server().chain_pem)
+    trusted = PolicyBuilder().store(store(authority)).time(made)
+    trusted.build_client_verifier().verify(device, [])
+    trusted.build_server_verifier(x509.DNSName("fleetfit-server")).verify(server, [])
+    assert min(device.not_valid_after_utc, server.not_valid_after_utc) > made + datetime.timedelta(days=4 * 365)
+
+
+def test_a_clock_by_which_the_ca_does_not_hold_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority = Authority(tmp_path)
+    assert authority.clock_fault() == ""
+    moment = datetime.datetime(1970, 1, 1, 0, 3, tzinfo=datetime.timezone.utc)
+    monkeypatch.setattr(authority_module, "_now", lambda: moment)
+    assert authority.clock_fault().startswith(
+        "this server's clock shows 1970-01-01 00:03 UTC, and the fleet's CA holds from"
+    )
 
 
 def test_one_fleets_certificate_is_worth_nothing_in_another(tmp_path: Path) -> None:
