@@ -42,9 +42,9 @@ def test_a_hanging_child_and_its_children_are_killed(tmp_path: Path) -> None:
         "time.sleep(600)"
     )
     began = time.monotonic()
-    outcome = run(code, Limits(wall_s=3))
+    outcome = run(code, Limits(wall_s=8))
     assert outcome.kind == "timed_out"  # type: ignore[attr-defined]
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 60
     deadline = time.monotonic() + 10
     while psutil.pid_exists(int(marker.read_text())) and time.monotonic() < deadline:
         if psutil.Process(int(marker.read_text())).status() == psutil.STATUS_ZOMBIE:
@@ -80,7 +80,7 @@ def test_what_left_the_childs_session_is_neither_waited_for_nor_left_behind(tmp_
         "by its limit": "time.sleep(600)",
         "by its memory": "raise SystemExit(86)",
     }[ends]
-    outcome = run(code, Limits(wall_s=4 if ends == "by its limit" else 60))
+    outcome = run(code, Limits(wall_s=8 if ends == "by its limit" else 60))
     kinds = {"by itself": "ok", "by a crash": "crashed", "by its limit": "timed_out", "by its memory": "out_of_memory"}
     assert outcome.kind == kinds[ends]  # type: ignore[attr-defined]
     assert "still here" in outcome.stderr_tail  # type: ignore[attr-defined]
