@@ -38,6 +38,10 @@ class LoadedModel(ABC):
     def close(self) -> None:
         """Free everything. Twice is once."""
 
+    def notes(self) -> Sequence[str]:
+        """What a reader of its figures should know, each in a clause: such as which part runs elsewhere than asked."""
+        return ()
+
 
 def ignore_progress(_: float) -> None:
     """For those who do not ask how far something is."""
@@ -53,18 +57,27 @@ class Runtime(ABC):
 
     name: ClassVar[str]
     formats: ClassVar[Sequence[str]]
+    compiles: ClassVar[bool] = False
+    """Whether `prepare` makes something that comes out faster or slower from one time to the next, as engines do."""
 
     @abstractmethod
     def availability(self) -> Availability:
         """Whether it can be used here. Never raises."""
 
     def prepare(  # noqa: B027 - most have nothing to do
-        self, build: bytes, feeds: Arrays, *, threads: int, progress: Callable[[float], None] = ignore_progress
+        self,
+        build: bytes,
+        feeds: Arrays,
+        *,
+        threads: int,
+        attempt: int = 0,
+        progress: Callable[[float], None] = ignore_progress,
     ) -> None:
         """Do once on this device what `load` would otherwise do first, such as compiling, for inputs of these shapes.
 
-        Called before anything is timed. `progress` hears fractions from 0 to 1, often. Raises what `load` raises, and
-        TimedOut. By default there is nothing to do.
+        Called before anything is timed. What it makes is kept, and the next `load` of this build takes it. Of a runtime that
+        `compiles`, each `attempt` is made and kept for itself. `progress` hears fractions from 0 to 1, often. Raises what
+        `load` raises, and TimedOut. By default there is nothing to do.
         """
 
     @abstractmethod

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import ctypes
 import math
-import os
-import resource
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-import platformdirs
-
-from fleetfit.core.children import ENGINES_VARIABLE
-from fleetfit.core.digests import key_of, sha256_bytes
+from fleetfit.core.digests import sha256_bytes
 from fleetfit.core.errors import FleetfitError, InvalidModel, UnsupportedHere
 from fleetfit.runtimes.base import Arrays, Availability, LoadedModel, Runtime, ignore_progress
+from fleetfit.runtimes.building import BUILD_LIMIT_S, Shapes, Tell, memory_limit
 from fleetfit.runtimes.cuda import Cuda, find_cuda
+from fleetfit.runtimes.engines import Engines
+from fleetfit.runtimes.pieces import pieces
 from fleetfit.runtimes.refusal import Port, check_feeds, lines
-from fleetfit.runtimes.tensorrt_builder import Shapes, build_engine
+from fleetfit.runtimes.tensorrt_builder import build_engine
 from fleetfit.runtimes.tensorrt_library import DTYPES, OLDEST, import_tensorrt, version_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_ENGINES_BYTES: Final = 2 << 30
-_BUILD_LIMIT_S: Final = 1800.0
 _MISSING: Final = (
     "TensorRT's Python module is not here ({}); on a Jetson: sudo apt install python3-libnvinfer, and an agent on the "
     "system's own Python"
@@ -42,6 +38,7 @@ class TensorRt(Runtime):
 
     name: ClassVar[str] = "tensorrt"
     formats: ClassVar[Sequence[str]] = ("onnx",)
+    compiles: ClassVar[bool] = True
 
     def availability(self) -> Availability:
         """Whether TensorRT's module, CUDA's library and a GPU are here."""
@@ -52,10 +49,10 @@ class TensorRt(Runtime):
         return Availability(True, "", here.version, (here.gpu,))
 
     def prepare(
-        self, build: bytes, feeds: Arrays, *, threads: int, progress: Callable[[float], None] = ignore_progress
+        self, build: bytes, feeds: Arrays, *, threads: int, attempt: int = 0, progress: Tell = ignore_progress
     ) -> None:
         """Build the engine for these inputs, unless there is one. It takes minutes, at most half an hour."""
-        _Here.find().engine(build, {name: tuple(values.shape) for name, values in feeds.items()}, progress)
+        _Here.find().engine(build, {name: tuple(values.shape) for name, values in feeds.items()}, progress, attempt)
 
     def load(self, build: bytes, *, threads: int) -> LoadedModel:
         """The engine that was used last for this build, else one for a single sample. The processor uses one thread."""
@@ -77,7 +74,7 @@ class _Here:
     cuda: Cuda
     version: str
     gpu: str
-    folder: Path
+    engines: Engines
 
     @classmethod
     def find(cls) -> _Here:
@@ -91,50 +88,26 @@ class _Here:
             raise UnsupportedHere(f"TensorRT {version} is too old; it takes 8.5 or newer, which JetPack 5.1 has")
         cuda = find_cuda()
         cuda.require_gpu()
-        chosen = os.environ.get(ENGINES_VARIABLE)
-        folder = Path(chosen) if chosen else platformdirs.user_cache_path("fleetfit") / "engines"
-        return cls(trt, cuda, version, cuda.gpu(), folder)
+        return cls(trt, cuda, version, cuda.gpu(), Engines.here())
 
-    def engine(self, build: bytes, shapes: Shapes, progress: Callable[[float], None]) -> bytes:
+    def engine(self, build: bytes, shapes: Shapes, progress: Tell, attempt: int = 0) -> bytes:
         """The engine for these shapes, built if need be."""
-        path = self.folder / f"{self._build_key(build)}.{key_of(shapes)[:16]}.engine"
-        if path.exists():
-            os.utime(path)
-            return path.read_bytes()
-        plan = build_engine(build, shapes, limit_s=_BUILD_LIMIT_S, memory_bytes=_memory_limit(), progress=progress)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f"{path.name}.{os.getpid()}")
-        fresh.write_bytes(plan)
-        fresh.replace(path)
-        evict(self.folder, _ENGINES_BYTES, keep=path)
-        return plan
+
+        def make(path: Path) -> None:
+            path.write_bytes(
+                build_engine(build, shapes, limit_s=BUILD_LIMIT_S, memory_bytes=memory_limit(), progress=progress)
+            )
+
+        return self.engines.find(self._build_key(build), shapes, attempt, make).read_bytes()
 
     def last_engine(self, build: bytes) -> bytes | None:
         """The one of this build that was used last."""
-        found = sorted(self.folder.glob(f"{self._build_key(build)}.*.engine"), key=lambda path: path.stat().st_mtime_ns)
-        return found[-1].read_bytes() if found else None
+        found = self.engines.last(self._build_key(build))
+        return found.read_bytes() if found else None
 
-    def _build_key(self, build: bytes) -> str:
+    def _build_key(self, build: bytes) -> list[str]:
         # An engine runs where it was built: with that version, on that kind of GPU.
-        return key_of([sha256_bytes(build), self.version, self.cuda.version(), self.gpu])[:32]
-
-
-def evict(folder: Path, limit_bytes: int, *, keep: Path) -> None:
-    """Delete engines that were used longest ago until the others are within the limit."""
-    paths = sorted(folder.glob("*.engine*"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    total = keep.stat().st_size
-    for path in paths:
-        if path == keep:
-            continue
-        total += path.stat().st_size
-        if total > limit_bytes:
-            path.unlink(missing_ok=True)
-
-
-def _memory_limit() -> int | None:
-    """What this process may allocate. A Jetson's GPU has the processor's memory, which the kernel does not count for it."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
-    return None if soft == resource.RLIM_INFINITY else soft
+        return [sha256_bytes(build), self.version, self.cuda.version(), self.gpu]
 
 
 class _Model(LoadedModel):
@@ -212,17 +185,6 @@ class _Model(LoadedModel):
         return narrowed
 
 
-def pieces(feeds: Arrays, size: int) -> Iterable[dict[str, NDArray[Any]]]:
-    """The samples in pieces of `size`; the last one is filled up with its last sample."""
-    import numpy as np
-
-    count = len(next(iter(feeds.values())))
-    for begin in range(0, count, size):
-        piece = {name: values[begin : begin + size] for name, values in feeds.items()}
-        short = size - min(size, count - begin)
-        yield {name: np.concatenate([v, np.repeat(v[-1:], short, axis=0)]) if short else v for name, v in piece.items()}
-
-
 class _Engine:
     """An engine with its one context."""
 
@@ -239,7 +201,7 @@ class _Engine:
         fed = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         self.inputs = [self._port(name) for name in fed]
         needed = _device_memory(self._engine)
-        limit = _memory_limit()
+        limit = memory_limit()
         if needed > (limit or needed):
             raise MemoryError(f"the engine needs {needed} bytes to run, and {limit} are allowed")
         self.context = self._engine.create_execution_context()

@@ -1,99 +1,43 @@
-"""Building a TensorRT engine, in a process of its own: it takes minutes, and may crash, hang or eat memory.
-
-`python -m fleetfit.runtimes.tensorrt_builder FOLDER` reads FOLDER/request.json and FOLDER/build.onnx and writes
-FOLDER/engine, or one sentence to FOLDER/refused. FOLDER/progress has how far it is, from 0 to 1.
-"""
+"""Building a TensorRT engine, in a process of its own (see building.py)."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import subprocess
 import sys
-import tempfile
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from fleetfit.core.children import EXIT_OUT_OF_MEMORY, Limits, child_environment, limit_self
-from fleetfit.core.errors import FleetfitError, InvalidModel, TimedOut
+from fleetfit.core.children import limit_self
+from fleetfit.core.errors import InvalidModel
+from fleetfit.runtimes.building import Shapes, Tell, build_apart, serve
 from fleetfit.runtimes.cuda import find_cuda
 from fleetfit.runtimes.refusal import lines, raise_memory
 from fleetfit.runtimes.tensorrt_library import allowed_formats, creation_flags, import_tensorrt
 
-Shapes = Mapping[str, Sequence[int]]
-EXIT_REFUSED: Final = 3
 # A path below a file: a weight kept outside the build is looked for beside the build's path, and there can be none.
 _NOWHERE: Final = "/dev/null/build.onnx"
 # What onnx-tensorrt says of weights in other files (parseExternalWeights in its WeightsContext.cpp).
 _OUTSIDE: Final = ("/dev/null", "external weights")
-_LOOK_S: Final = 0.2
 # Of the memory that is free while nothing is loaded: weights, activations and the processor's side need the rest.
 _WORKSPACE_SHARE: Final = 0.5
 
 
-def build_engine(
-    build: bytes, shapes: Shapes, *, limit_s: float, memory_bytes: int | None, progress: Callable[[float], None]
-) -> bytes:
-    """An engine for an ONNX build with inputs of exactly `shapes`; without shapes, of one sample.
-
-    `progress` hears fractions from 0 to 1, and again each time something can be told or time has passed. Raises
-    InvalidModel, TimedOut after `limit_s` seconds, and MemoryError where `memory_bytes` or the device's memory are too few.
-    """
-    with tempfile.TemporaryDirectory(prefix="fleetfit-") as name:
-        folder = Path(name)
-        (folder / "build.onnx").write_bytes(build)
-        request = {"shapes": {port: list(shape) for port, shape in shapes.items()}, "memory_bytes": memory_bytes}
-        (folder / "request.json").write_text(json.dumps(request))
-        with (folder / "said").open("wb") as said:
-            child = subprocess.Popen(  # noqa: S603 - our own module
-                [sys.executable, "-m", "fleetfit.runtimes.tensorrt_builder", str(folder)],
-                stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
-                env=child_environment(Limits(memory_bytes=memory_bytes)),
-            )
-        try:
-            code = _watch(child, folder / "progress", limit_s, progress)
-        finally:
-            child.kill()
-            child.wait()
-        return _outcome(folder, code)
-
-
-def _watch(child: subprocess.Popen[bytes], told: Path, limit_s: float, progress: Callable[[float], None]) -> int:
-    began, fraction = time.monotonic(), 0.0
-    while True:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return child.wait(_LOOK_S)
-        spent = (time.monotonic() - began) / limit_s
-        if spent > 1:
-            raise TimedOut(
-                f"TensorRT did not finish the build's engine within {limit_s / 60:.0f} minutes; try a smaller build, or a "
-                "faster power mode"
-            )
-        with contextlib.suppress(OSError, ValueError):
-            fraction = max(fraction, float(told.read_text()))
-        # Versions before 10 tell nothing: the share of the time that has passed is a sign of life at least.
-        progress(max(fraction, spent))
-
-
-def _outcome(folder: Path, code: int) -> bytes:
-    if code == 0:
-        return (folder / "engine").read_bytes()
-    if code == EXIT_OUT_OF_MEMORY:
-        raise MemoryError("TensorRT could not allocate what building the engine needs")
-    if code == EXIT_REFUSED:
-        raise InvalidModel((folder / "refused").read_text())
-    tail = (folder / "said").read_text(errors="replace").strip().splitlines()[-1:]
-    raise_memory(RuntimeError(*tail))
-    raise InvalidModel(
-        f"TensorRT crashed while it built the engine ({(tail or ['it said nothing'])[0][:200]}); "
-        "try another recipe or runtime"
+def build_engine(build: bytes, shapes: Shapes, *, limit_s: float, memory_bytes: int | None, progress: Tell) -> bytes:
+    """An engine for an ONNX build with inputs of exactly `shapes`; without shapes, of one sample. Raises as `build_apart`."""
+    request = {"shapes": {port: list(shape) for port, shape in shapes.items()}, "memory_bytes": memory_bytes}
+    made = build_apart(
+        "fleetfit.runtimes.tensorrt_builder",
+        build,
+        request,
+        title="TensorRT",
+        limit_s=limit_s,
+        memory_bytes=memory_bytes,
+        progress=progress,
     )
+    with made as folder:
+        return (folder / "engine").read_bytes()
 
 
 @dataclass
@@ -138,7 +82,7 @@ class Phases:
         return min((done + max((self._part(one, above | {name}) for one in below), default=0.0)) / steps, 1.0)
 
 
-def make_engine(trt: Any, build: bytes, shapes: Shapes, workspace_bytes: int, tell: Callable[[float], None]) -> bytes:
+def make_engine(trt: Any, build: bytes, shapes: Shapes, workspace_bytes: int, tell: Tell) -> bytes:
     """The engine, in this process, by `trt`, TensorRT's module. Raises InvalidModel."""
     logger = _logger(trt)
     builder = trt.Builder(logger)
@@ -211,7 +155,7 @@ def _logger(trt: Any) -> Any:
     return Errors()
 
 
-def _monitor(trt: Any, tell: Callable[[float], None]) -> Any:
+def _monitor(trt: Any, tell: Tell) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -230,30 +174,15 @@ def _monitor(trt: Any, tell: Callable[[float], None]) -> Any:
     return Monitor()
 
 
-def main(arguments: list[str]) -> int:
+def work(folder: Path, request: Mapping[str, Any], tell: Tell) -> None:
     """Build what the folder asks for."""
-    folder = Path(arguments[0])
-    request = json.loads((folder / "request.json").read_text())
-
-    def tell(fraction: float) -> None:
-        with contextlib.suppress(OSError):
-            (folder / "progress").write_text(f"{fraction:.3f}")
-
-    try:
-        trt = import_tensorrt()
-        free = find_cuda().free_memory()
-        allowed = min(free, request["memory_bytes"] or free)
-        build = (folder / "build.onnx").read_bytes()
-        plan = make_engine(trt, build, request["shapes"], int(allowed * _WORKSPACE_SHARE), tell)
-        (folder / "engine").write_bytes(plan)
-    except MemoryError:
-        return EXIT_OUT_OF_MEMORY
-    except FleetfitError as error:
-        (folder / "refused").write_text(error.message)
-        return EXIT_REFUSED
-    return 0
+    trt = import_tensorrt()
+    free = find_cuda().free_memory()
+    allowed = min(free, request["memory_bytes"] or free)
+    plan = make_engine(trt, (folder / "build").read_bytes(), request["shapes"], int(allowed * _WORKSPACE_SHARE), tell)
+    (folder / "engine").write_bytes(plan)
 
 
 if __name__ == "__main__":
     limit_self()
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(serve(Path(sys.argv[1]), work))

@@ -6,6 +6,7 @@ NVIDIA's own wheels.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.util
 import re
@@ -28,6 +29,8 @@ DTYPES: Final[Mapping[str, str]] = {
     "UINT8": "uint8",
 }
 """NumPy's names. TensorRT's own `nptype` fails on a NumPy that has dropped `numpy.bool` while 8.5 still asks for it."""
+
+_LIBRARIES: Final = ("libnvinfer.so.11", "libnvinfer.so.10", "libnvinfer.so.8", "libnvinfer.so")
 
 
 def system_folders() -> list[Path]:
@@ -93,3 +96,18 @@ def allowed_formats(flags: Sequence[str], layer_types: Sequence[str], dtypes: Se
         return ()
     wanted = {"INT8": "QUANTIZE" in layer_types, "FP16": "HALF" in dtypes}
     return tuple(name for name, there in wanted.items() if there)
+
+
+def library_version() -> str:
+    """The version of TensorRT's own library, as in `10.3.0`; empty where there is none. For those who use it without its module.
+
+    It is one number: thousands and hundreds up to 9, ten thousands and hundreds from 10 on (NvInferVersion.h, NV_TENSORRT_VERSION).
+    """
+    for name in _LIBRARIES:
+        try:
+            number = int(ctypes.CDLL(name).getInferLibVersion())
+        except (OSError, AttributeError):
+            continue
+        unit = 10_000 if number >= 100_000 else 1_000
+        return f"{number // unit}.{number % unit // 100}.{number % 100}"
+    return ""

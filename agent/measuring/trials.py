@@ -85,6 +85,7 @@ class Trial:
             run.window.begin_monotonic_ns = time.monotonic_ns()
             model = adapter.load(build, threads=task.threads)
             run.load_ns = time.monotonic_ns() - run.window.begin_monotonic_ns
+            result.notes.extend(model.notes())
             run.load_peak_memory_bytes = memory_bytes("VmHWM")
             reset_peak()
             run.first_inference_ns = time_once(lambda: _discard(model.run(feeds)))

@@ -1,4 +1,4 @@
-"""Builds for TensorRT: ONNX as it is, from which TensorRT makes an engine on the device."""
+"""Builds for NVIDIA's GPUs: ONNX as it is, from which an engine, or what else runs there, is made on the device."""
 
 from __future__ import annotations
 
@@ -14,19 +14,17 @@ if TYPE_CHECKING:
     from fleetfit.compress.graph import LayeredModel
 
 
-class TensorRtExporter(Exporter):
+class _AsItIs(Exporter):
     """Nothing is made: an engine runs only on the kind of GPU that it was built on.
 
-    What is proven equal to PyTorch is the file, in ONNX Runtime; whether TensorRT computes the same, the device's metric says.
+    What is proven equal to PyTorch is the file, in ONNX Runtime on the processor; whether the GPU computes the same, the device's
+    metric says.
     """
 
-    runtime: ClassVar[str] = "tensorrt"
     format: ClassVar[str] = "onnx"
-    file: ClassVar[str] = "build.tensorrt.onnx"
-    title: ClassVar[str] = "TensorRT"
 
     def availability(self) -> Availability:
-        """Always: it needs no TensorRT here."""
+        """Always: it needs nothing of NVIDIA's here."""
         return Availability(True)
 
     def export(self, model: LayeredModel, onnx: bytes) -> bytes:
@@ -34,5 +32,29 @@ class TensorRtExporter(Exporter):
         return onnx
 
     def session(self, build: bytes, inputs: Sequence[str], outputs: Sequence[str]) -> Session:
-        """In ONNX Runtime: a server has no Jetson's TensorRT."""
+        """In ONNX Runtime: a server has no Jetson."""
         return OnnxSession(build)
+
+
+class TensorRtExporter(_AsItIs):
+    """For TensorRT itself."""
+
+    runtime: ClassVar[str] = "tensorrt"
+    file: ClassVar[str] = "build.tensorrt.onnx"
+    title: ClassVar[str] = "TensorRT"
+
+
+class OnnxRuntimeCudaExporter(_AsItIs):
+    """For ONNX Runtime's CUDA provider."""
+
+    runtime: ClassVar[str] = "onnxruntime-cuda"
+    file: ClassVar[str] = "build.onnxruntime-cuda.onnx"
+    title: ClassVar[str] = "ONNX Runtime's CUDA provider"
+
+
+class OnnxRuntimeTensorRtExporter(_AsItIs):
+    """For ONNX Runtime's TensorRT provider."""
+
+    runtime: ClassVar[str] = "onnxruntime-tensorrt"
+    file: ClassVar[str] = "build.onnxruntime-tensorrt.onnx"
+    title: ClassVar[str] = "ONNX Runtime's TensorRT provider"

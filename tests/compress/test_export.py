@@ -220,12 +220,13 @@ def test_what_cannot_work_is_refused_first(trained: Trained, tmp_path: Path) -> 
     assert not out.exists()
     with pytest.raises(UsageError):
         exporter("abacus")
-    assert known() == ["ncnn", "onnxruntime", "openvino", "tensorrt"]
+    assert known() == ["ncnn", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino", "tensorrt"]
 
 
-def test_a_build_for_tensorrt_is_the_onnx_file(trained: Trained, tmp_path: Path) -> None:
+def test_a_build_for_a_gpu_is_the_onnx_file(trained: Trained, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    compress_local(trained.model, trained.data, Recipe.original(), out, runtimes=["onnxruntime", "tensorrt"])
+    gpu = ["onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt"]
+    compress_local(trained.model, trained.data, Recipe.original(), out, runtimes=["onnxruntime", *gpu])
     builds = sorted(out.rglob("*.onnx"))
-    assert [path.name for path in builds] == ["build.onnx", "build.tensorrt.onnx"]
-    assert builds[0].read_bytes() == builds[1].read_bytes()
+    assert [path.name for path in builds] == ["build.onnx", *(f"build.{name}.onnx" for name in gpu)]
+    assert len({path.read_bytes() for path in builds}) == 1

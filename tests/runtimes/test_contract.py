@@ -9,8 +9,9 @@ import pytest
 
 from .contract import ADAPTERS, RuntimeContract
 
-# TensorRT's own is on no other machine; test_tensorrt.py has its adapter beside a constructed one.
-NAMES = [pytest.param(name, marks=pytest.mark.jetson) if name == "tensorrt" else name for name in ADAPTERS]
+# These are on no machine without a GPU; test_tensorrt.py and others have their adapters beside constructed libraries.
+ON_A_GPU = ("tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt")
+NAMES = [pytest.param(name, marks=pytest.mark.jetson) if name in ON_A_GPU else name for name in ADAPTERS]
 
 
 @pytest.mark.parametrize("name", NAMES)

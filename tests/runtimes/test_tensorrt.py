@@ -21,8 +21,10 @@ from fleetfit.core.errors import InvalidModel, TimedOut, UnsupportedHere
 from fleetfit.runtimes import cuda, tensorrt
 from fleetfit.runtimes.base import ignore_progress
 from fleetfit.runtimes.contract import is_one_sentence, rows
+from fleetfit.runtimes.engines import evict
+from fleetfit.runtimes.pieces import pieces
 from fleetfit.runtimes.samples import WEIGHTS
-from fleetfit.runtimes.tensorrt import TensorRt, evict, pieces
+from fleetfit.runtimes.tensorrt import TensorRt
 from fleetfit.runtimes.tensorrt_builder import Phases, build_engine, fixed_shape, make_engine
 from fleetfit.runtimes.tensorrt_library import allowed_formats, creation_flags, import_tensorrt, version_of
 
