@@ -28,9 +28,10 @@ test: $(VENV)/.dev $(PROTO_VENV)/.done
 # TensorRT's module is for the Python of the board's system, which may be older than what the other targets need. No torch.
 test-jetson: $(JETSON_VENV)/.done
 	FLEETFIT_TEST_JETSON=1 $(JETSON_VENV)/bin/python -m pytest -m jetson tests/runtimes
+	$(JETSON_VENV)/bin/fleetfit selfproof --output selfproof-jetson.zip
 	@echo "Proven on this board: TensorRT's calls, the contract of runtimes on it, the probe, and a measurement beside ONNX Runtime."
-	@echo "Not proven: a whole job with a server. The record: $$(ls -t benchmarks/results/run-jetson-*.json | head -1)"
-	@echo "To make it count, name it in the board's profile (docs/jetson.md) and run python -m benchmarks.devices."
+	@echo "Not proven: a whole job with a server. The record: selfproof-jetson.zip"
+	@echo "To make it count: python -m benchmarks.devices --accept selfproof-jetson.zip (docs/selfproof.md), or send it in."
 
 $(JETSON_VENV)/.done: pyproject.toml | links
 	$(PYTHON) -m venv $(JETSON_VENV)
@@ -59,7 +60,7 @@ ci-deps:
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium libseccomp2 dataset-fashion-mnist systemd >/dev/null
 
 clean:
-	rm -rf $(VENV) $(PROTO_VENV) $(JETSON_VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .cache demo-out
+	rm -rf $(VENV) $(PROTO_VENV) $(JETSON_VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .cache demo-out selfproof-*.zip
 
 # The components lie at the root and are links below fleetfit/; some ways of unpacking lose links.
 links:

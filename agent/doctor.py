@@ -53,7 +53,12 @@ def examine(state: Path) -> list[Finding]:
                 *findings,
                 Finding("device", "missing", error.message, "Install fleetfit again in this environment."),
             ]
-    findings += _runtimes(snapshot)
+    return [*findings, *examine_device(state, snapshot)]
+
+
+def examine_device(state: Path, snapshot: snapshot_pb2.DeviceSnapshot) -> list[Finding]:
+    """Look at the device itself, as it was probed, whatever server there is or not."""
+    findings = _runtimes(snapshot)
     findings.append(_disk(state))
     findings += _memory(snapshot)
     findings.append(_quiet(snapshot))

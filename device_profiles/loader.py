@@ -12,11 +12,11 @@ from pydantic import ValidationError
 from fleetfit.core.errors import InvalidProfile
 from fleetfit.device_profiles.schema import DeviceProfile
 
-_FOLDER: Final = Path(__file__).parent / "profiles"
+PROFILES: Final = Path(__file__).parent / "profiles"
 
 
 @functools.cache
-def load_profiles(folder: Path = _FOLDER) -> dict[str, DeviceProfile]:
+def load_profiles(folder: Path = PROFILES) -> dict[str, DeviceProfile]:
     """All profiles of a folder by name, in the order of their names. Raises InvalidProfile."""
     found: dict[str, DeviceProfile] = {}
     for path in sorted(folder.glob("*.yaml")):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Final
+from typing import Any, Final
 
 from fleetfit.device_profiles.loader import load_profiles
 from fleetfit.device_profiles.schema import USUAL_ROUND_TO, Agent, DeviceProfile, Rule
@@ -31,6 +31,23 @@ class DeviceFactsForMatching:
     cores: int = 0
     memory_bytes: int | None = None
     host_name: str = ""
+
+
+def facts_of(snapshot: Any) -> DeviceFactsForMatching:
+    """What profiles are matched by, out of a DeviceSnapshot of the protocol (which this package does not know)."""
+    return DeviceFactsForMatching(
+        machine=snapshot.machine,
+        device_tree_model=snapshot.device_tree_model,
+        device_tree_compatible=tuple(snapshot.device_tree_compatible),
+        cpu_model=snapshot.processor.model,
+        cpu_flags=frozenset(snapshot.processor.flags),
+        arm_implementer=snapshot.processor.arm_implementer,
+        arm_part=snapshot.processor.arm_part,
+        product=snapshot.product,
+        cores=snapshot.processor.usable_cores,
+        memory_bytes=snapshot.memory_bytes if snapshot.HasField("memory_bytes") else None,
+        host_name=snapshot.host_name,
+    )
 
 
 @dataclass(frozen=True)

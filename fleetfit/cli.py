@@ -44,6 +44,7 @@ _SUMMARIES: Final = {
     "jobs": "List, watch, cancel or resume jobs.",
     "report": "What was measured for a job, and what was chosen, and why.",
     "scorer": "Judge jobs by a metric of your own, on this machine.",
+    "selfproof": "What this device can show of itself, in one signed file.",
     "pull": "Fetch the build that was chosen for a device.",
 }
 # Which extra brings what a command imports.

@@ -20,6 +20,7 @@ DOCUMENTS = [
     "docs/measurement.md",
     "docs/jetson.md",
     "docs/recover-yourself.md",
+    "docs/selfproof.md",
     *(
         f"docs/techniques/{name}.md"
         for name in ("README", "pruning", "low-rank", "quantization", "distillation", "export", "composition")

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from fleetfit.core.digests import sha256_bytes
 from fleetfit.core.errors import InvalidInput, NotFound, PermissionDenied, Superseded
 from fleetfit.device_profiles.loader import load_profiles
-from fleetfit.device_profiles.matching import DeviceFactsForMatching, match
+from fleetfit.device_profiles.matching import facts_of, match
 from fleetfit.proto.printable import make_printable
 from fleetfit.proto.v1 import devices_pb2, snapshot_pb2, work_pb2
 from fleetfit.server.engine.hours import parse_window, within_hours
@@ -74,7 +74,7 @@ class Fleet:
         make_printable(request.snapshot)
         content = request.snapshot.SerializeToString(deterministic=True)
         snapshot_id = snapshot_key(request.snapshot)
-        matched = match(facts_for_matching(request.snapshot))
+        matched = match(facts_of(request.snapshot))
 
         def open_session(session: Session) -> tuple[int, str]:
             row = session.get(DeviceRow, device_id)
@@ -148,7 +148,7 @@ class Fleet:
         device = await self._database.read(lambda session: self._message(session, find_device(session, text)))
         if device.profile:
             declared = load_profiles().get(device.profile)
-            profile = declared or match(facts_for_matching(device.snapshot)).profile
+            profile = declared or match(facts_of(device.snapshot)).profile
             device.profile_json = profile.model_dump_json()
         return device
 
@@ -265,23 +265,6 @@ def snapshot_key(snapshot: snapshot_pb2.DeviceSnapshot) -> str:
     lasting.CopyFrom(snapshot)
     lasting.ClearField("disk_free_bytes")
     return sha256_bytes(lasting.SerializeToString(deterministic=True))
-
-
-def facts_for_matching(snapshot: snapshot_pb2.DeviceSnapshot) -> DeviceFactsForMatching:
-    """What profiles are matched by."""
-    return DeviceFactsForMatching(
-        machine=snapshot.machine,
-        device_tree_model=snapshot.device_tree_model,
-        device_tree_compatible=tuple(snapshot.device_tree_compatible),
-        cpu_model=snapshot.processor.model,
-        cpu_flags=frozenset(snapshot.processor.flags),
-        arm_implementer=snapshot.processor.arm_implementer,
-        arm_part=snapshot.processor.arm_part,
-        product=snapshot.product,
-        cores=snapshot.processor.usable_cores,
-        memory_bytes=snapshot.memory_bytes if snapshot.HasField("memory_bytes") else None,
-        host_name=snapshot.host_name,
-    )
 
 
 def _seen(session: Session, device_id: str) -> None:

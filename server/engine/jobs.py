@@ -12,9 +12,9 @@ from fleetfit.compress.recipe import Recipe, default_recipes, named_recipe
 from fleetfit.compress.tasks import CudaDevice, DataFacts, ModelFacts
 from fleetfit.core.errors import Conflict, InvalidInput, UnsupportedHere
 from fleetfit.core.metrics import is_user_metric
-from fleetfit.device_profiles.matching import match
+from fleetfit.device_profiles.matching import facts_of, match
 from fleetfit.proto.v1 import jobs_pb2
-from fleetfit.server.engine.fleet import facts_for_matching, read_snapshot
+from fleetfit.server.engine.fleet import read_snapshot
 from fleetfit.server.engine.library import check_state
 from fleetfit.server.engine.lookup import find_dataset, find_devices, find_model
 from fleetfit.server.engine.lowering import want_build
@@ -274,7 +274,7 @@ def _planned_devices(session: Session, spec: jobs_pb2.JobSpec) -> list[PlannedDe
     for row in find_devices(session, spec.devices):
         snapshot = read_snapshot(session, row)
         if snapshot is not None:
-            profile = match(facts_for_matching(snapshot)).profile
+            profile = match(facts_of(snapshot)).profile
             found.append(
                 PlannedDevice(
                     row.id,

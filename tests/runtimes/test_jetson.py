@@ -1,12 +1,10 @@
 """What only a Jetson can prove, beside the contract of runtimes and the calls of TensorRT: `make test-jetson`.
 
-At its end it says what was proven, and writes it to benchmarks/results/run-BOARD.json.
+The record of it is the file of `fleetfit selfproof`, which that command makes at its end.
 """
 
 from __future__ import annotations
 
-import datetime
-import json
 import time
 from pathlib import Path
 
@@ -16,15 +14,15 @@ import pytest
 from fleetfit.agent.probe.files import Tree
 from fleetfit.agent.probe.snapshot import take_snapshot
 from fleetfit.core.children import ENGINES_VARIABLE
-from fleetfit.device_profiles.matching import DeviceFactsForMatching, match
+from fleetfit.device_profiles.matching import facts_of, match
 from fleetfit.proto.v1 import measurement_pb2, snapshot_pb2
+from fleetfit.runtimes.samples import WEIGHTS
 from fleetfit.runtimes.tensorrt import TensorRt
 
 from ..agent.measuring.tasks import measure, prepare
-from .builds import WEIGHTS, affine
+from .builds import affine
 
 pytestmark = pytest.mark.jetson
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
 @pytest.fixture(scope="module")
@@ -35,17 +33,11 @@ def board() -> snapshot_pb2.DeviceSnapshot:
     return snapshot
 
 
-def profile_of(board: snapshot_pb2.DeviceSnapshot) -> str:
-    facts = DeviceFactsForMatching(
-        device_tree_compatible=tuple(board.device_tree_compatible),
-        device_tree_model=board.device_tree_model,
-        machine=board.machine,
-    )
-    return match(facts).profile.name
-
-
 def test_the_probe_knows_this_board(board: snapshot_pb2.DeviceSnapshot) -> None:
-    assert profile_of(board).startswith("jetson-"), (board.device_tree_model, list(board.device_tree_compatible))
+    assert match(facts_of(board)).profile.name.startswith("jetson-"), (
+        board.device_tree_model,
+        list(board.device_tree_compatible),
+    )
     assert [accelerator.kind for accelerator in board.accelerators] == ["gpu"]
     assert board.os.l4t.startswith("R") and board.machine == "aarch64" and not board.emulated
     # Not the governor: its power mode.
@@ -74,21 +66,3 @@ def test_a_build_is_measured_beside_the_original_in_onnx_runtime(
     # The engine was built before anything was timed.
     assert result.solo.load_ns < (time.monotonic() - began) * 1e9 / 2
     assert len(list((tmp_path / "engines").glob("*.engine"))) == 1
-    write_record(board)
-
-
-def write_record(board: snapshot_pb2.DeviceSnapshot) -> None:
-    """What a person adds to the board's profile, with this record beside it."""
-    found = {runtime.name: runtime for runtime in board.runtimes}["tensorrt"]
-    record = {
-        "proven": "the adapter's calls and contract, the probe, and a measurement beside ONNX Runtime: make test-jetson",
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "profile": profile_of(board),
-        "model": board.device_tree_model,
-        "l4t": board.os.l4t,
-        "power_mode": board.power_mode,
-        "tensorrt": found.version,
-        "gpu": list(found.providers),
-        "python": board.python_version,
-    }
-    (RESULTS / f"run-{record['profile']}.json").write_text(json.dumps(record, indent=1) + "\n")

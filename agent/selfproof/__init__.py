@@ -1,0 +1,1 @@
+"""`fleetfit selfproof`: what a device can show of itself without a server."""
