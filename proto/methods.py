@@ -43,6 +43,10 @@ def named_method(name: str) -> measurement_pb2.Method:
             energy_rest_ns=400 * _MS,
             energy_busy_ns=800 * _MS,
             cool_limit_ns=60 * _S,
+            # Twenty points of two seconds each in three rounds are two minutes; the last cuts off what is slow.
+            scaling_rounds=3,
+            scaling_point_ns=500 * _MS,
+            scaling_limit_ns=180 * _S,
         )
     if name == "quick":
         return measurement_pb2.Method(
@@ -58,5 +62,8 @@ def named_method(name: str) -> measurement_pb2.Method:
             energy_rest_ns=200 * _MS,
             energy_busy_ns=300 * _MS,
             cool_limit_ns=5 * _S,
+            scaling_rounds=2,
+            scaling_point_ns=100 * _MS,
+            scaling_limit_ns=30 * _S,
         )
     raise InvalidInput(f"there is no measuring method '{name}'; choose standard or quick", field="method")

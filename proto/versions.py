@@ -13,6 +13,7 @@ RETURNS_OUTPUTS: Final = "measure.outputs"
 # Builds of two runtimes are timed in turn.
 PAIRS_RUNTIMES: Final = "measure.pair.runtimes"
 SUSTAINS: Final = "measure.sustained"
+SCALES: Final = "measure.scaling"
 AGENT_CAPABILITIES: Final = (
     "measure.solo",
     "measure.pair",
@@ -20,6 +21,7 @@ AGENT_CAPABILITIES: Final = (
     RETURNS_OUTPUTS,
     PAIRS_RUNTIMES,
     SUSTAINS,
+    SCALES,
 )
 SERVER_CAPABILITIES: Final = ("artifacts.resume", "session.wake")
 

@@ -16,6 +16,7 @@ from fleetfit.agent.caps import memory_cap
 from fleetfit.agent.hooks import APPLICATION_VARIABLE
 from fleetfit.agent.measuring.endings import Status, TrialFailed, explain
 from fleetfit.agent.measuring.energy import LAG_VARIABLE, read_until_cancelled
+from fleetfit.agent.measuring.scaling import Scaling
 from fleetfit.agent.meters.base import FoundMeter, NoMeter, find_meter
 from fleetfit.agent.probe.files import Tree
 from fleetfit.agent.probe.processor import processor_name
@@ -63,7 +64,7 @@ class Measurer:
         self._began = time.monotonic()
         paired = task.HasField("baseline") and not task.metric_only
         self._pairs = task.method.pair_processes if paired else 0
-        energy = task.method.energy_rounds > 0 and not task.metric_only
+        energy = task.method.energy_rounds > 0 and not (task.metric_only or task.scaling)
         self._meter: FoundMeter | NoMeter | None = find_meter(tree) if energy else None
         self._done = 0
         self._told = 0.0
@@ -80,6 +81,9 @@ class Measurer:
         )
         try:
             await self._wait_for_quiet(result)
+            if task.scaling:
+                await self._scale(result)
+                return self._finished(result)
             alone = "computing the metric" if task.metric_only else "measuring the build alone"
             result.MergeFromString(await self._trial("solo", 0, alone))
             result.readings.append(self._readings.take())
@@ -92,9 +96,27 @@ class Measurer:
             result.status, result.message = failure.status, failure.message
         if isinstance(self._meter, FoundMeter):
             self._meter.meter.close()
+        return self._finished(result)
+
+    def _finished(self, result: measurement_pb2.MeasurementResult) -> measurement_pb2.MeasurementResult:
         result.during.extend(self._during)
         result.condition.update(self._condition(result))
         return result
+
+    async def _scale(self, result: measurement_pb2.MeasurementResult) -> None:
+        looking = asyncio.create_task(self._look_on())
+        try:
+            run = await Scaling(self._taskdir, self._task, self._tree, self._progress).measure()
+        finally:
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
+        measured = [one for one in run.points if one.rounds]
+        if not measured:
+            raise TrialFailed(run.points[0].status, run.points[0].message)
+        result.scaling.CopyFrom(run)
+        result.runtime_version = measured[0].rounds[0].processes[0].runtime_version
+        result.readings.append(self._readings.take())
+        result.status = Status.MEASUREMENT_STATUS_MEASURED
 
     async def _pair_trials(self, result: measurement_pb2.MeasurementResult) -> None:
         """Fresh processes until the ratio is known as precisely as asked, or their number or time is used up.

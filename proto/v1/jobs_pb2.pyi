@@ -190,6 +190,7 @@ class JobSpec(_message.Message):
     RECOVERED_FIELD_NUMBER: _builtins.int
     SUSTAINED_MS_FIELD_NUMBER: _builtins.int
     DEVICE_SAMPLES_FIELD_NUMBER: _builtins.int
+    SCALING_FIELD_NUMBER: _builtins.int
     kind: Global___JobKind.ValueType
     model: _builtins.str
     dataset: _builtins.str
@@ -206,6 +207,8 @@ class JobSpec(_message.Message):
     """Each build is also called for so long without a pause, to see what it does when the device is warm; 0: not."""
     device_samples: _builtins.int
     """The metric is computed on at most so many samples of a split, the same on every device; 0: on all."""
+    scaling: _builtins.bool
+    """The chosen build and its original are also measured with more threads, larger batches and several processes at once."""
     @_builtins.property
     def devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names, ids or labels; `all` is every device."""
@@ -257,10 +260,11 @@ class JobSpec(_message.Message):
         recovered: _abc.Iterable[_builtins.str] | None = ...,
         sustained_ms: _builtins.int = ...,
         device_samples: _builtins.int = ...,
+        scaling: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["incumbent", b"incumbent", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_emulated", b"accept_emulated", "batches", b"batches", "budget_ms", b"budget_ms", "dataset", b"dataset", "device_samples", b"device_samples", "devices", b"devices", "incumbent", b"incumbent", "kind", b"kind", "limits", b"limits", "metric", b"metric", "model", b"model", "objective", b"objective", "recipes", b"recipes", "recovered", b"recovered", "runtimes", b"runtimes", "seed", b"seed", "sustained_ms", b"sustained_ms", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_emulated", b"accept_emulated", "batches", b"batches", "budget_ms", b"budget_ms", "dataset", b"dataset", "device_samples", b"device_samples", "devices", b"devices", "incumbent", b"incumbent", "kind", b"kind", "limits", b"limits", "metric", b"metric", "model", b"model", "objective", b"objective", "recipes", b"recipes", "recovered", b"recovered", "runtimes", b"runtimes", "scaling", b"scaling", "seed", b"seed", "sustained_ms", b"sustained_ms", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -148,6 +148,9 @@ class Method(_message.Message):
     ENERGY_BUSY_NS_FIELD_NUMBER: _builtins.int
     SUSTAINED_NS_FIELD_NUMBER: _builtins.int
     COOL_LIMIT_NS_FIELD_NUMBER: _builtins.int
+    SCALING_ROUNDS_FIELD_NUMBER: _builtins.int
+    SCALING_POINT_NS_FIELD_NUMBER: _builtins.int
+    SCALING_LIMIT_NS_FIELD_NUMBER: _builtins.int
     pair_processes: _builtins.int
     """Fresh processes per pair trial."""
     blocks_per_process: _builtins.int
@@ -183,6 +186,12 @@ class Method(_message.Message):
     """After its samples the solo child calls the build for so long without a pause; 0: not at all."""
     cool_limit_ns: _builtins.int
     """Waits so long for a device that is near the heat at which it slows down."""
+    scaling_rounds: _builtins.int
+    """Scaling curves: how often each point is measured in fresh processes, how long each calls the build, and how long all
+    may take. A point that is begun is finished.
+    """
+    scaling_point_ns: _builtins.int
+    scaling_limit_ns: _builtins.int
     def __init__(
         self,
         *,
@@ -203,10 +212,13 @@ class Method(_message.Message):
         energy_busy_ns: _builtins.int = ...,
         sustained_ns: _builtins.int = ...,
         cool_limit_ns: _builtins.int = ...,
+        scaling_rounds: _builtins.int = ...,
+        scaling_point_ns: _builtins.int = ...,
+        scaling_limit_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_ns", b"block_ns", "blocks_per_process", b"blocks_per_process", "child_limit_ns", b"child_limit_ns", "cool_limit_ns", b"cool_limit_ns", "energy_busy_ns", b"energy_busy_ns", "energy_rest_ns", b"energy_rest_ns", "energy_rounds", b"energy_rounds", "more_rounds_limit_ns", b"more_rounds_limit_ns", "most_pair_processes", b"most_pair_processes", "pair_limit_ns", b"pair_limit_ns", "pair_processes", b"pair_processes", "precision", b"precision", "quiet_limit_ns", b"quiet_limit_ns", "solo_limit_ns", b"solo_limit_ns", "solo_samples", b"solo_samples", "sustained_ns", b"sustained_ns", "warmup_limit_ns", b"warmup_limit_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_ns", b"block_ns", "blocks_per_process", b"blocks_per_process", "child_limit_ns", b"child_limit_ns", "cool_limit_ns", b"cool_limit_ns", "energy_busy_ns", b"energy_busy_ns", "energy_rest_ns", b"energy_rest_ns", "energy_rounds", b"energy_rounds", "more_rounds_limit_ns", b"more_rounds_limit_ns", "most_pair_processes", b"most_pair_processes", "pair_limit_ns", b"pair_limit_ns", "pair_processes", b"pair_processes", "precision", b"precision", "quiet_limit_ns", b"quiet_limit_ns", "scaling_limit_ns", b"scaling_limit_ns", "scaling_point_ns", b"scaling_point_ns", "scaling_rounds", b"scaling_rounds", "solo_limit_ns", b"solo_limit_ns", "solo_samples", b"solo_samples", "sustained_ns", b"sustained_ns", "warmup_limit_ns", b"warmup_limit_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -229,6 +241,7 @@ class MeasureTask(_message.Message):
     METHOD_FIELD_NUMBER: _builtins.int
     METRIC_ONLY_FIELD_NUMBER: _builtins.int
     RETURN_OUTPUTS_FIELD_NUMBER: _builtins.int
+    SCALING_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     threads: _builtins.int
     batch: _builtins.int
@@ -241,6 +254,8 @@ class MeasureTask(_message.Message):
     """Only the metric is wanted: no latency, no pairs."""
     return_outputs: _builtins.bool
     """The outputs for the split are wanted instead of a metric: somebody else scores them. Needs `measure.outputs`."""
+    scaling: _builtins.bool
+    """Only scaling curves are wanted: no metric, no pairs. Needs `measure.scaling`."""
     @_builtins.property
     def candidate(self) -> Global___BuildRef: ...
     @_builtins.property
@@ -263,10 +278,11 @@ class MeasureTask(_message.Message):
         method: Global___Method | None = ...,
         metric_only: _builtins.bool = ...,
         return_outputs: _builtins.bool = ...,
+        scaling: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "candidate", b"candidate", "method", b"method"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "batch", b"batch", "candidate", b"candidate", "data_artifact_name", b"data_artifact_name", "job_id", b"job_id", "method", b"method", "metric", b"metric", "metric_only", b"metric_only", "return_outputs", b"return_outputs", "split", b"split", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "batch", b"batch", "candidate", b"candidate", "data_artifact_name", b"data_artifact_name", "job_id", b"job_id", "method", b"method", "metric", b"metric", "metric_only", b"metric_only", "return_outputs", b"return_outputs", "scaling", b"scaling", "split", b"split", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -589,6 +605,179 @@ class MetricRun(_message.Message):
 Global___MetricRun: _TypeAlias = MetricRun  # noqa: Y015
 
 @_typing.final
+class ScalingProcess(_message.Message):
+    """One process of a scaling point: calls without a pause."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LATENCY_NS_FIELD_NUMBER: _builtins.int
+    EVERY_FIELD_NUMBER: _builtins.int
+    ELAPSED_NS_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    SHARED_IN_PART_BYTES_FIELD_NUMBER: _builtins.int
+    RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
+    RUNTIME_VERSION_FIELD_NUMBER: _builtins.int
+    every: _builtins.int
+    shared_in_part_bytes: _builtins.int
+    """When all processes of the round were ready: with pages that others have too counted in part (PSS), and resident (RSS)."""
+    resident_bytes: _builtins.int
+    runtime_version: _builtins.str
+    @_builtins.property
+    def latency_ns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """How long one of `every` calls took, in order, from the end of the call before it."""
+
+    @_builtins.property
+    def elapsed_ns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Where `every` is above 1: what each `every` calls took together, the last of them being that of `latency_ns`."""
+
+    @_builtins.property
+    def window(self) -> Global___Window:
+        """From the end of the call before the first to the end of the last."""
+
+    def __init__(
+        self,
+        *,
+        latency_ns: _abc.Iterable[_builtins.int] | None = ...,
+        every: _builtins.int = ...,
+        elapsed_ns: _abc.Iterable[_builtins.int] | None = ...,
+        window: Global___Window | None = ...,
+        shared_in_part_bytes: _builtins.int = ...,
+        resident_bytes: _builtins.int = ...,
+        runtime_version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["window", b"window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["elapsed_ns", b"elapsed_ns", "every", b"every", "latency_ns", b"latency_ns", "resident_bytes", b"resident_bytes", "runtime_version", b"runtime_version", "shared_in_part_bytes", b"shared_in_part_bytes", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScalingProcess: _TypeAlias = ScalingProcess  # noqa: Y015
+
+@_typing.final
+class ScalingRound(_message.Message):
+    """The processes that ran at the same time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROCESSES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def processes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScalingProcess]: ...
+    def __init__(
+        self,
+        *,
+        processes: _abc.Iterable[Global___ScalingProcess] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["processes", b"processes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScalingRound: _TypeAlias = ScalingRound  # noqa: Y015
+
+@_typing.final
+class ScalingPoint(_message.Message):
+    """So many processes, each with so many threads and so large a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    THREADS_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    INSTANCES_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    ROUNDS_FIELD_NUMBER: _builtins.int
+    threads: _builtins.int
+    batch: _builtins.int
+    instances: _builtins.int
+    status: Global___MeasurementStatus.ValueType
+    message: _builtins.str
+    """Where status is not MEASURED: what happened, in a sentence. A measured point may have lost its later rounds to it."""
+    @_builtins.property
+    def rounds(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScalingRound]: ...
+    def __init__(
+        self,
+        *,
+        threads: _builtins.int = ...,
+        batch: _builtins.int = ...,
+        instances: _builtins.int = ...,
+        status: Global___MeasurementStatus.ValueType = ...,
+        message: _builtins.str = ...,
+        rounds: _abc.Iterable[Global___ScalingRound] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "instances", b"instances", "message", b"message", "rounds", b"rounds", "status", b"status", "threads", b"threads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScalingPoint: _TypeAlias = ScalingPoint  # noqa: Y015
+
+@_typing.final
+class ScalingCurve(_message.Message):
+    """Points in their order, by their places in `ScalingRun.points`: one may stand in several curves."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POINTS_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    ended: _builtins.str
+    """Why there is no further point, as a clause."""
+    @_builtins.property
+    def points(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        points: _abc.Iterable[_builtins.int] | None = ...,
+        ended: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "points", b"points"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScalingCurve: _TypeAlias = ScalingCurve  # noqa: Y015
+
+@_typing.final
+class ScalingRun(_message.Message):
+    """What a build does with more threads, larger batches, and several processes at once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POINTS_FIELD_NUMBER: _builtins.int
+    THREADS_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    INSTANCES_FIELD_NUMBER: _builtins.int
+    CORES_FIELD_NUMBER: _builtins.int
+    cores: _builtins.int
+    """Processors that could be used."""
+    @_builtins.property
+    def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScalingPoint]: ...
+    @_builtins.property
+    def threads(self) -> Global___ScalingCurve: ...
+    @_builtins.property
+    def batch(self) -> Global___ScalingCurve: ...
+    @_builtins.property
+    def instances(self) -> Global___ScalingCurve: ...
+    def __init__(
+        self,
+        *,
+        points: _abc.Iterable[Global___ScalingPoint] | None = ...,
+        threads: Global___ScalingCurve | None = ...,
+        batch: Global___ScalingCurve | None = ...,
+        instances: Global___ScalingCurve | None = ...,
+        cores: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "instances", b"instances", "threads", b"threads"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "cores", b"cores", "instances", b"instances", "points", b"points", "threads", b"threads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScalingRun: _TypeAlias = ScalingRun  # noqa: Y015
+
+@_typing.final
 class Reading(_message.Message):
     """The state of the device at one moment. What cannot be read is absent."""
 
@@ -738,6 +927,7 @@ class MeasurementResult(_message.Message):
     ENERGY_FIELD_NUMBER: _builtins.int
     NO_ENERGY_BECAUSE_FIELD_NUMBER: _builtins.int
     DURING_FIELD_NUMBER: _builtins.int
+    SCALING_FIELD_NUMBER: _builtins.int
     status: Global___MeasurementStatus.ValueType
     message: _builtins.str
     """Where status is not MEASURED: what happened, in a sentence."""
@@ -784,6 +974,8 @@ class MeasurementResult(_message.Message):
     def during(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reading]:
         """While trials ran, about one each second: only what is read quickly."""
 
+    @_builtins.property
+    def scaling(self) -> Global___ScalingRun: ...
     def __init__(
         self,
         *,
@@ -809,10 +1001,11 @@ class MeasurementResult(_message.Message):
         energy: Global___EnergyRun | None = ...,
         no_energy_because: _builtins.str = ...,
         during: _abc.Iterable[Global___Reading] | None = ...,
+        scaling: Global___ScalingRun | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["energy", b"energy", "held", b"held", "metric", b"metric", "solo", b"solo"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["energy", b"energy", "held", b"held", "metric", b"metric", "scaling", b"scaling", "solo", b"solo"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "condition", b"condition", "disturbance", b"disturbance", "during", b"during", "energy", b"energy", "held", b"held", "host_digest", b"host_digest", "message", b"message", "method_version", b"method_version", "metric", b"metric", "no_energy_because", b"no_energy_because", "notes", b"notes", "pairs", b"pairs", "pairs_end", b"pairs_end", "precision", b"precision", "quiet", b"quiet", "readings", b"readings", "runtime", b"runtime", "runtime_version", b"runtime_version", "solo", b"solo", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "condition", b"condition", "disturbance", b"disturbance", "during", b"during", "energy", b"energy", "held", b"held", "host_digest", b"host_digest", "message", b"message", "method_version", b"method_version", "metric", b"metric", "no_energy_because", b"no_energy_because", "notes", b"notes", "pairs", b"pairs", "pairs_end", b"pairs_end", "precision", b"precision", "quiet", b"quiet", "readings", b"readings", "runtime", b"runtime", "runtime_version", b"runtime_version", "scaling", b"scaling", "solo", b"solo", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -113,7 +113,7 @@ def command(folder: Path) -> list[str]:
 def measure(folder: Path, **environment: str) -> measurement_pb2.MeasurementResult:
     """The whole measurement, as the agent starts it."""
     ended = subprocess.run(
-        command(folder), env=os.environ | environment, cwd=folder, capture_output=True, text=True, timeout=60
+        command(folder), env=os.environ | environment, cwd=folder, capture_output=True, text=True, timeout=240
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
     result = measurement_pb2.MeasurementResult()
