@@ -57,7 +57,7 @@ released: $(VENV)/.dev
 
 ci-deps:
 	apt-get update -qq
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium libseccomp2 dataset-fashion-mnist systemd >/dev/null
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium libseccomp2 dataset-fashion-mnist systemd qemu-user-static mmdebstrap debian-archive-keyring >/dev/null
 
 clean:
 	rm -rf $(VENV) $(PROTO_VENV) $(JETSON_VENV) build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .cache demo-out selfproof-*.zip

@@ -15,6 +15,7 @@ PAIR_PROCESSES_MORE: Final = 2
 """So many fresh processes are added at a time where the fewest do not tell enough: either build is loaded first in half of them."""
 _MS: Final = 1_000_000
 _S: Final = 1_000_000_000
+_EMULATED_CHILD_NS: Final = 900 * _S
 
 
 def named_method(name: str) -> measurement_pb2.Method:
@@ -67,3 +68,18 @@ def named_method(name: str) -> measurement_pb2.Method:
             scaling_limit_ns=30 * _S,
         )
     raise InvalidInput(f"there is no measuring method '{name}'; choose standard or quick", field="method")
+
+
+def for_emulated(method: measurement_pb2.Method) -> measurement_pb2.Method:
+    """The same method for a device that is emulated: everything that is measured, and no care for its timings.
+
+    They mean nothing, starting a process there takes ten times as long as on the machine that emulates, and what takes longest
+    is starting processes.
+    """
+    brief = measurement_pb2.Method()
+    brief.CopyFrom(method)
+    # One for either order of loading.
+    brief.pair_processes = brief.most_pair_processes = min(method.pair_processes, PAIR_PROCESSES_MORE)
+    brief.precision = 0
+    brief.child_limit_ns = max(method.child_limit_ns, _EMULATED_CHILD_NS)
+    return brief

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import shutil
@@ -12,6 +11,7 @@ from typing import Final
 
 from fleetfit.agent.caps import memory_cap
 from fleetfit.agent.meters.base import FoundMeter, find_meter
+from fleetfit.agent.probe.emulation import seen_emulation
 from fleetfit.agent.probe.files import Tree
 from fleetfit.agent.probe.processor import read_processor
 from fleetfit.agent.probe.readings import host_digest, meters, power_mode
@@ -30,17 +30,21 @@ def take_snapshot(
     processor = read_processor(tree)
     usable = processor.usable_cores or 1
     energy = find_meter(tree)
+    machine = platform.machine() if tree.real else (tree.text("/fleetfit/machine") or platform.machine())
+    # A tree is read on another machine than it stands for.
+    told = (seen_emulation(tree, machine) if tree.real else "") or ("its owner says so" if emulated else "")
     if isinstance(energy, FoundMeter):
         energy.meter.close()
     snapshot = snapshot_pb2.DeviceSnapshot(
-        machine=platform.machine() if tree.real else (tree.text("/fleetfit/machine") or platform.machine()),
+        machine=machine,
         device_tree_model=(tree.text("/proc/device-tree/model") or "").strip(),
         device_tree_compatible=[line for line in tree.lines("/proc/device-tree/compatible") if line],
         processor=processor,
         os=_operating_system(tree),
         python_version=platform.python_version(),
         host_name=socket.gethostname(),
-        emulated=emulated or _looks_emulated(tree),
+        emulated=bool(told),
+        emulated_because=told,
         host_digest=host_digest(tree),
         threads=min(threads, usable) if threads else usable,
         power_mode=power_mode(tree),
@@ -91,14 +95,6 @@ def _operating_system(tree: Tree) -> snapshot_pb2.OperatingSystem:
         l4t=release[0].lstrip("# ") if release else "",
         libc=" ".join(platform.libc_ver()),
     )
-
-
-def _looks_emulated(tree: Tree) -> bool:
-    if not tree.real:
-        return False
-    # qemu-user answers for /proc/self/exe with the guest's program, but the thread's own entry shows the emulator.
-    programs = (tree.link("/proc/thread-self/exe") or "", tree.link("/proc/self/exe") or "")
-    return any("qemu" in program.rpartition("/")[2] for program in programs) or "QEMU_CPU" in os.environ
 
 
 def _runtimes() -> list[snapshot_pb2.Runtime]:

@@ -48,7 +48,7 @@ def device_facts(device: devices_pb2.Device) -> Table:
             f"{device.profile or '-'}: {device.profile_reason}" if device.profile_reason else device.profile or "-",
         ),
         *profile_rows(json.loads(device.profile_json) if device.profile_json else {}),
-        ("emulated", "yes: its timings mean nothing" if device.emulated else "no"),
+        ("emulated", _emulated(device)),
         ("board", snapshot.device_tree_model or "-"),
         ("processor", cores if device.snapshot_id else "not known yet; the agent has never connected"),
         ("memory", size(snapshot.memory_bytes) if snapshot.HasField("memory_bytes") else "-"),
@@ -63,6 +63,11 @@ def device_facts(device: devices_pb2.Device) -> Table:
     for runtime in snapshot.runtimes:
         facts.append((runtime.name, runtime.version if runtime.available else f"not available: {runtime.reason}"))
     return table(((device.name, ""), ("", "")), facts)
+
+
+def _emulated(device: devices_pb2.Device) -> str:
+    because = device.snapshot.emulated_because
+    return f"yes{f' ({because})' if because else ''}: its timings mean nothing" if device.emulated else "no"
 
 
 def models_table(models: Sequence[models_pb2.Model]) -> Table:

@@ -45,6 +45,7 @@ class DeviceSnapshot(_message.Message):
     PRODUCT_FIELD_NUMBER: _builtins.int
     ENERGY_FIELD_NUMBER: _builtins.int
     NO_ENERGY_BECAUSE_FIELD_NUMBER: _builtins.int
+    EMULATED_BECAUSE_FIELD_NUMBER: _builtins.int
     machine: _builtins.str
     """`x86_64`, `aarch64`."""
     device_tree_model: _builtins.str
@@ -67,6 +68,8 @@ class DeviceSnapshot(_message.Message):
     energy: _builtins.str
     """What of the device its meter of energy covers; where it has none, why, as a clause."""
     no_energy_because: _builtins.str
+    emulated_because: _builtins.str
+    """What showed that the device is emulated, as a clause; empty where `emulated` is false."""
     @_builtins.property
     def device_tree_compatible(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """`compatible` strings of the device tree, most specific first."""
@@ -105,10 +108,11 @@ class DeviceSnapshot(_message.Message):
         product: _builtins.str = ...,
         energy: _builtins.str = ...,
         no_energy_because: _builtins.str = ...,
+        emulated_because: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_disk_free_bytes", b"_disk_free_bytes", "_memory_bytes", b"_memory_bytes", "disk_free_bytes", b"disk_free_bytes", "memory_bytes", b"memory_bytes", "os", b"os", "processor", b"processor"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_disk_free_bytes", b"_disk_free_bytes", "_memory_bytes", b"_memory_bytes", "accelerators", b"accelerators", "device_tree_compatible", b"device_tree_compatible", "device_tree_model", b"device_tree_model", "disk_free_bytes", b"disk_free_bytes", "emulated", b"emulated", "energy", b"energy", "host_digest", b"host_digest", "host_name", b"host_name", "machine", b"machine", "memory_bytes", b"memory_bytes", "meters", b"meters", "no_energy_because", b"no_energy_because", "os", b"os", "power_mode", b"power_mode", "processor", b"processor", "product", b"product", "python_version", b"python_version", "runtimes", b"runtimes", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_disk_free_bytes", b"_disk_free_bytes", "_memory_bytes", b"_memory_bytes", "accelerators", b"accelerators", "device_tree_compatible", b"device_tree_compatible", "device_tree_model", b"device_tree_model", "disk_free_bytes", b"disk_free_bytes", "emulated", b"emulated", "emulated_because", b"emulated_because", "energy", b"energy", "host_digest", b"host_digest", "host_name", b"host_name", "machine", b"machine", "memory_bytes", b"memory_bytes", "meters", b"meters", "no_energy_because", b"no_energy_because", "os", b"os", "power_mode", b"power_mode", "processor", b"processor", "product", b"product", "python_version", b"python_version", "runtimes", b"runtimes", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__disk_free_bytes: _TypeAlias = _typing.Literal["disk_free_bytes"]  # noqa: Y015
     _WhichOneofArgType__disk_free_bytes: _TypeAlias = _typing.Literal["_disk_free_bytes", b"_disk_free_bytes"]  # noqa: Y015

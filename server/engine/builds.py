@@ -76,11 +76,13 @@ def find_build(
         {},
     )
     name = f"{session.get_one(ModelRow, job.model_id).name}-{candidate.recipe}.{build.format}"
+    manifest = _manifest(session, job, row, candidate, build, name, described)
+    manifest["emulated"] = bool(here.get("emulated"))
     return reports_pb2.GetBuildResponse(
         build=common_pb2.NamedArtifact(
             name=name, artifact=common_pb2.ArtifactRef(sha256=build.sha256, size_bytes=build.size_bytes)
         ),
-        manifest_json=json.dumps(_manifest(session, job, row, candidate, build, name, described), indent=2),
+        manifest_json=json.dumps(manifest, indent=2),
     )
 
 

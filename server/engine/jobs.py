@@ -24,6 +24,7 @@ from fleetfit.server.engine.planning import (
     PlannedDevice,
     PlannedModel,
     check_wishes,
+    emulation_notes,
     judged_by,
     plan_candidates,
     runtime_notes,
@@ -96,7 +97,11 @@ class Request:
             recovered=recovered,
             cuda=cuda,
         )
-        self.notes = [*width_notes(self.devices, recipes), *runtime_notes(self.candidates)]
+        self.notes = [
+            *emulation_notes(spec, self.devices),
+            *width_notes(self.devices, recipes),
+            *runtime_notes(self.candidates),
+        ]
         self.notes += [f"{one.recipe.name}: {TRAINED_ELSEWHERE}" for one in recovered if one.role == "recipe"]
         metric = judged_by(spec, self.data)
         check_wishes(spec, metric)

@@ -14,9 +14,10 @@ from sqlalchemy.orm import Session
 from fleetfit.compress.tasks import Build
 from fleetfit.core.errors import InvalidInput, LeaseLost, NotFound
 from fleetfit.core.metrics import known_metric
+from fleetfit.proto.methods import for_emulated
 from fleetfit.proto.printable import printable
 from fleetfit.proto.v1 import common_pb2, jobs_pb2, measurement_pb2, work_pb2
-from fleetfit.server.engine.fleet import check_session
+from fleetfit.server.engine.fleet import check_session, read_snapshot
 from fleetfit.server.engine.hours import within_hours
 from fleetfit.server.engine.library import keep_artifact
 from fleetfit.server.engine.lowering import build_of
@@ -24,7 +25,7 @@ from fleetfit.server.engine.messages import tensor_messages
 from fleetfit.server.engine.states import CandidateState, TaskState
 from fleetfit.server.storage.artifacts import ArtifactStore
 from fleetfit.server.storage.database import Database
-from fleetfit.server.storage.tables import BuildRow, CandidateRow, DatasetRow, JobRow, TaskRow
+from fleetfit.server.storage.tables import BuildRow, CandidateRow, DatasetRow, DeviceRow, JobRow, TaskRow
 
 _log: Final = logging.getLogger(__name__)
 DEFAULT_LEASE_MS: Final = 30_000
@@ -223,6 +224,10 @@ class Leases:
             raise LeaseLost(f"the task {task_id} was leased again since (token {task.fence}, not {fence}); drop it")
         return task
 
+    def _method_for(self, session: Session, task: TaskRow) -> measurement_pb2.Method:
+        snapshot = read_snapshot(session, session.get_one(DeviceRow, task.device_id))
+        return for_emulated(self._method) if snapshot is not None and snapshot.emulated else self._method
+
     def _message(self, session: Session, task: TaskRow) -> work_pb2.TaskLease:
         candidate = session.get_one(CandidateRow, task.candidate_id)
         job = session.get_one(JobRow, task.job_id)
@@ -235,7 +240,7 @@ class Leases:
             threads=candidate.threads,
             batch=candidate.batch,
             split=task.split,
-            method=self._method,
+            method=self._method_for(session, task),
             metric_only=task.metric_only,
         )
         if not task.metric_only:

@@ -299,6 +299,14 @@ def runtime_notes(candidates: Sequence[PlannedCandidate]) -> list[str]:
     return [f"{', '.join(alone)}: built for {DEFAULT} alone, because quantization makes ONNX files"] if alone else []
 
 
+def emulation_notes(spec: jobs_pb2.JobSpec, devices: Sequence[PlannedDevice]) -> list[str]:
+    """That nothing will be chosen for devices that are emulated, in a sentence; none where that is accepted."""
+    played = [device.name for device in devices if device.snapshot.emulated]
+    if not played or spec.accept_emulated or spec.kind == jobs_pb2.JOB_KIND_BENCH:
+        return []
+    return [f"{', '.join(played)}: emulated, so nothing will be chosen there; --accept-emulated chooses all the same"]
+
+
 def width_notes(devices: Sequence[PlannedDevice], recipes: Sequence[Recipe]) -> list[str]:
     """Which multiple widths are rounded up to for whom, in a sentence; none where every recipe says it itself."""
     general = [recipe.name for recipe in recipes if recipe.fitted(USUAL_ROUND_TO) != recipe]

@@ -108,12 +108,19 @@ def test_an_emulated_device_is_measured_and_never_chosen_for(fleet: Any, example
     example("regression")
     fleet.start_agent("paper-pi", 1, "--emulated")
     asked = ["compress", "regression", "--data", "regression", "--on", "paper-pi", "--recipe", "small-and-quick"]
+    planned = fleet.run(*asked, "--plan", "--json").json["plan"]
+    assert any("--accept-emulated" in note for note in planned["notes"])
     fleet.run(*asked, "--max-drop", "50%", "--wait", timeout_s=300)
     (device,) = fleet.run("report", "last", "--json").json["devices"]
     assert device["emulated"]
     assert device["selected"] is None
     assert "emulated" in device["why"]
     assert "emulated" in fleet.run("report", "last").out
+    fleet.run(*asked, "--max-drop", "900%", "--minimize", "size", "--accept-emulated", "--wait", timeout_s=300)
+    (device,) = fleet.run("report", "last", "--json").json["devices"]
+    assert device["emulated"] and device["selected"]
+    fleet.run("pull", "last", "-o", str(fleet.root / "paper-build"))
+    assert json.loads((fleet.root / "paper-build" / "manifest.json").read_text())["emulated"] is True
     fleet.stop("paper-pi")
 
 

@@ -136,18 +136,21 @@ def test_runtimes_are_listed_with_what_they_can(tmp_path: Path) -> None:
     assert list(found["onnxruntime"].providers) == ["CPUExecutionProvider"]
 
 
-@pytest.mark.parametrize(("told", "variable", "emulated"), [(True, "", True), (False, "cortex-a72", True)])
-def test_emulation_is_told_or_seen(monkeypatch: pytest.MonkeyPatch, told: bool, variable: str, emulated: bool) -> None:
+@pytest.mark.parametrize(
+    ("told", "variable", "because"), [(True, "", "its owner says so"), (False, "a72", "QEMU_CPU is set")]
+)
+def test_emulation_is_told_or_seen(monkeypatch: pytest.MonkeyPatch, told: bool, variable: str, because: str) -> None:
     monkeypatch.delenv("QEMU_CPU", raising=False)
     if variable:
         monkeypatch.setenv("QEMU_CPU", variable)
-    assert take_snapshot(Tree(), emulated=told).emulated is emulated
+    snapshot = take_snapshot(Tree(), emulated=told)
+    assert (snapshot.emulated, snapshot.emulated_because) == (True, because)
 
 
 def test_this_machine_is_not_taken_for_an_emulated_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("QEMU_CPU", raising=False)
     snapshot = take_snapshot(Tree())
-    assert not snapshot.emulated
+    assert not snapshot.emulated and not snapshot.emulated_because
     assert snapshot.machine == platform.machine() and snapshot.processor.usable_cores >= 1
 
 

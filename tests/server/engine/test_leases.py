@@ -15,7 +15,7 @@ from fleetfit.proto.v1 import common_pb2, jobs_pb2, measurement_pb2, work_pb2
 from fleetfit.server.engine.jobs import cancel_job, resume_job
 from fleetfit.server.engine.leases import Leases, fail_task
 from fleetfit.server.storage.artifacts import ArtifactStore
-from fleetfit.server.storage.tables import CandidateRow, DatasetRow, DeviceRow, JobRow, TaskRow
+from fleetfit.server.storage.tables import CandidateRow, DatasetRow, DeviceRow, DeviceSnapshotRow, JobRow, TaskRow
 
 LEASE_MS = 1000
 
@@ -78,6 +78,17 @@ def test_a_task_names_all_that_it_reads(leases: Leases, world: Any) -> None:
     # The original is timed beside itself: an A/A control.
     assert names["candidate"] == names["baseline"]
     assert [tensor.name for tensor in task.measure.candidate.inputs] == ["x"]
+
+
+def test_an_emulated_device_is_not_timed_with_care(
+    leases: Leases, world: Any, make_snapshot: Callable[..., Any]
+) -> None:
+    played = make_snapshot()
+    played.emulated = True
+    world.change(DeviceSnapshotRow, "snapshot", content=played.SerializeToString())
+    method = held(leases, world.device).measure.method
+    assert (method.pair_processes, method.precision) == (2, 0)
+    assert method.child_limit_ns >= 600_000_000_000
 
 
 def test_a_recipe_is_timed_beside_the_original(leases: Leases, world: Any, keep: Callable[[bytes], str]) -> None:

@@ -17,6 +17,7 @@ from fleetfit.server.engine.planning import (
     PlannedData,
     PlannedDevice,
     PlannedModel,
+    emulation_notes,
     expected_compress_s,
     expected_size_bytes,
     judged_by,
@@ -43,6 +44,18 @@ def plan(
     *recipes: Recipe,
 ) -> list[PlannedCandidate]:
     return plan_candidates(spec, model, data, devices, recipes, compress_threads=1)
+
+
+def test_a_plan_says_that_nothing_is_chosen_for_emulated_devices(make_snapshot: MakeSnapshot) -> None:
+    played = make_snapshot()
+    played.emulated = True
+    fleet = [PlannedDevice("1", "pi", played), PlannedDevice("2", "server", make_snapshot())]
+    (note,) = emulation_notes(COMPRESS, fleet)
+    assert note.startswith("pi: emulated, so nothing will be chosen there") and "--accept-emulated" in note
+    accepted = jobs_pb2.JobSpec()
+    accepted.CopyFrom(COMPRESS)
+    accepted.accept_emulated = True
+    assert emulation_notes(accepted, fleet) == emulation_notes(COMPRESS, fleet[1:]) == []
 
 
 def test_each_vector_width_has_its_variant_and_equal_ones_share_it(
