@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import errno
 import os
 import shutil
@@ -42,7 +44,9 @@ class Cache:
         """
         path = self._folder / artifact.sha256
         if path.exists():
-            if path.stat().st_size == artifact.size_bytes and sha256_file(path) == artifact.sha256:
+            # Seconds for what is large, on a slow card: the lease is renewed meanwhile.
+            whole = path.stat().st_size == artifact.size_bytes
+            if whole and await asyncio.to_thread(sha256_file, path) == artifact.sha256:
                 os.utime(path, (time.time(), path.stat().st_mtime))
                 return path
             path.unlink()
@@ -52,22 +56,30 @@ class Cache:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            path.with_name(path.name + ".part").unlink(missing_ok=True)
+            self._part(artifact).unlink(missing_ok=True)
             raise self._no_room(artifact.size_bytes) from error
         return path
+
+    def arrived(self, artifact: common_pb2.ArtifactRef) -> int:
+        """How many bytes of an artifact that is not whole yet are here."""
+        with contextlib.suppress(OSError):
+            return self._part(artifact).stat().st_size
+        return 0
+
+    def _part(self, artifact: common_pb2.ArtifactRef) -> Path:
+        return self._folder / f"{artifact.sha256}.part"
 
     def _make_room(self, artifact: common_pb2.ArtifactRef, keep: frozenset[str]) -> None:
         others = [p for p in self._folder.iterdir() if p.name.split(".")[0] not in keep | {artifact.sha256}]
         others.sort(key=lambda path: path.stat().st_atime)
         used = sum(path.stat().st_size for path in self._folder.iterdir())
-        while others and (
-            used + artifact.size_bytes > self._limit_bytes or self._free() < artifact.size_bytes + _FLOOR_BYTES
-        ):
+        needed = artifact.size_bytes - self.arrived(artifact)
+        while others and (used + needed > self._limit_bytes or self._free() < needed + _FLOOR_BYTES):
             oldest = others.pop(0)
             used -= oldest.stat().st_size
             oldest.unlink()
-        if self._free() < artifact.size_bytes + _FLOOR_BYTES:
-            raise self._no_room(artifact.size_bytes)
+        if self._free() < needed + _FLOOR_BYTES:
+            raise self._no_room(needed)
 
     def _free(self) -> int:
         return shutil.disk_usage(self._folder).free

@@ -50,6 +50,19 @@ def test_a_cut_line_goes_on_where_it_was(tmp_path: Path, shelf: Any) -> None:
     assert shelf.downloads == [0, 3000]
 
 
+def test_what_has_arrived_needs_no_room_again(tmp_path: Path, shelf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a disk that holds all of it once: what arrived before the line was cut is on the disk already."""
+    content = os.urandom(10_000)
+    artifact = shelf.put(content)
+    (tmp_path / f"{artifact.sha256}.part").write_bytes(content[:9000])
+    cache = Cache(tmp_path, 12_000)
+    (tmp_path / "other").write_bytes(bytes(1500))
+    monkeypatch.setattr(Cache, "_free", lambda self: (64 << 20) + 1500)
+    path = _with_channel(shelf, lambda channel: cache.fetch(channel, artifact))
+    assert path.read_bytes() == content and shelf.downloads == [9000]
+    assert (tmp_path / "other").exists()
+
+
 def test_content_that_rots_on_disk_is_fetched_again(tmp_path: Path, shelf: Any) -> None:
     cache = Cache(tmp_path, 1 << 20)
     artifact = shelf.put(b"good" * 100)
