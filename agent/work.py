@@ -7,8 +7,10 @@ import contextlib
 import errno
 import gzip
 import json
+import logging
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -22,14 +24,20 @@ from fleetfit.agent.hooks import APPLICATION_VARIABLE, HookFailed, service_stopp
 from fleetfit.agent.spool import DIGESTS, OUTPUTS, PARTIAL_VARIABLE, Spool, Spooled
 from fleetfit.core.children import ENGINES_VARIABLE, ChildOutcome, Limits, run_child
 from fleetfit.core.digests import sha256_bytes
-from fleetfit.core.errors import ExhaustedResource, FleetfitError, InvalidInput
+from fleetfit.core.errors import ExhaustedResource, FleetfitError, InvalidInput, TimedOut, Unavailable
 from fleetfit.core.stragglers import MARK_VARIABLE, kill_marked
 from fleetfit.proto.v1 import common_pb2, measurement_pb2, work_pb2
 
+log = logging.getLogger("fleetfit.agent")
 Status = measurement_pb2.MeasurementStatus
 _PASSING: Final = frozenset(
     {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "INTERNAL", "UNKNOWN", "CANCELLED", "DATA_LOSS"}
 )
+
+
+# A link that is down may be down for minutes; a server that answers everything but this is given up in the end.
+_LINK_PATIENCE_S: Final = 600.0
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 15.0
 
 
 class Worker:
@@ -117,7 +125,7 @@ class Worker:
         keep = frozenset(named.artifact.sha256 for named in lease.artifacts)
         async with self._download_channel() as channel:
             for named in lease.artifacts:
-                cached = await self._cache.fetch(channel, named.artifact, keep)
+                cached = await self._fetch(channel, named.artifact, keep)
                 target = taskdir / "in" / _plain(named.name)
                 try:
                     os.link(cached, target)
@@ -125,6 +133,22 @@ class Worker:
                     await asyncio.to_thread(shutil.copyfile, cached, target)
         digests = {named.name: named.artifact.sha256 for named in lease.artifacts}
         (taskdir / DIGESTS).write_text(json.dumps(digests))
+
+    async def _fetch(self, channel: grpc.aio.Channel, artifact: common_pb2.ArtifactRef, keep: frozenset[str]) -> Path:
+        """The artifact's file. A link that is down is waited for: whether the task is still ours, the session finds out."""
+        arrived, since, wait_s = -1, time.monotonic(), _FIRST_WAIT_S
+        while True:
+            try:
+                return await self._cache.fetch(channel, artifact, keep)
+            except (Unavailable, TimedOut) as error:
+                now_arrived = self._cache.arrived(artifact)
+                if now_arrived > arrived:
+                    arrived, since, wait_s = now_arrived, time.monotonic(), _FIRST_WAIT_S
+                if time.monotonic() - since > _LINK_PATIENCE_S:
+                    raise
+                log.warning("%s; %d of %d bytes are here", error.message, arrived, artifact.size_bytes)
+                await asyncio.sleep(wait_s)
+                wait_s = min(wait_s * 2, _LONGEST_WAIT_S)
 
     def _failure(self, taskdir: Path, status: Status.ValueType, message: str) -> Path:
         # Room for a few hundred bytes is made by dropping what the task had gathered, and what was kept for this.

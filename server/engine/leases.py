@@ -204,10 +204,14 @@ class Leases:
         return devices
 
     async def may_download(self, device_id: str, sha256: str) -> bool:
-        """Whether one of the device's open tasks reads this content."""
+        """Whether one of the device's open tasks reads this content.
+
+        One whose lease ran out is open still: its holder goes on fetching as soon as it is heard again, before it renews.
+        """
 
         def look(session: Session) -> bool:
-            tasks = select(TaskRow).where(TaskRow.device_id == device_id, TaskRow.state == TaskState.LEASED)
+            held = (TaskRow.state == TaskState.LEASED) | ((TaskRow.state == TaskState.WAITING) & (TaskRow.fence > 0))
+            tasks = select(TaskRow).where(TaskRow.device_id == device_id, held)
             for task in session.scalars(tasks):
                 if any(named.artifact.sha256 == sha256 for named in self._message(session, task).artifacts):
                     return True

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fleetfit.agent import session
+from fleetfit.agent import session, work
 from fleetfit.agent.session import Agent
 from fleetfit.agent.spool import Spool
 from fleetfit.core.errors import (
@@ -327,6 +327,7 @@ def test_attempts_to_fetch_end_the_session_and_not_the_agent(
     tmp_path: Path, paper: PaperChild, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transfer, "_ATTEMPTS", 1)
+    monkeypatch.setattr(work, "_LINK_PATIENCE_S", -1.0)
 
     async def scene(stage: Stage, desk: Desk) -> None:
         desk.offer("t1", candidate=b"x" * 5000)

@@ -172,6 +172,7 @@ def test_a_server_that_cannot_be_reached_is_for_the_session(
     tmp_path: Path, shelf: Shelf, paper: PaperChild, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transfer, "_ATTEMPTS", 1)
+    monkeypatch.setattr(work, "_LINK_PATIENCE_S", -1.0)
     shelf.break_after = 1000
     artifact = common_pb2.NamedArtifact(name="a", artifact=shelf.put(b"x" * 5000))
     with pytest.raises(Unavailable):
@@ -180,6 +181,18 @@ def test_a_server_that_cannot_be_reached_is_for_the_session(
     # What arrived is kept for the next time.
     carry_out(tmp_path, shelf, lease_of(artifact))
     assert shelf.downloads == [0, 1000]
+
+
+def test_a_link_that_is_down_is_waited_for_where_the_download_was(
+    tmp_path: Path, shelf: Shelf, paper: PaperChild, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(transfer, "_ATTEMPTS", 1)
+    monkeypatch.setattr(work, "_FIRST_WAIT_S", 0.01)
+    shelf.break_after = 3000
+    artifact = common_pb2.NamedArtifact(name="a", artifact=shelf.put(b"x" * 5000))
+    carry_out(tmp_path, shelf, lease_of(artifact))
+    assert shelf.downloads == [0, 3000] and paper.started == 1
+    assert "3000 of 5000 bytes are here" in caplog.text
 
 
 def test_what_an_earlier_life_left_half_done_is_removed(tmp_path: Path, shelf: Shelf, paper: PaperChild) -> None:
