@@ -10,8 +10,9 @@ import grpc
 # certifies no other server, so the address carries no trust, and moving a server needs no new certificate.
 SERVER_NAME: Final = "fleetfit-server"
 
-# gRPC refuses messages over 4 MiB by default; that limit stays, and content travels in smaller chunks.
-CHUNK_BYTES: Final = 1 << 20
+# gRPC refuses messages over 4 MiB by default; that limit stays, and content travels in smaller chunks. What a lost link takes
+# along is the chunk that was on its way: over 64 kB/s this one takes 4 s, and a link that holds no longer never delivers any.
+CHUNK_BYTES: Final = 256 << 10
 
 _KEEPALIVE: Final[list[tuple[str, Any]]] = [
     # Off by default. Routers forget idle connections after some minutes; 20 s also bounds how long a dead peer looks

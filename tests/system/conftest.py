@@ -61,6 +61,8 @@ class Fleet:
     address: str = "127.0.0.1:0"
     agent_address: str = "127.0.0.1:0"
     threads: dict[str, int] = field(default_factory=dict)
+    surroundings: dict[str, dict[str, str]] = field(default_factory=dict)
+    """What single processes find in their environment besides, by name; with the name "" all of them."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -72,7 +74,7 @@ class Fleet:
             "NO_COLOR": "1",
         }
         kept = {k: v for k, v in os.environ.items() if k not in ("FLEETFIT_SERVER", "FLEETFIT_TOKEN")}
-        return kept | own
+        return kept | own | self.surroundings.get("", {})
 
     def start_server(self) -> None:
         """Start the server, or start it again on the same state and the same ports."""
@@ -106,6 +108,16 @@ class Fleet:
             return self.log(name).count("connected to") > before
 
         wait_for(connected, f"agent {name} to connect")
+
+    def enrol(self, name: str, agent_address: str = "") -> Path:
+        """Enrol a device without starting its agent; it will connect to `agent_address`, such as a link's. Its folder."""
+        state = self.root / "agents" / name
+        token = self.run("devices", "enroll", "--name", name, "--json").json["token"]
+        self.run("agent", "--state", str(state), "enroll", "--server", self.address, "--token", token)
+        file = state / "identity" / "identity.json"
+        facts = json.loads(file.read_text())
+        file.write_text(json.dumps(facts | ({"agent_address": agent_address} if agent_address else {})))
+        return state
 
     def run(
         self,
@@ -179,7 +191,11 @@ class Fleet:
     def _spawn(self, name: str, arguments: list[str]) -> subprocess.Popen[bytes]:
         with (self.root / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, *arguments], env=self.environment, stdout=log, stderr=log, cwd=self.root
+                [sys.executable, *arguments],
+                env=self.environment | self.surroundings.get(name, {}),
+                stdout=log,
+                stderr=log,
+                cwd=self.root,
             )
         self.processes[name] = process
         return process
