@@ -332,17 +332,21 @@ class Client:
         download = self._downloader(on_progress)
         with tempfile.TemporaryDirectory(prefix="fleetfit-raw-") as folder:
 
-            def fetch(sha256: str, size_bytes: int) -> measurement_pb2.MeasurementResult:
+            def fetch(sha256: str, size_bytes: int, read: Callable[[Path], Any]) -> Any:
                 if not _DIGEST.fullmatch(sha256):
                     raise InvalidData("the report names raw samples by something that is no digest; update the client")
                 path = Path(folder) / sha256
                 download(common_pb2.ArtifactRef(sha256=sha256, size_bytes=size_bytes), path)
                 try:
-                    return read_raw(path)
+                    return read(path)
                 finally:
                     path.unlink()
 
-            return verify_report(self.report(job, device), fetch)
+            def fetch_raw(sha256: str, size_bytes: int) -> measurement_pb2.MeasurementResult:
+                raw: measurement_pb2.MeasurementResult = fetch(sha256, size_bytes, read_raw)
+                return raw
+
+            return verify_report(self.report(job, device), fetch_raw, fetch)
 
     def pull(
         self,

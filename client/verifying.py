@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from fleetfit.client.verifying_gap import Read, verified_gap
 from fleetfit.core.errors import InvalidData
 from fleetfit.core.statistics import metric_value, paired_drop
 from fleetfit.core.statistics_latency import half_width, median_interval, percentile_interval, quotient_interval
@@ -94,8 +95,11 @@ def read_raw(path: Path) -> Raw:
         raise InvalidData(f"a raw result cannot be read ({error}); its server is newer, or lost it") from error
 
 
-def verify_report(report: Mapping[str, Any], fetch: Fetch) -> Verification:
-    """Compute every figure of `report` (schema 1) again that follows from raw samples, and compare."""
+def verify_report(report: Mapping[str, Any], fetch: Fetch, read: Read | None = None) -> Verification:
+    """Compute every figure of `report` (schema 1) again that follows from raw samples, and compare.
+
+    Without `read`, which gives what builds gave on the server, the comparisons with it are skipped.
+    """
     found = Verification()
     for device in report.get("devices") or []:
         rows = []
@@ -106,7 +110,7 @@ def verify_report(report: Mapping[str, Any], fetch: Fetch) -> Verification:
             elif candidate.get("status") == "measured":
                 found.skipped.append(f"{device['device']}: {candidate['recipe']}: the report names no raw samples")
         for row in rows:
-            _compare(found, str(device["device"]), row, _figures_of(device, row, rows, found))
+            _compare(found, str(device["device"]), row, _figures_of(device, row, rows, found, read))
     found.skipped = list(dict.fromkeys(found.skipped))
     return found
 
@@ -137,7 +141,7 @@ def _agree(printed: Any, computed: Any) -> bool:
 
 
 def _figures_of(
-    device: Mapping[str, Any], row: _Row, rows: Sequence[_Row], found: Verification
+    device: Mapping[str, Any], row: _Row, rows: Sequence[_Row], found: Verification, read: Read | None
 ) -> Iterator[tuple[str, Any, Any]]:
     """Every figure of a candidate: its name, as it is printed, and as it comes out."""
     yield from _latency(row)
@@ -154,6 +158,8 @@ def _figures_of(
             continue
         yield from _with_bounds(name, printed, metric_value(raw.metric.metric, scores_of(raw)))
         yield f"{name}.n", printed.get("n"), len(scores_of(raw))
+        if printed.get("gap") is not None:
+            yield from verified_gap(name, printed, raw, found.skipped, read)
     yield from _drop("drop", row, rows, lambda one: one.raw)
     yield from _drop("test_drop", row, rows, lambda one: one.test)
 

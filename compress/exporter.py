@@ -124,11 +124,15 @@ class OnnxSession:
 
 
 def predict_onnx(content: bytes, data: Arrays, batch: int | None) -> dict[str, NDArray[Any]]:
-    """All outputs of an ONNX file over a split, by name.
+    """`predict` for an ONNX file."""
+    return predict(OnnxSession(content), data, batch)
+
+
+def predict(session: Session, data: Arrays, batch: int | None) -> dict[str, NDArray[Any]]:
+    """All outputs of a build over a split, by name.
 
     Where it takes only batches of `batch`, the last one is filled up with its last sample, which then does not count.
     """
-    session = OnnxSession(content)
     size = batch or _PREDICTED_BATCH
     parts = []
     for at in range(0, len(data), size):

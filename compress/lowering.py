@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from fleetfit.compress.arrays import read_split
+from fleetfit.compress.evidence import Judged, first_samples, with_evidence
 from fleetfit.compress.export.base import Exporter
 from fleetfit.compress.export.registry import exporter
 from fleetfit.compress.exporter import OnnxSession, prove_session
 from fleetfit.compress.graph import LayeredModel
+from fleetfit.compress.graph.batches import outputs_over
 from fleetfit.compress.intake.pt2 import load_pt2
 from fleetfit.compress.passes.base import Arrays
 from fleetfit.compress.tasks import Build, Lower
 from fleetfit.core.digests import sha256_file
+from fleetfit.core.metrics import metric_info
 
 Report = Callable[[float, str], None]
-_LOADED = 0.4
+_LOADED, _BUILT = 0.4, 0.8
 
 
 def lower(work: Lower, model: Path, onnx: Path, validation: Path | None, out: Path, report: Report) -> Build:
@@ -29,7 +35,42 @@ def lower(work: Lower, model: Path, onnx: Path, validation: Path | None, out: Pa
     layered = load_pt2(model)
     data = read_split(validation) if validation is not None else None
     report(_LOADED, f"building for {one.title}")
-    return build_for(one, layered, onnx.read_bytes(), data, out)
+    build = build_for(one, layered, onnx.read_bytes(), data, out)
+    if not work.evidence:
+        return build
+    report(_BUILT, "computing what the build gives here")
+    content = (out / build.file).read_bytes()
+    session = one.session(
+        content, OnnxSession(onnx.read_bytes()).input_names, [tensor.name for tensor in layered.outputs]
+    )
+    judged = judged_here(work.metric, data)
+    if judged is not None:
+        floats = {name: value.numpy() for name, value in outputs_over(layered, judged).items()}
+    samples = first_samples(layered.inputs, data, None if layered.dynamic_batch else layered.sample_batch())
+    known = Judged(work.metric, judged, floats if judged is not None else None)
+    return with_evidence(build, session, known, samples, layered_outputs(layered), one.availability().version, out)
+
+
+def judged_here(metric: str, validation: Arrays | None) -> Arrays | None:
+    """The validation split, where it has what the metric needs."""
+    if not metric or validation is None:
+        return None
+    return validation if validation.targets is not None or not metric_info(metric).needs_targets else None
+
+
+def layered_outputs(model: LayeredModel) -> Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]:
+    """The model in evaluation mode as a function of arrays."""
+
+    def run(inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        import torch
+
+        model.module.eval()
+        with torch.no_grad():
+            found = model.call({name: torch.from_numpy(values) for name, values in inputs.items()})
+        # NumPy knows no bfloat16.
+        return {name: (v.float() if v.dtype == torch.bfloat16 else v).numpy() for name, v in found.items()}
+
+    return run
 
 
 def build_for(one: Exporter, model: LayeredModel, onnx: bytes, validation: Arrays | None, out: Path) -> Build:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,20 +17,26 @@ from numpy.typing import NDArray
 
 from fleetfit.compress.arrays import read_split
 from fleetfit.compress.compute import choose_device, described, generators
+from fleetfit.compress.evidence import Judged, first_samples, with_evidence
 from fleetfit.compress.export.base import Exporter
 from fleetfit.compress.export.registry import DEFAULT, exporter
-from fleetfit.compress.exporter import export_onnx, largest_difference, predict_onnx, prove_equal
+from fleetfit.compress.exporter import (
+    OnnxSession,
+    export_onnx,
+    largest_difference,
+    predict_onnx,
+    prove_equal,
+)
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.graph.batches import outputs_over
 from fleetfit.compress.intake.pt2 import load_pt2
-from fleetfit.compress.lowering import build_for
+from fleetfit.compress.lowering import build_for, judged_here, layered_outputs
 from fleetfit.compress.passes.base import Arrays, Pass, PassContext, PassReport, QuantizedBuild
 from fleetfit.compress.reach import Loss, check_reach
 from fleetfit.compress.recipe import Recipe
 from fleetfit.compress.tasks import Build, Compress, CompressFacts, Recovered, Score, Step, Tensor, Trainable
 from fleetfit.core.digests import sha256_file, short
 from fleetfit.core.errors import FleetfitError, InternalError, InvalidModel, InvalidRecipe, UsageError
-from fleetfit.core.metrics import metric_info
 from fleetfit.core.statistics import metric_value, paired_drop, score_samples
 
 Report = Callable[[float, str], None]
@@ -159,7 +165,14 @@ def _from_layers(
     model.save_pt2(kept)
     builds, missed = [], []
     if DEFAULT in work.runtimes:
-        builds.append(_write_build(content, quantized, model.inputs, model.outputs, difference, out))
+        built = _write_build(content, quantized, model.inputs, model.outputs, difference, out)
+        if work.evidence:
+            report(_BUILT, "computing what the build gives here")
+            samples = first_samples(model.inputs, validation, None if model.dynamic_batch else model.sample_batch())
+            known = judge.known(built=quantized is not None, original=not recipe.steps and work.recovered is None)
+            session, version = OnnxSession(content), environment(1)["onnxruntime"]
+            built = with_evidence(built, session, known, samples, layered_outputs(model), version, out)
+        builds.append(built)
     for one in exporters:
         report(_BUILT, f"building for {one.title}")
         try:
@@ -232,6 +245,14 @@ def _from_onnx(
         seconds = time.monotonic() - began
         lineage.append(line(step.pass_name(), step.parameters(), len(content), seconds, quantized.notes))
     build = _write_build(content, quantized, facts.inputs, facts.outputs, difference, out)
+    if work.evidence:
+        report(_BUILT, "computing what the build gives here")
+        samples = first_samples(facts.inputs, validation, batch)
+        original = None if quantized is None else OnnxSession(path.read_bytes())
+        version = environment(1)["onnxruntime"]
+        known = judge.known(built=True, original=quantized is None)
+        float_model = None if original is None else _fed(original)
+        build = with_evidence(build, OnnxSession(content), known, samples, float_model, version, out)
     return CompressFacts(
         lineage=lineage,
         builds=[build],
@@ -239,6 +260,10 @@ def _from_onnx(
         macs=facts.macs,
         environment=environment(work.threads, work.compute),
     )
+
+
+def _fed(session: OnnxSession) -> Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]:
+    return lambda inputs: session.run({name: inputs[name] for name in session.input_names})
 
 
 def _only_batch(inputs: list[Tensor]) -> int | None:
@@ -297,15 +322,22 @@ class _Judge:
 
     def __init__(self, metric: str, validation: Arrays | None) -> None:
         self._metric = metric
-        fits = (
-            validation is not None and (validation.targets is not None or not metric_info(metric).needs_targets)
-            if metric
-            else False
-        )
-        self._data = validation if fits else None
+        self._data = judged_here(metric, validation)
         self._original: dict[str, Any] | None = None
+        self._newest: dict[str, Any] | None = None
+        # The newest of layers, not of a build.
+        self._floats: dict[str, Any] | None = None
         self._first: NDArray[Any] | None = None
         self._last: NDArray[Any] | None = None
+
+    def known(self, *, built: bool, original: bool) -> Judged:
+        """What a build's evidence can do with: `built` where what was scored last is the build, not the layers.
+
+        An `original` is compared with itself, as devices do it.
+        """
+        outputs = self._newest if built else None
+        reference = outputs if original and outputs is not None else self._original
+        return Judged(self._metric, self._data, self._floats or self._original, reference, outputs)
 
     def loss(self) -> Loss | None:
         """Of what was scored last against what was scored first."""
@@ -322,7 +354,8 @@ class _Judge:
         if self._data is None:
             return None
         outputs = outputs_over(model, self._data, _EVALUATION_BATCH)
-        return self._summarize({name: value.numpy() for name, value in outputs.items()})
+        self._floats = {name: value.numpy() for name, value in outputs.items()}
+        return self._summarize(self._floats)
 
     def score_onnx(self, content: bytes, batch: int | None) -> Score | None:
         """With ONNX Runtime; `batch` is the only size that the file takes, None where it takes any."""
@@ -332,7 +365,7 @@ class _Judge:
 
     def _summarize(self, outputs: dict[str, Any]) -> Score:
         assert self._data is not None  # noqa: S101 - the callers looked
-        self._original = outputs if self._original is None else self._original
+        self._newest, self._original = outputs, outputs if self._original is None else self._original
         self._last = score_samples(self._metric, outputs, self._data.targets, self._original)
         self._first = self._last if self._first is None else self._first
         figure = metric_value(self._metric, self._last)

@@ -115,6 +115,8 @@ class Compress(_Strict):
     """Of those for whom it is made: once none of these can be met any more, it stops. They change nothing in what is made,
     so they are no part of a variant's key."""
     recovered: Recovered | None = None
+    evidence: bool = False
+    """Whether each build comes with what it gives here, to hold devices against; it changes nothing in what is made."""
 
 
 class FindDevice(_Strict):
@@ -133,6 +135,8 @@ class Lower(_Strict):
     kind: Literal["lower"] = "lower"
     runtime: str
     threads: int = 1
+    metric: str = ""
+    evidence: bool = False
 
 
 class Task(_Strict):
@@ -188,6 +192,32 @@ class Step(_Strict):
     notes: list[str] = []
 
 
+class Samples(_Strict):
+    """A file in `out/`: inputs of a few samples, and what a build gave for them (`inputs/NAME`, `outputs/NAME`).
+
+    `rounding` is how far the outputs lie from the float model's, as a share of the largest.
+    """
+
+    file: FileName
+    size_bytes: int
+    sha256: str
+    rounding: float
+
+
+class Evidence(_Strict):
+    """A file in `out/`: a build's outputs over the validation split in its runtime here (`outputs`), the metric's `scores`.
+
+    Without `scored` there are outputs alone: the metric compares with the original, which was not there.
+    """
+
+    file: FileName
+    size_bytes: int
+    sha256: str
+    metric: str
+    scored: bool
+    runtime_version: str
+
+
 class Build(_Strict):
     """A file in `out/` that a runtime loads."""
 
@@ -203,6 +233,12 @@ class Build(_Strict):
     total_operators: int = 0
     largest_difference: float | None = None
     """Largest absolute difference between this build's outputs in its runtime and PyTorch's, on real inputs."""
+    samples: Samples | None = None
+    evidence: Evidence | None = None
+
+    def files(self) -> list[Build | Samples | Evidence]:
+        """Itself and what lies beside it in `out/`."""
+        return [self, *(one for one in (self.samples, self.evidence) if one is not None)]
 
 
 class Trainable(_Strict):

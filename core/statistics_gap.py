@@ -98,13 +98,14 @@ def paired_t(differences: Floats) -> float | None:
     return student_tails(mean / spread * math.sqrt(n), n - 1) if spread > 0 else 0.0
 
 
-def compared_rows(values: NDArray[Any], done: int) -> NDArray[np.float32]:
+def compared_rows(values: NDArray[Any], done: int, *, most: int = MOST_COMPARED) -> NDArray[np.float32]:
     """Of a judged output (N, values) the rows to be compared, with `done` rows before them; (M, values), M at most N.
 
-    Whole numbers are none: which of two equal classes is chosen is not rounding's measure.
+    So many that they are at most `most` values together with those before. Whole numbers are none: which of two equal classes
+    is chosen is not rounding's measure.
     """
     width = max(values.shape[1], 1)
-    room = max(MOST_COMPARED // width - done, 0) if values.dtype.kind == "f" else 0
+    room = max(most // width - done, 0) if values.dtype.kind == "f" else 0
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(values[:room], dtype=np.float32)
 

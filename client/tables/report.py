@@ -80,6 +80,8 @@ def _device_parts(report: Mapping[str, Any], device: Mapping[str, Any]) -> Itera
     yield from _energies(rows)
     if device.get("doubt"):
         yield Text(str(device["doubt"]), style="bold yellow")
+    for warning in device.get("warnings") or []:
+        yield Text(f"Warning: {warning}", style="bold yellow")
     for control in device.get("controls") or []:
         where = condition(_Condition(control["threads"], control["batch"]), rows)
         yield Text(f"A/A control{where}: {control['words']}.", style="dim")

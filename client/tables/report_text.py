@@ -66,6 +66,8 @@ def report_markdown(report: Mapping[str, Any]) -> str:
         lines += _table(rows_of(report, device))
         if device.get("doubt"):
             lines += [f"**{_plain(str(device['doubt']))}**", ""]
+        for warning in device.get("warnings") or []:
+            lines += [f"**Warning: {_plain(str(warning))}**", ""]
         lines += [f"A/A control: {_plain(str(control['words']))}." for control in device.get("controls") or []] + [""]
     return "\n".join(lines).rstrip() + "\n"
 

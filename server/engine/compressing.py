@@ -20,7 +20,9 @@ from fleetfit.compress.tasks import (
     CompressFacts,
     CudaDevice,
     DataFacts,
+    Evidence,
     Limits,
+    Samples,
     Task,
     TaskProgress,
     Trainable,
@@ -151,13 +153,14 @@ class Compressor:
         result = finished.result
         if result is not None and result.build is not None:
             build = result.build
-            await self._take_in(finished.out / build.file, build)
+            for one in build.files():
+                await self._take_in(finished.out / one.file, one)
             await self._database.write(lambda session: keep_build(session, work.key, build))
             return
         if result is not None and result.compress is not None:
             facts = result.compress
             check_device(facts, self._cuda if work.task.wants_cuda() else None)
-            files: list[Build | Trainable] = [*facts.builds]
+            files: list[Build | Samples | Evidence | Trainable] = [one for b in facts.builds for one in b.files()]
             if facts.trainable is not None:
                 files.append(facts.trainable)
             for made in files:
@@ -181,7 +184,7 @@ class Compressor:
         state = VariantState.WAITING if again else VariantState.FAILED
         await self._database.write(lambda session: _end(session, work, state, "" if again else reason))
 
-    async def _take_in(self, path: Path, made: Build | Trainable) -> None:
+    async def _take_in(self, path: Path, made: Build | Samples | Evidence | Trainable) -> None:
         taken = await asyncio.to_thread(self._store.put, path)
         if taken != (made.sha256, made.size_bytes):
             raise IntegrityError(f"{made.file} changed after it was checked; resume the job")
@@ -206,10 +209,14 @@ def _told_by_system(error: OSError) -> str:
 
 def _take(session: Session, threads: int, cuda: CudaDevice | None) -> _Work | None:
     """Mark what is made next. Builds come first: they take little time, and devices wait for them."""
-    build = take_build(session, threads)
+    build = take_build(session, threads, _judged_by)
     if build is not None:
         return _Work("build", build.build_id, build.variant_key, build.task, build.inputs, build.attempt)
     return _take_variant(session, threads, cuda)
+
+
+def _judged_by(session: Session, job: JobRow) -> str:
+    return trained_by(metric_of(session, job, jobs_pb2.JobSpec.FromString(job.spec)))
 
 
 def _take_variant(session: Session, threads: int, cuda: CudaDevice | None) -> _Work | None:
@@ -231,7 +238,7 @@ def _take_variant(session: Session, threads: int, cuda: CudaDevice | None) -> _W
         model = session.get_one(ModelRow, job.model_id)
         data = session.get(DatasetRow, job.dataset_id) if job.dataset_id else None
         limits = _limits_by_job(session, variant.key)
-        metric = trained_by(metric_of(session, job, jobs_pb2.JobSpec.FromString(job.spec)))
+        metric = _judged_by(session, job)
         recovered, network = work_of_recovered(session, variant, metric) if variant.recovered else (None, "")
         work = Compress(
             format=model.format,  # type: ignore[arg-type]
@@ -242,6 +249,7 @@ def _take_variant(session: Session, threads: int, cuda: CudaDevice | None) -> _W
             threads=threads,
             limits=list(limits.values()),
             recovered=recovered,
+            evidence=True,
         )
         splits = {name: data.splits[name]["sha256"] for name in MADE_FROM} if data is not None else {}
         try:
@@ -392,7 +400,8 @@ def _keep(session: Session, key: str, facts: CompressFacts, held: dict[str, Any]
     if facts.trainable is not None:
         keep_artifact(session, facts.trainable.sha256, facts.trainable.size_bytes)
     for build in facts.builds:
-        keep_artifact(session, build.sha256, build.size_bytes)
+        for one in build.files():
+            keep_artifact(session, one.sha256, one.size_bytes)
         name = build_key(key, build.runtime, build.format)
         if session.get(BuildRow, name) is None:
             session.add(_build_row(name, key, build))

@@ -18,6 +18,7 @@ from fleetfit.core.digests import key_of
 from fleetfit.core.errors import ChildFailed, FleetfitError
 from fleetfit.core.metrics import is_user_metric
 from fleetfit.proto.v1 import jobs_pb2
+from fleetfit.server.engine.comparing import against_of
 from fleetfit.server.engine.facts import metric_of
 from fleetfit.server.engine.leases import fail_task
 from fleetfit.server.engine.lowering import build_of
@@ -62,8 +63,10 @@ class Ingestion:
         if task is None:
             return False
         task_id, job_id, digest = task
+        against = await self._database.read(lambda session: against_of(session, task_id, self._store))
+        more = [] if against is None else [against.model_dump_json()]
         try:
-            text = await self._child("analyse", self._store.path(digest))
+            text = await self._child("analyse", self._store.path(digest), *more)
             summary = MeasurementSummary.model_validate_json(text)
         except (FleetfitError, ValueError) as error:
             # Whatever it is: reports of other tasks wait behind this one.
@@ -135,12 +138,12 @@ class Ingestion:
         metric = metric_of(session, job, jobs_pb2.JobSpec.FromString(job.spec))
         return {"metric": metric, "scored": is_user_metric(metric), "candidates": candidates}
 
-    async def _child(self, module: str, source: Path) -> str:
+    async def _child(self, module: str, source: Path, *more: str) -> str:
         out = self._folder / f"{new_id()}.out"
         try:
             for attempt in range(1, _MOST_ATTEMPTS + 1):
                 outcome = await run_child(
-                    ["-m", f"fleetfit.server.report.{module}", str(source.resolve()), str(out.resolve())],
+                    ["-m", f"fleetfit.server.report.{module}", str(source.resolve()), str(out.resolve()), *more],
                     _LIMITS,
                     cwd=self._folder,
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -80,10 +81,13 @@ def build_of(session: Session, candidate: CandidateRow) -> BuildRow | None:
     return session.scalars(query).first()
 
 
-def take_build(session: Session, threads: int) -> Lowering | None:
-    """Mark the next wanted build whose variant is there as being made: the oldest job's first."""
+def take_build(session: Session, threads: int, metric_of: Callable[[Session, JobRow], str]) -> Lowering | None:
+    """Mark the next wanted build whose variant is there as being made: the oldest job's first.
+
+    `metric_of` tells the metric that a job's builds are judged by on the server, empty where there is none.
+    """
     query = (
-        select(BuildRow, VariantRow)
+        select(BuildRow, VariantRow, JobRow)
         .join(VariantRow, VariantRow.key == BuildRow.variant_key)
         .join(CandidateRow, CandidateRow.build_id == BuildRow.id)
         .join(JobRow, JobRow.id == CandidateRow.job_id)
@@ -114,15 +118,16 @@ def take_build(session: Session, threads: int) -> Lowering | None:
                 build.state, build.reason = VariantState.FAILED, _TOO_OLD
             else:
                 inputs = {"model": made.trainable.sha256, "build.onnx": onnx} | _validation(session, variant)
-                return _begin(build, threads, inputs)
+                return _begin(build, threads, inputs, metric_of(session, found[2]))
         session.flush()
     return None
 
 
-def _begin(build: BuildRow, threads: int, inputs: dict[str, str]) -> Lowering:
+def _begin(build: BuildRow, threads: int, inputs: dict[str, str], metric: str) -> Lowering:
     build.state = VariantState.RUNNING
     build.attempts += 1
-    task = Task(task_id=f"{build.id[:20]}.{build.attempts}", work=Lower(runtime=build.runtime, threads=threads))
+    work = Lower(runtime=build.runtime, threads=threads, metric=metric, evidence=True)
+    task = Task(task_id=f"{build.id[:20]}.{build.attempts}", work=work)
     return Lowering(build.id, build.variant_key, task, inputs, build.attempts)
 
 
@@ -148,6 +153,7 @@ def keep_build(session: Session, build_id: str, made: Build) -> None:
         raise IntegrityError(
             f"a build for {made.runtime} came where one for {row.runtime} was to be made; resume the job"
         )
-    keep_artifact(session, made.sha256, made.size_bytes)
+    for one in made.files():
+        keep_artifact(session, one.sha256, one.size_bytes)
     row.sha256, row.size_bytes, row.facts = made.sha256, made.size_bytes, made.model_dump()
     row.state, row.reason = VariantState.DONE, ""

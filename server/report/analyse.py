@@ -1,4 +1,6 @@
-"""`python -m fleetfit.server.report.analyse IN.pb.gz OUT.json`: raw samples to a summary with intervals.
+"""`python -m fleetfit.server.report.analyse IN.pb.gz OUT.json [AGAINST]`: raw samples to a summary with intervals.
+
+AGAINST is an `Against` as JSON: what the metric is compared with.
 
 A child of the server, because NumPy has no place in the server's process. The input came from a device: it is read as data.
 """
@@ -21,6 +23,7 @@ from fleetfit.proto.figures import bounds, candidate_samples, pair_ratio, peak_m
 from fleetfit.proto.printable import make_printable
 from fleetfit.proto.v1 import measurement_pb2
 from fleetfit.server.report.energy import energy_of_a_call
+from fleetfit.server.report.gaps import Against, with_gap
 from fleetfit.server.report.summary import (
     EnergySummary,
     Figure,
@@ -77,7 +80,7 @@ def summarize(raw: measurement_pb2.MeasurementResult) -> MeasurementSummary:
         peak_memory_bytes=_memory(raw, notes),
         memory=_memory_apart(raw),
         energy=_energy(raw, notes),
-        metric=_metric(raw),
+        metric=_metric(raw, notes),
         outputs=_outputs(raw),
         trust=_trust(raw, notes),
         runtime=raw.runtime,
@@ -199,11 +202,15 @@ def _energy(raw: measurement_pb2.MeasurementResult, notes: list[str]) -> EnergyS
     return found
 
 
-def _metric(raw: measurement_pb2.MeasurementResult) -> MetricSummary | None:
+def _metric(raw: measurement_pb2.MeasurementResult, notes: list[str]) -> MetricSummary | None:
     if not raw.HasField("metric") or not raw.metric.scores:
         return None
     # From the scores, not from the value beside them: every figure can be computed again.
     scores = scores_of(raw)
+    if raw.metric.resumed > 0:
+        notes.append(
+            f"{raw.metric.metric} was interrupted on the device, and went on after {raw.metric.resumed} samples"
+        )
     value = metric_value(raw.metric.metric, scores)
     return MetricSummary(name=raw.metric.metric, split=raw.metric.split, figure=figure(value), n=len(scores))
 
@@ -281,7 +288,12 @@ def write(content: str, out: Path) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Summarize one result."""
     source, out = Path(arguments[0]), Path(arguments[1])
-    write(summarize(read_result(source)).model_dump_json(), out)
+    raw = read_result(source)
+    summary = summarize(raw)
+    if len(arguments) > 2 and summary.metric is not None:
+        metric, notes = with_gap(summary.metric, raw, Against.model_validate_json(arguments[2]))
+        summary = summary.model_copy(update={"metric": metric, "notes": [*summary.notes, *notes]})
+    write(summary.model_dump_json(), out)
     return 0
 
 

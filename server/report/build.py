@@ -12,6 +12,7 @@ from fleetfit.core.figures import number
 from fleetfit.core.metrics import known_metric
 from fleetfit.server.report.controls import control_words, controls_of, doubt_of
 from fleetfit.server.report.facts import CandidateFacts, DeviceFacts, JobFacts, LimitFacts
+from fleetfit.server.report.gaps import metric_figure, warnings_of
 from fleetfit.server.report.model import (
     Bounds,
     CandidateReport,
@@ -87,6 +88,7 @@ def _device(job: JobFacts, device: DeviceFacts) -> DeviceReport:
         closest=variants[choice.closest] if choice.closest else None,
         controls=controls_of(device),
         doubt=doubt_of(device),
+        warnings=warnings_of(device.candidates),
     )
 
 
@@ -144,8 +146,7 @@ def _condition(c: CandidateFacts, summary: MeasurementSummary | None) -> Conditi
 def _metric(summary: MeasurementSummary | None) -> MetricFigure | None:
     if summary is None or summary.metric is None:
         return None
-    found = summary.metric
-    return MetricFigure(value=found.figure.value, ci95=_bounds(found.figure), n=found.n, split=found.split)
+    return metric_figure(summary.metric)
 
 
 def _latency(summary: MeasurementSummary | None) -> LatencyFigure | None:

@@ -47,14 +47,71 @@ class ConditionReport(BaseModel):
     power_mode: str = ""
 
 
+class RawSamples(_Part):
+    """A raw result in the store: everything that figures were computed from, compressed."""
+
+    sha256: str
+    size_bytes: int
+
+
+class ServerFigure(_Part):
+    """What the same build gave on the server for the same samples, in the runtime of that version."""
+
+    value: float
+    ci95: Bounds
+    runtime_version: str = ""
+
+
+class WorstSample(_Part):
+    """The sample, by its place in the split, at which device and server differ most.
+
+    `here` (device) and `there` (server) are its scores, `distance` that of its outputs, as a share of the largest value; null
+    where they are no single numbers, or were not compared.
+    """
+
+    index: int
+    here: float | None
+    there: float | None
+    distance: float | None
+
+
+class GapFigure(_Part):
+    """How much worse the metric is on the device than on the server (positive: worse), paired sample by sample.
+
+    `p` is the probability of such a gap by chance, by `test`. Of the samples `differing` have another score; of `compared`
+    outputs the farthest is `distance` away, and `beyond` of them are farther than `tolerance`, which is what rounding explains.
+    `flagged`: by more than chance, or than rounding; `words` then say so. `evidence` is what the build gave on the server,
+    `rows` the samples that the device was given.
+    """
+
+    value: float
+    ci95: Bounds
+    p: float | None
+    test: str
+    flagged: bool
+    words: str
+    differing: int
+    compared: int
+    distance: float | None
+    tolerance: float
+    beyond: int
+    worst_sample: WorstSample | None
+    evidence: RawSamples
+    rows: RawSamples | None = None
+
+
 class MetricFigure(_Part):
-    """The metric's value over `n` samples of a split."""
+    """The metric's value over `n` samples of a split, which has `of` (null: all of it)."""
 
     value: float
     ci95: Bounds
     n: int
     split: str
     where: Literal["device", "server"] = "device"
+    of: int | None = None
+    server: ServerFigure | None = None
+    """Null where the server has not run the build, or not with this metric; on the test split always."""
+    gap: GapFigure | None = None
 
 
 class DropFigure(_Part):
@@ -82,13 +139,6 @@ class LatencyFigure(_Part):
     first: float | None = None
     p95_ci95: Bounds = (None, None)
     p99_ci95: Bounds = (None, None)
-
-
-class RawSamples(_Part):
-    """A raw result in the store: everything that figures were computed from, compressed."""
-
-    sha256: str
-    size_bytes: int
 
 
 class SustainedFigure(_Part):
@@ -245,6 +295,8 @@ class DeviceReport(_Part):
     controls: list[ControlReport] = []
     doubt: str = ""
     """Why the ratios of this device are doubtful, judged by its controls; empty where they are not."""
+    warnings: list[str] = []
+    """What a reader must not miss: builds that do something else on this device than on the server."""
 
 
 class Report(_Part):

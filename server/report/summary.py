@@ -94,13 +94,57 @@ class Seen(_Frozen):
     throttled_by: list[str] = []
 
 
+class StoredFile(_Frozen):
+    """Content of the store."""
+
+    sha256: str
+    size_bytes: int
+
+
+class WorstSummary(_Frozen):
+    """The sample, by its place in the whole split, at which device (`here`) and server (`there`) differ most.
+
+    `here` and `there` are its scores where one number says them, `distance` that of its outputs where they were compared.
+    """
+
+    index: int
+    here: float | None
+    there: float | None
+    distance: float | None
+
+
+class GapSummary(_Frozen):
+    """How much worse the metric is on the device than on the server, for the same build and samples: see core's `Gap`.
+
+    `evidence` is what the build gave on the server, `rows` which samples the device was given, None for all.
+    """
+
+    loss: Figure
+    p: float | None
+    test: str
+    by_metric: bool
+    differing: int
+    compared: int
+    distance: float | None
+    tolerance: float
+    beyond: int
+    worst: WorstSummary | None
+    evidence: StoredFile
+    rows: StoredFile | None = None
+    runtime_version: str = ""
+
+
 class MetricSummary(_Frozen):
-    """The metric, computed on the device over `n` samples of `split`."""
+    """The metric, computed on the device over `n` samples of `split`, which has `of` (None: all of it)."""
 
     name: str
     split: str
     figure: Figure
     n: int
+    of: int | None = None
+    server: Figure | None = None
+    """What the same build gave on the server for the same samples; None where that is not known."""
+    gap: GapSummary | None = None
 
 
 class OutputsSummary(_Frozen):
