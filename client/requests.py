@@ -50,6 +50,7 @@ class Wanted:
     metric: str = ""
     accept_emulated: bool = False
     sustained: str = ""
+    device_samples: int = 0
     runtimes: Sequence[str] = ()
     recovered: Sequence[str] = ()
     bench: bool = field(default=False, kw_only=True)
@@ -77,6 +78,7 @@ def job_spec(wanted: Wanted) -> jobs_pb2.JobSpec:
         metric=wanted.metric,
         accept_emulated=wanted.accept_emulated,
         sustained_ms=duration_ms(wanted.sustained, "sustained") if wanted.sustained else 0,
+        device_samples=_samples(wanted.device_samples),
         runtimes=split_names(wanted.runtimes),
         recovered=split_names(wanted.recovered),
     )
@@ -171,6 +173,12 @@ def limits_given(wanted: Wanted) -> jobs_pb2.Limits:
 def _positive(value: float, option: str) -> float:
     if not (math.isfinite(value) and 0 < value < 1e9):
         raise UsageError(f"--{option} {value:g} is no limit; give a number above 0", field=option)
+    return value
+
+
+def _samples(value: int) -> int:
+    if value < 0:
+        raise UsageError(f"--device-samples {value} is not possible; give a whole number", field="device-samples")
     return value
 
 

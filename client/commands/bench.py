@@ -9,6 +9,7 @@ import typer
 from fleetfit.client.commands.options import (
     AsJson,
     Batch,
+    DeviceSamples,
     On,
     Plan,
     Runtime,
@@ -36,6 +37,7 @@ def measure(
     batch: Batch = [],  # noqa: B006 - typer reads it
     runtime: Runtime = [],  # noqa: B006 - typer reads it
     sustained: Sustained = "",
+    device_samples: DeviceSamples = 0,
     seed: Seed = 0,
     wait: Wait = False,
     plan: Plan = False,
@@ -53,6 +55,7 @@ def measure(
         runtimes=runtime,
         seed=seed,
         sustained=sustained,
+        device_samples=device_samples,
         accept_emulated=True,
         bench=True,
     )

@@ -11,6 +11,7 @@ from fleetfit.client.commands.options import (
     AcceptEmulated,
     AsJson,
     Batch,
+    DeviceSamples,
     On,
     Plan,
     Runtime,
@@ -61,6 +62,7 @@ def fit(
     batch: Batch = [],  # noqa: B006 - typer reads it
     runtime: Runtime = [],  # noqa: B006 - typer reads it
     sustained: Sustained = "",
+    device_samples: DeviceSamples = 0,
     minimize: Annotated[
         str, typer.Option(help="latency, energy, size or memory, among what meets the limits.")
     ] = "latency",
@@ -105,7 +107,7 @@ def fit(
             raise UsageError("--local needs no device; leave --on, --wait and --plan out", field="local")
         if recovered:
             raise UsageError("--recovered is for a server's jobs; leave it out with --local", field="recovered")
-        if p95_ms is not None or max_memory_mb is not None or budget or sustained:
+        if p95_ms is not None or max_memory_mb is not None or budget or sustained or device_samples:
             raise UsageError(
                 "--local measures nothing; of the limits give only --max-drop and --max-size-mb with it", field="local"
             )
@@ -151,6 +153,7 @@ def fit(
         seed=seed,
         metric=metric,
         sustained=sustained,
+        device_samples=device_samples,
         accept_emulated=accept_emulated,
         runtimes=runtime,
         recovered=recovered,

@@ -28,6 +28,16 @@ Sustained = Annotated[
         "--sustained", metavar="2m", help="Call each build for so long without a pause too: what it does when warm."
     ),
 ]
+DeviceSamples = Annotated[
+    int,
+    typer.Option(
+        "--device-samples",
+        metavar="N",
+        min=0,
+        help="Compute the metric on at most so many samples of a split, the same on every device; else on all.",
+        show_default=False,
+    ),
+]
 Runtime = Annotated[
     list[str],
     typer.Option(

@@ -434,6 +434,9 @@ class Engine:
             self.fleet.wake(device_id)
         self._publish(job_id)
         try:
+            for subset in wanted.subsets:
+                await self._ingestion.take_subset(subset)
+                self._to_advance[job_id] = None
             for device_id, split, raw in wanted.drops:
                 await self._ingestion.compare(job_id, device_id, split, raw)
                 self._to_advance[job_id] = None

@@ -22,6 +22,7 @@ from fleetfit.server.engine.states import (
     follow,
     next_candidate_state,
 )
+from fleetfit.server.engine.subsets import WantedSubset, missing_subsets
 from fleetfit.server.report.facts import DeviceFacts
 from fleetfit.server.selection.choose import select_variant
 from fleetfit.server.storage.ids import new_id, now_ms
@@ -41,6 +42,8 @@ class Wanted:
     wake: set[str] = field(default_factory=set)
     drops: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     """Device, split, and the raw results' digests by candidate."""
+    subsets: list[WantedSubset] = field(default_factory=list)
+    """Parts of splits, before anything is measured."""
     report: bool = False
 
 
@@ -51,6 +54,10 @@ def advance(session: Session, job: JobRow) -> Wanted:
         return wanted
     spec = jobs_pb2.JobSpec.FromString(job.spec)
     judged = bool(metric_of(session, job, spec))
+    if judged:
+        wanted.subsets = missing_subsets(session, job)
+        if wanted.subsets:
+            return wanted
     rows = session.scalars(
         select(CandidateRow).where(CandidateRow.job_id == job.id).order_by(CandidateRow.position)
     ).all()

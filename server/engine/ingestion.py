@@ -18,12 +18,13 @@ from fleetfit.core.digests import key_of
 from fleetfit.core.errors import ChildFailed, FleetfitError
 from fleetfit.core.metrics import is_user_metric
 from fleetfit.proto.v1 import jobs_pb2
-from fleetfit.server.engine.comparing import against_of
+from fleetfit.server.engine.comparing import against_of, samples_in_split
 from fleetfit.server.engine.facts import metric_of
 from fleetfit.server.engine.leases import fail_task
 from fleetfit.server.engine.lowering import build_of
 from fleetfit.server.engine.scoring import keep_scores, next_scores
 from fleetfit.server.engine.states import CandidateState, TaskState
+from fleetfit.server.engine.subsets import WantedSubset, keep_subset
 from fleetfit.server.report.summary import Drops, MeasurementSummary
 from fleetfit.server.storage.artifacts import ArtifactStore
 from fleetfit.server.storage.database import Database
@@ -64,6 +65,7 @@ class Ingestion:
             return False
         task_id, job_id, digest = task
         against = await self._database.read(lambda session: against_of(session, task_id, self._store))
+        of = await self._database.read(lambda session: samples_in_split(session, task_id))
         more = [] if against is None else [against.model_dump_json()]
         try:
             text = await self._child("analyse", self._store.path(digest), *more)
@@ -74,6 +76,9 @@ class Ingestion:
             reason = "the device's result cannot be read; update its agent, then resume the job"
             await self._database.write(lambda session: _drop(session, task_id, digest, reason))
         else:
+            if summary.metric is not None and of is not None:
+                metric = summary.metric.model_copy(update={"of": of})
+                summary = summary.model_copy(update={"metric": metric})
             await self._database.write(lambda session: _keep(session, task_id, digest, summary))
         self._changed(job_id)
         return True
@@ -116,6 +121,28 @@ class Ingestion:
                 session.add(row)
 
         await self._database.write(keep)
+
+    async def take_subset(self, wanted: WantedSubset) -> None:
+        """Make and keep a part of a split for devices. Raises ChildFailed."""
+        source, data, rows = (self._folder / f"{wanted.key}.{end}" for end in ("subset.json", "npz", "npy"))
+        asked = {"path": str(self._store.path(wanted.sha256).resolve()), "count": wanted.count, "seed": wanted.seed}
+        asked |= {"data": str(data.resolve()), "rows": str(rows.resolve())}
+        await asyncio.to_thread(source.write_text, json.dumps(asked))
+        try:
+            answer = json.loads(await self._child("subset", source))
+            if "refused" in answer:
+                raise ChildFailed(
+                    f"no part of the split can be given to devices: {answer['refused']}", outcome="failed"
+                )
+            kept = [await asyncio.to_thread(self._store.put, path) for path in (data, rows)]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ChildFailed(
+                "taking a part of the split gave nothing", outcome="crashed", private=str(error)
+            ) from error
+        finally:
+            for path in (source, data, rows):
+                path.unlink(missing_ok=True)
+        await self._database.write(lambda session: keep_subset(session, wanted, int(answer["count"]), *kept))
 
     async def render(self, report: str) -> bytes:
         """A report's page, self-contained HTML. Raises ChildFailed."""

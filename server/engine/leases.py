@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import Any, Final
+from typing import Final
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -23,6 +23,7 @@ from fleetfit.server.engine.library import keep_artifact
 from fleetfit.server.engine.lowering import build_of
 from fleetfit.server.engine.messages import tensor_messages
 from fleetfit.server.engine.states import CandidateState, TaskState
+from fleetfit.server.engine.subsets import given_to_devices
 from fleetfit.server.storage.artifacts import ArtifactStore
 from fleetfit.server.storage.database import Database
 from fleetfit.server.storage.tables import BuildRow, CandidateRow, DatasetRow, DeviceRow, JobRow, TaskRow
@@ -262,7 +263,7 @@ class Leases:
         ]
         data = session.get(DatasetRow, job.dataset_id) if job.dataset_id else None
         if data is not None and task.split:
-            split: dict[str, Any] = data.splits[task.split]
+            split = given_to_devices(session, job, task.split)
             measure.data_artifact_name = f"{task.split}.npz"
             named.append(
                 common_pb2.NamedArtifact(

@@ -22,13 +22,13 @@ from fleetfit.server.engine.facts import metric_of
 from fleetfit.server.engine.leases import DEFAULT_LEASE_MS, fail_task, monotonic_ms
 from fleetfit.server.engine.library import keep_artifact
 from fleetfit.server.engine.states import CandidateState, JobState, ScoringState, TaskState, follow, follow_scoring
+from fleetfit.server.engine.subsets import given_to_devices
 from fleetfit.server.report.summary import MeasurementSummary, MetricSummary
 from fleetfit.server.storage.artifacts import ArtifactStore
 from fleetfit.server.storage.database import Database
 from fleetfit.server.storage.ids import new_id, now_ms
 from fleetfit.server.storage.tables import (
     CandidateRow,
-    DatasetRow,
     DeviceRow,
     JobRow,
     MeasurementRow,
@@ -225,7 +225,7 @@ class Scoring:
         outputs = MeasurementSummary.model_validate(measurement.summary).outputs
         if outputs is None:
             raise NotFound(f"the measurement {measurement.id} has no outputs; resume the job")
-        split: dict[str, Any] = session.get_one(DatasetRow, job.dataset_id or "").splits[task.split]
+        split = given_to_devices(session, job, task.split)
         return scoring_pb2.ScoringLease(
             scoring_id=row.id,
             fence=row.fence,

@@ -22,7 +22,7 @@ _SPLIT: Final = "validation"
 
 
 class Against(BaseModel):
-    """Where the evidence of a build lies, and which samples of how many a device was given (no rows: all)."""
+    """Where the evidence of a build lies, and which samples a device was given (no rows: all)."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -31,7 +31,6 @@ class Against(BaseModel):
     runtime_version: str
     rows: StoredFile | None = None
     rows_path: str = ""
-    of: int = 0
 
 
 def with_gap(

@@ -267,6 +267,19 @@ class MeasurementRow(Base):
     created_ms: Mapped[int]
 
 
+class SubsetRow(Base):
+    """A part of a split, by the key of the split, how many samples and the seed. `rows_sha256`: which samples these are."""
+
+    __tablename__ = "subset"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    split_sha256: Mapped[str]
+    count: Mapped[int]
+    sha256: Mapped[str]
+    size_bytes: Mapped[int]
+    rows_sha256: Mapped[str]
+    rows_size_bytes: Mapped[int]
+
+
 class DropsRow(Base):
     """Paired losses of one device's candidates on one split, computed once all of them were measured."""
 

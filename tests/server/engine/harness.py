@@ -211,11 +211,16 @@ def _lineage(work: Compress) -> list[Step]:
     ]  # fmt: skip
 
 
-async def paper_child(self: Ingestion, module: str, source: Path) -> str:
+async def paper_child(self: Ingestion, module: str, source: Path, *more: str) -> str:
     """What the report's children would say, from results made of JSON."""
     text = await asyncio.to_thread(source.read_text)
     if module == "analyse":
         return text
+    if module == "subset":
+        wanted = json.loads(text)
+        Path(wanted["data"]).write_bytes(f"{wanted['count']} of {Path(wanted['path']).name}".encode())
+        Path(wanted["rows"]).write_bytes(f"rows of {Path(wanted['path']).name}".encode())
+        return json.dumps({"count": wanted["count"], "of": 10})
     if module == "drops":
         candidates = json.loads(text)["candidates"]
         figure = Figure(value=0.1, low=0.0, high=0.2)

@@ -45,7 +45,7 @@ class Site:
         if rows is None:
             return found
         path, stored = self.keep("rows.npy", lambda one: np.save(one, rows))
-        return found.model_copy(update={"rows": stored, "rows_path": str(path), "of": len(scores)})
+        return found.model_copy(update={"rows": stored, "rows_path": str(path)})
 
     def analysed(self, scores: Any, outputs: Any, against: Against) -> MeasurementSummary:
         self.raw = raw_result(scores=scores.tolist())
