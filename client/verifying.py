@@ -18,7 +18,16 @@ from fleetfit.core.statistics import metric_value, paired_drop
 from fleetfit.core.statistics_latency import half_width, median_interval, percentile_interval, quotient_interval
 from fleetfit.core.statistics_student import Interval
 from fleetfit.proto.energy import energy_of_a_call
-from fleetfit.proto.figures import bounds, candidate_samples, pair_ratio, peak_memory, scores_of, warmth
+from fleetfit.proto.figures import (
+    bounds,
+    candidate_engines,
+    candidate_samples,
+    engines_apart,
+    pair_ratio,
+    peak_memory,
+    scores_of,
+    warmth,
+)
 from fleetfit.proto.v1 import measurement_pb2
 
 Raw = measurement_pb2.MeasurementResult
@@ -176,13 +185,18 @@ def _latency(row: _Row) -> Iterator[tuple[str, Any, Any]]:
     if printed is None or not processes:
         yield "latency_ms", printed, None if not processes else "samples"
         return
-    yield from _with_bounds("latency_ms", printed, median_interval(processes), "p50")
+    engines = candidate_engines(row.raw)
+    yield from _with_bounds("latency_ms", printed, median_interval(processes, engines), "p50")
     for percent in (95, 99):
-        computed = percentile_interval(percent, processes)
+        computed = percentile_interval(percent, processes, engines)
         yield f"latency_ms.p{percent}", printed.get(f"p{percent}"), computed.value if computed else None
         yield f"latency_ms.p{percent}_ci95", printed.get(f"p{percent}_ci95"), list(bounds(computed))
     yield "latency_ms.samples", printed.get("samples"), sum(map(len, processes))
     yield "latency_ms.processes", printed.get("processes"), len(processes)
+    built = row.report.get("engines")
+    if built is not None:
+        yield "engines.built", built.get("built"), len(set(engines))
+        yield "engines.apart", built.get("apart"), engines_apart(row.raw)
     yield "latency_ms.load", printed.get("load"), row.raw.solo.load_ns * 1e-6
     yield "latency_ms.first", printed.get("first"), row.raw.solo.first_inference_ns * 1e-6
 

@@ -41,19 +41,21 @@ def percentile(percent: float, samples: Floats) -> float | None:
     return float(np.percentile(samples, percent))
 
 
-def percentile_interval(percent: float, processes: Sequence[Floats]) -> Interval | None:
+def percentile_interval(percent: float, processes: Sequence[Floats], engines: Sequence[int] = ()) -> Interval | None:
     """The percentile of a process of usual speed, or None where the samples cannot carry it.
 
     A process is taken to be faster or slower as a whole. Its samples, as multiples of its median, tell the percentile beside
     the median, with the bounds of order statistics; the medians tell how fast processes are, with Student's interval. So the
     percentile and `median_interval` speak of the same process, whichever process gave the most samples. One process has no
-    bounds (0 to infinity).
+    bounds (0 to infinity). Empty processes do not count; `engines` is as for `median_interval`.
     """
+    if len(engines) == len(processes):
+        engines = [engine for engine, samples in zip(engines, processes, strict=True) if len(samples)]
     processes = [samples for samples in processes if len(samples)]
     if not percentile_supported(percent, sum(map(len, processes))):
         return None
     relative = np.sort(np.concatenate([samples / np.median(samples) for samples in processes]))
-    beside, usual = float(np.percentile(relative, percent)), median_interval(processes)
+    beside, usual = float(np.percentile(relative, percent)), median_interval(processes, engines)
     if math.isinf(usual.high):
         return Interval(usual.value * beside, 0.0, math.inf)
     low, high = order_bounds(percent, relative)
@@ -124,9 +126,26 @@ def geometric_interval(values: Sequence[float]) -> Interval:
     return Interval(math.exp(float(logs.mean())), math.exp(low), math.exp(high))
 
 
-def median_interval(processes: Sequence[Floats]) -> Interval:
-    """The median over several fresh processes, each with its own samples: both levels of spread are in the interval."""
-    return geometric_interval([float(np.median(samples)) for samples in processes])
+def median_interval(processes: Sequence[Floats], engines: Sequence[int] = ()) -> Interval:
+    """The median over several fresh processes, each with its own samples: both levels of spread are in the interval.
+
+    `engines` says of each process which of several engines that were built of one network it ran. Where there is more than
+    one, engines are what repeats: each counts once, by the mean of its processes, and the interval is Student's over engines.
+    """
+    medians = [float(np.median(samples)) for samples in processes]
+    return geometric_interval(_by_engine(medians, engines))
+
+
+def _by_engine(values: Sequence[float], engines: Sequence[int]) -> list[float]:
+    """One value for each engine, the geometric mean of its processes'; the values as they are where engines are not told apart.
+
+    The spread of these means holds all that varies below: between engines, processes, samples. Source: T. Kalibera and
+    R. Jones, Rigorous Benchmarking in Reasonable Time, ISMM 2013, where the confidence interval is of the highest level's means.
+    """
+    if len(engines) != len(values) or len(set(engines)) < 2:
+        return list(values)
+    logs, which = np.log(np.asarray(values, dtype=np.float64)), np.asarray(engines)
+    return [math.exp(float(logs[which == engine].mean())) for engine in dict.fromkeys(engines)]
 
 
 def batch_median(samples: Floats, batches: int = 10) -> Interval:
@@ -151,7 +170,9 @@ def quotient_interval(a: Interval, b: Interval) -> Interval:
 
 
 def ratio_interval(
-    pairs: Sequence[tuple[Sequence[Floats], Sequence[Floats]]], candidate_first: Sequence[bool] = ()
+    pairs: Sequence[tuple[Sequence[Floats], Sequence[Floats]]],
+    candidate_first: Sequence[bool] = (),
+    engines: Sequence[int] = (),
 ) -> Interval:
     """How many times faster than its baseline a candidate is.
 
@@ -165,10 +186,16 @@ def ratio_interval(
     count alike, however often each came, and what the order alone does is kept out of the interval: a build that is loaded
     first can be faster or slower by a percent, always the same way.
 
+    `engines` says of each process which pair of engines it ran, where several were built of either build. Where there is more
+    than one pair, each counts once, and the interval is Student's over the pairs: how fast an engine comes out is then in
+    it, and the order of loading is not looked at, since each pair has both orders.
+
     Raises InvalidData where a process has no blocks of one of the two.
     """
     ratios = [process_ratio(candidate, baseline) for candidate, baseline in pairs]
     logs = np.log(np.asarray(ratios, dtype=np.float64))
+    if len(engines) == len(ratios) and len(set(engines)) > 1:
+        return geometric_interval(_by_engine(ratios, engines))
     first = np.asarray(candidate_first, dtype=bool)
     if len(first) != len(logs) or min(int(first.sum()), int((~first).sum())) < 2:
         return geometric_interval(ratios)
@@ -178,6 +205,26 @@ def ratio_interval(
     variance = sum(float(((group - group.mean()) ** 2).sum()) for group in groups) / freedom
     half = student_quantile(0.975, freedom) * math.sqrt(variance * sum(1 / len(group) for group in groups)) / 2
     return Interval(math.exp(middle), math.exp(middle - half), math.exp(middle + half))
+
+
+def spread_within_engines(
+    pairs: Sequence[tuple[Sequence[Floats], Sequence[Floats]]], candidate_first: Sequence[bool], engines: Sequence[int]
+) -> float:
+    """Half the width of the interval that a ratio would have if these engines were all there are, as a share of it.
+
+    More processes narrow this, and nothing else. What engines and the order of loading do is taken out by least squares;
+    infinite where that leaves nothing to judge by.
+    """
+    logs = np.log(np.asarray([process_ratio(*pair) for pair in pairs], dtype=np.float64))
+    kinds = list(dict.fromkeys(engines))
+    columns = [[float(engine == kind) for engine in engines] for kind in kinds]
+    design = np.array([*columns, [float(first) for first in candidate_first]]).T
+    freedom = len(logs) - int(np.linalg.matrix_rank(design))
+    if freedom < 1:
+        return math.inf
+    left = logs - design @ np.linalg.lstsq(design, logs, rcond=None)[0]
+    error = math.sqrt(float((left**2).sum()) / freedom / len(logs))
+    return math.expm1(student_quantile(0.975, freedom) * error)
 
 
 def process_ratio(candidate: Sequence[Floats], baseline: Sequence[Floats]) -> float:

@@ -12,7 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetfit.core.statistics_latency import Floats, batch_median, percentile, quotient_interval, ratio_interval
+from fleetfit.core.statistics_latency import (
+    Floats,
+    batch_median,
+    percentile,
+    quotient_interval,
+    ratio_interval,
+    spread_within_engines,
+)
 from fleetfit.core.statistics_student import Interval
 from fleetfit.proto.v1 import measurement_pb2
 
@@ -29,6 +36,22 @@ def candidate_samples(raw: measurement_pb2.MeasurementResult) -> list[Floats]:
     processes = [milliseconds(raw.solo.latency_ns)] if raw.HasField("solo") else []
     processes += [milliseconds([ns for b in run.blocks if b.candidate for ns in b.latency_ns]) for run in raw.pairs]
     return [samples for samples in processes if len(samples)]
+
+
+def candidate_engines(raw: measurement_pb2.MeasurementResult) -> list[int]:
+    """Which engine each process of `candidate_samples` ran, from 1; 0 where the runtime makes none."""
+    found = [(raw.solo.engine, len(raw.solo.latency_ns))] if raw.HasField("solo") else []
+    found += [(run.candidate_engine, sum(len(b.latency_ns) for b in run.blocks if b.candidate)) for run in raw.pairs]
+    return [engine for engine, samples in found if samples]
+
+
+def engines_apart(raw: measurement_pb2.MeasurementResult) -> float | None:
+    """How many times as long the slowest of the candidate's engines takes as the fastest, by their medians; None below two."""
+    by_engine: dict[int, list[float]] = {}
+    for samples, engine in zip(candidate_samples(raw), candidate_engines(raw), strict=True):
+        by_engine.setdefault(engine, []).append(math.log(float(np.median(samples))))
+    means = [sum(logs) / len(logs) for logs in by_engine.values()]
+    return math.exp(max(means) - min(means)) if len(means) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -64,15 +87,34 @@ def warmth(raw: measurement_pb2.MeasurementResult) -> Warmth | None:
 
 
 def pair_ratio(runs: Iterable[measurement_pb2.PairRun]) -> Interval | None:
-    """How many times faster than the baseline, over the fresh processes that hold both builds; None where none does."""
-    pairs, candidate_first = [], []
+    """How many times faster than the baseline, over the fresh processes that hold both builds; None where none does.
+
+    Where several engines were built of one of them, over the pairs of engines: see `ratio_interval`.
+    """
+    pairs, candidate_first, engines = _whole(runs)
+    return ratio_interval(pairs, candidate_first, engines) if pairs else None
+
+
+def pair_spread_within_engines(runs: Iterable[measurement_pb2.PairRun]) -> float:
+    """What more processes could narrow of `pair_ratio`, as half a width: see `spread_within_engines`. Infinite for none."""
+    pairs, candidate_first, engines = _whole(runs)
+    return spread_within_engines(pairs, candidate_first, engines) if pairs else math.inf
+
+
+def _whole(
+    runs: Iterable[measurement_pb2.PairRun],
+) -> tuple[list[tuple[list[Floats], list[Floats]]], list[bool], list[int]]:
+    """The processes that hold both builds: their blocks, whether the candidate was loaded first, and the pair of engines."""
+    pairs, candidate_first, engines = [], [], []
+    known: dict[tuple[int, int], int] = {}
     for run in runs:
         ours = [milliseconds(b.latency_ns) for b in run.blocks if b.candidate and len(b.latency_ns)]
         theirs = [milliseconds(b.latency_ns) for b in run.blocks if not b.candidate and len(b.latency_ns)]
         if ours and len(ours) == len(theirs):
             pairs.append((ours, theirs))
             candidate_first.append(run.candidate_loaded_first)
-    return ratio_interval(pairs, candidate_first) if pairs else None
+            engines.append(known.setdefault((run.candidate_engine, run.baseline_engine), len(known)))
+    return pairs, candidate_first, engines
 
 
 def scores_of(raw: measurement_pb2.MeasurementResult) -> NDArray[np.float32]:

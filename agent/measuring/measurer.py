@@ -16,6 +16,7 @@ from fleetfit.agent.caps import memory_cap
 from fleetfit.agent.hooks import APPLICATION_VARIABLE
 from fleetfit.agent.measuring.endings import Status, TrialFailed, explain
 from fleetfit.agent.measuring.energy import LAG_VARIABLE, read_until_cancelled
+from fleetfit.agent.measuring.engines import EnginesInTurn, several_engines
 from fleetfit.agent.measuring.scaling import Scaling
 from fleetfit.agent.meters.base import FoundMeter, NoMeter, find_meter
 from fleetfit.agent.probe.files import Tree
@@ -31,7 +32,7 @@ from fleetfit.agent.probe.readings import (
 )
 from fleetfit.core.children import ChildOutcome, Limits, run_child
 from fleetfit.core.statistics_latency import half_width
-from fleetfit.proto.figures import pair_ratio
+from fleetfit.proto.figures import pair_ratio, pair_spread_within_engines
 from fleetfit.proto.methods import METHOD_VERSION, PAIR_PROCESSES_MORE
 from fleetfit.proto.v1 import measurement_pb2
 
@@ -126,9 +127,11 @@ class Measurer:
         began = time.monotonic()
         result.precision = self._task.method.precision
         number, ended = 0, SamplingEnd.SAMPLING_END_UNSPECIFIED
+        engines = EnginesInTurn(self._task.method, result.solo.engine_ns)
         while ended == SamplingEnd.SAMPLING_END_UNSPECIFIED and number < self._pairs:
             try:
-                trial = await self._trial("pair", number, "measuring the build beside the original")
+                told = "measuring the build beside the original"
+                trial = await self._trial("pair", number, told, engines.of(number))
             except TrialFailed as failure:
                 # The build alone is measured; it is the two together that the device cannot hold.
                 if failure.status != Status.MEASUREMENT_STATUS_OUT_OF_MEMORY:
@@ -136,10 +139,12 @@ class Measurer:
                 result.ClearField("pairs")
                 result.notes.append(_NO_ROOM_FOR_TWO)
                 return
-            result.pairs.add().ParseFromString(trial)
+            run = result.pairs.add()
+            run.ParseFromString(trial)
+            engines.heard(run)
             number += 1
             if number == self._pairs and result.precision > 0:
-                ended = self._pairs_end(result, time.monotonic() - began)
+                ended = self._pairs_end(result, time.monotonic() - began - engines.spent_s)
                 if ended == SamplingEnd.SAMPLING_END_UNSPECIFIED:
                     self._pairs += PAIR_PROCESSES_MORE
         result.pairs_end = ended
@@ -148,6 +153,8 @@ class Measurer:
         ratio, method = pair_ratio(result.pairs), self._task.method
         if ratio is not None and half_width(ratio) <= method.precision:
             return SamplingEnd.SAMPLING_END_PRECISE
+        if several_engines(result.pairs) and pair_spread_within_engines(result.pairs) <= method.precision:
+            return SamplingEnd.SAMPLING_END_ENGINES
         if self._pairs + PAIR_PROCESSES_MORE > method.most_pair_processes:
             return SamplingEnd.SAMPLING_END_PROCESSES
         # What more would take is what the same number took.
@@ -206,12 +213,20 @@ class Measurer:
             found.append(f"it began at {heat[0]:.0f} °C and slows down at {heat[1]:.0f} °C")
         result.disturbance = ", and ".join(found)
 
-    async def _trial(self, kind: str, number: int, activity: str) -> bytes:
+    async def _trial(self, kind: str, number: int, activity: str, engine: int = 0) -> bytes:
         out = self._taskdir / f"{kind}-{number}.pb"
         free = free_memory_bytes(self._tree)
         limit = int(free * _MEMORY_SHARE) if free is not None else None
         limits = Limits(memory_bytes=min(filter(None, (limit, memory_cap())), default=None), expendable=True)
-        arguments = ["-m", "fleetfit.agent.measuring.trials", str(self._taskdir), str(out), kind, str(number)]
+        arguments = [
+            "-m",
+            "fleetfit.agent.measuring.trials",
+            str(self._taskdir),
+            str(out),
+            kind,
+            str(number),
+            str(engine),
+        ]
         environment = {"OMP_NUM_THREADS": str(self._task.threads), "OPENBLAS_NUM_THREADS": "1"}
         if isinstance(self._meter, FoundMeter):
             environment[LAG_VARIABLE] = str(int(self._meter.meter.lag_s * 1e9))

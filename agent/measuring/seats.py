@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -27,6 +28,7 @@ from fleetfit.agent.measuring.split import open_split
 from fleetfit.agent.measuring.timing import block_size, take_samples, time_once, warm_up
 from fleetfit.core.errors import FleetfitError, InvalidModel
 from fleetfit.proto.v1 import measurement_pb2
+from fleetfit.runtimes.base import Runtime, ignore_progress
 from fleetfit.runtimes.registry import runtime
 
 # Above this, what one call leaves in the caches is a small part of the next.
@@ -36,6 +38,11 @@ _PATIENCE_S: Final = 10.0
 
 class Seat(Protocol):
     """A loaded build that is asked for blocks of samples. All times are in nanoseconds."""
+
+    engine: int
+    """Which engine of its build it is, counted from 1; 0 where the runtime makes none."""
+    engine_ns: int
+    """What making that engine took, or finding it made."""
 
     def warm_up(self, limit_ns: int) -> bool:
         """Call until steady, or the limit passes; whether it is steady."""
@@ -57,11 +64,18 @@ class Seat(Protocol):
 class SeatHere:
     """A build in this process."""
 
-    def __init__(self, task: measurement_pb2.MeasureTask, ref: measurement_pb2.BuildRef, taskdir: Path) -> None:
+    def __init__(
+        self,
+        task: measurement_pb2.MeasureTask,
+        ref: measurement_pb2.BuildRef,
+        taskdir: Path,
+        attempt: int = 0,
+        progress: Callable[[float], None] = ignore_progress,
+    ) -> None:
         feeds = feeds_of(task, taskdir)
         adapter = runtime(ref.runtime)
         build = (taskdir / "in" / ref.artifact_name).read_bytes()
-        adapter.prepare(build, feeds, threads=task.threads)
+        self.engine, self.engine_ns = prepared(adapter, build, feeds, task.threads, attempt, progress)
         self._model = adapter.load(build, threads=task.threads)
         self._call: Callable[[], None] = self._model.bind(feeds)
         self._slow = False
@@ -92,18 +106,25 @@ class SeatHere:
 class SeatApart:
     """A build in a process of its own, so that two runtimes' threads never share one."""
 
-    def __init__(self, task: measurement_pb2.MeasureTask, ref: measurement_pb2.BuildRef, taskdir: Path) -> None:
-        self._title = ref.runtime
+    def __init__(
+        self,
+        task: measurement_pb2.MeasureTask,
+        ref: measurement_pb2.BuildRef,
+        taskdir: Path,
+        attempt: int = 0,
+        progress: Callable[[float], None] = ignore_progress,
+    ) -> None:
+        self._title, self._progress = ref.runtime, progress
         side = "candidate" if ref == task.candidate else "baseline"
         self._child = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-m", "fleetfit.agent.measuring.seats", str(taskdir), side],
+            [sys.executable, "-m", "fleetfit.agent.measuring.seats", str(taskdir), side, str(attempt)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             # Its limits it inherits.
             env=child_environment(Limits()),
         )
         try:
-            self._answer()
+            self.engine, self.engine_ns = self._answer()
         except BaseException:
             self.close()
             raise
@@ -143,10 +164,14 @@ class SeatApart:
 
     def _answer(self) -> Any:
         assert self._child.stdout is not None  # noqa: S101 - asked for above
-        line = self._child.stdout.readline()
-        if not line:
-            raise self._ended()
-        said: Mapping[str, Any] = json.loads(line)
+        said: Mapping[str, Any] = {"progress": 0.0}
+        while "progress" in said:
+            line = self._child.stdout.readline()
+            if not line:
+                raise self._ended()
+            said = json.loads(line)
+            if "progress" in said:
+                self._progress(said["progress"])
         if "refused" in said:
             raise InvalidModel(str(said["refused"]))
         return said["value"]
@@ -155,6 +180,23 @@ class SeatApart:
         if self._child.wait() == EXIT_OUT_OF_MEMORY:
             return MemoryError(f"{self._title} needs more memory than there is beside the other build")
         return InvalidModel(f"{self._title} crashed on the build that is timed beside; try another recipe or runtime")
+
+
+def prepared(
+    adapter: Runtime,
+    build: bytes,
+    feeds: Mapping[str, NDArray[Any]],
+    threads: int,
+    attempt: int,
+    progress: Callable[[float], None],
+) -> tuple[int, int]:
+    """Have a runtime make its engine of a build, or find it made: which it is, from 1, and the nanoseconds; else twice 0."""
+    if not adapter.compiles:
+        adapter.prepare(build, feeds, threads=threads, progress=progress)
+        return 0, 0
+    began = time.monotonic_ns()
+    adapter.prepare(build, feeds, threads=threads, attempt=attempt, progress=progress)
+    return attempt + 1, time.monotonic_ns() - began
 
 
 def feeds_of(task: measurement_pb2.MeasureTask, taskdir: Path) -> dict[str, NDArray[Any]]:
@@ -167,7 +209,7 @@ def feeds_of(task: measurement_pb2.MeasureTask, taskdir: Path) -> dict[str, NDAr
 
 def main(arguments: list[str]) -> int:
     """Serve one seat until nobody asks any more."""
-    taskdir, side = Path(arguments[0]), arguments[1]
+    taskdir, side, attempt = Path(arguments[0]), arguments[1], int(arguments[2])
     # Libraries print; what they say must not be taken for an answer.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -178,8 +220,9 @@ def main(arguments: list[str]) -> int:
 
     task = measurement_pb2.MeasureTask.FromString((taskdir / "task.pb").read_bytes())
     try:
-        seat = SeatHere(task, task.candidate if side == "candidate" else task.baseline, taskdir)
-        say(value=None)
+        ref = task.candidate if side == "candidate" else task.baseline
+        seat = SeatHere(task, ref, taskdir, attempt, lambda done: say(progress=done))
+        say(value=[seat.engine, seat.engine_ns])
         asked: dict[str, Callable[..., object]] = {"warm_up": seat.warm_up, "size": seat.size, "block": seat.block}
         for line in sys.stdin:
             name, *values = json.loads(line)

@@ -1,6 +1,6 @@
 """The trials themselves, each in a fresh process: solo (with the metric), pair and energy.
 
-`python -m fleetfit.agent.measuring.trials TASKDIR OUT solo|pair|energy NUMBER` writes one serialized message to OUT. What it
+`python -m fleetfit.agent.measuring.trials TASKDIR OUT solo|pair|energy NUMBER ENGINE` writes one serialized message to OUT. What it
 cannot do for a reason that a person can act on is said in OUT.error; how far it is stands in OUT.step.
 """
 
@@ -29,7 +29,7 @@ from fleetfit.agent.measuring.inputs import fixed_batch, metric_batches
 from fleetfit.agent.measuring.kept import Batch, kept_scores
 from fleetfit.agent.measuring.memory import memory_bytes, reset_peak
 from fleetfit.agent.measuring.outputs import OutputsFile
-from fleetfit.agent.measuring.seats import Seat, SeatApart, SeatHere, feeds_of
+from fleetfit.agent.measuring.seats import Seat, SeatApart, SeatHere, feeds_of, prepared
 from fleetfit.agent.measuring.split import open_split
 from fleetfit.agent.measuring.timing import Call, call_without_pause, take_until, time_once, warm_up
 from fleetfit.agent.spool import OUTPUTS
@@ -78,8 +78,10 @@ class Trial:
             model = adapter.load(build, threads=task.threads)
         else:
             feeds = feeds_of(task, self._taskdir)
-            adapter.prepare(build, feeds, threads=task.threads, progress=lambda done: self._step(_PREPARED * done))
             run = result.solo
+            run.engine, run.engine_ns = prepared(
+                adapter, build, feeds, task.threads, 0, lambda done: self._step(_PREPARED * done)
+            )
             run.floor_memory_bytes = memory_bytes("VmRSS")
             reset_peak()
             run.window.begin_monotonic_ns = time.monotonic_ns()
@@ -111,18 +113,28 @@ class Trial:
         model.close()
         return result
 
-    def pair(self, number: int) -> measurement_pb2.PairRun:
-        """Candidate and baseline in blocks whose order is drawn anew for each round: in one process, or one for each runtime."""
+    def pair(self, number: int, engine: int = 0) -> measurement_pb2.PairRun:
+        """Candidate and baseline in blocks whose order is drawn anew for each round: in one process, or one for each runtime.
+
+        `engine` says which is taken of those that are built of each, from 0.
+        """
         task, method = self._task, self._task.method
         apart = task.baseline.runtime != task.candidate.runtime
         run = measurement_pb2.PairRun(candidate_loaded_first=number % 2 == 0)
+        attempts = {True: engine, False: engine}
+        if (task.baseline.build_id, task.baseline.runtime) == (task.candidate.build_id, task.candidate.runtime):
+            # Beside itself a build has engines of its own on either side: the same one twice would not tell what engines do.
+            attempts[False] += max(method.engines, 1)
         run.window.begin_monotonic_ns = time.monotonic_ns()
         seats: dict[bool, Seat] = {}
         try:
             for which in (run.candidate_loaded_first, not run.candidate_loaded_first):
                 there = apart and not which
                 ref = task.candidate if which else task.baseline
-                seats[which] = (SeatApart if there else SeatHere)(task, ref, self._taskdir)
+                at = attempts[which]
+                seats[which] = (SeatApart if there else SeatHere)(task, ref, self._taskdir, at, self._tell_building)
+            run.candidate_engine, run.baseline_engine = seats[True].engine, seats[False].engine
+            run.engines_ns = sum(seat.engine_ns for seat in seats.values())
             # Both are warmed up, also where the first is not steady.
             warm = [seat.warm_up(method.warmup_limit_ns // 2) for seat in seats.values()]
             run.steady = all(warm)
@@ -144,6 +156,10 @@ class Trial:
             for seat in seats.values():
                 seat.close()
         return run
+
+    def _tell_building(self, fraction: float) -> None:
+        # Never ahead of the rounds, which tell anew how far the trial is.
+        self._step(fraction * 1e-3)
 
     def _sustain(self, call: Call, run: measurement_pb2.SustainedRun) -> None:
         run.window.begin_monotonic_ns = time.monotonic_ns()
@@ -291,7 +307,7 @@ def main(arguments: list[str]) -> int:
         if kind == "energy":
             message = trial.energy()
         else:
-            message = trial.pair(int(arguments[3])) if kind == "pair" else trial.solo()
+            message = trial.pair(*map(int, arguments[3:5])) if kind == "pair" else trial.solo()
     except MemoryError:
         return EXIT_OUT_OF_MEMORY
     except FleetfitError as error:

@@ -68,6 +68,8 @@ class _SamplingEndEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SamplingE
     """The time for pairs was over."""
     SAMPLING_END_PROCESSES: _SamplingEnd.ValueType  # 3
     """The most processes were used."""
+    SAMPLING_END_ENGINES: _SamplingEnd.ValueType  # 90
+    """What is left of the uncertainty is what engines of one build differ by; more processes would not narrow it."""
 
 class SamplingEnd(_SamplingEnd, metaclass=_SamplingEndEnumTypeWrapper):
     """Why no further sample was taken."""
@@ -80,6 +82,8 @@ SAMPLING_END_TIME: SamplingEnd.ValueType  # 2
 """The time for pairs was over."""
 SAMPLING_END_PROCESSES: SamplingEnd.ValueType  # 3
 """The most processes were used."""
+SAMPLING_END_ENGINES: SamplingEnd.ValueType  # 90
+"""What is left of the uncertainty is what engines of one build differ by; more processes would not narrow it."""
 Global___SamplingEnd: _TypeAlias = SamplingEnd  # noqa: Y015
 
 @_typing.final
@@ -151,6 +155,8 @@ class Method(_message.Message):
     SCALING_ROUNDS_FIELD_NUMBER: _builtins.int
     SCALING_POINT_NS_FIELD_NUMBER: _builtins.int
     SCALING_LIMIT_NS_FIELD_NUMBER: _builtins.int
+    ENGINES_FIELD_NUMBER: _builtins.int
+    ENGINES_LIMIT_NS_FIELD_NUMBER: _builtins.int
     pair_processes: _builtins.int
     """Fresh processes per pair trial."""
     blocks_per_process: _builtins.int
@@ -192,6 +198,11 @@ class Method(_message.Message):
     """
     scaling_point_ns: _builtins.int
     scaling_limit_ns: _builtins.int
+    engines: _builtins.int
+    """Runtimes that compile on the device make so many engines of each of the two builds, and pairs of processes take turns
+    between them; 0 is one. It stays at one where the others would take longer than the limit, judged by the first.
+    """
+    engines_limit_ns: _builtins.int
     def __init__(
         self,
         *,
@@ -215,10 +226,12 @@ class Method(_message.Message):
         scaling_rounds: _builtins.int = ...,
         scaling_point_ns: _builtins.int = ...,
         scaling_limit_ns: _builtins.int = ...,
+        engines: _builtins.int = ...,
+        engines_limit_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_ns", b"block_ns", "blocks_per_process", b"blocks_per_process", "child_limit_ns", b"child_limit_ns", "cool_limit_ns", b"cool_limit_ns", "energy_busy_ns", b"energy_busy_ns", "energy_rest_ns", b"energy_rest_ns", "energy_rounds", b"energy_rounds", "more_rounds_limit_ns", b"more_rounds_limit_ns", "most_pair_processes", b"most_pair_processes", "pair_limit_ns", b"pair_limit_ns", "pair_processes", b"pair_processes", "precision", b"precision", "quiet_limit_ns", b"quiet_limit_ns", "scaling_limit_ns", b"scaling_limit_ns", "scaling_point_ns", b"scaling_point_ns", "scaling_rounds", b"scaling_rounds", "solo_limit_ns", b"solo_limit_ns", "solo_samples", b"solo_samples", "sustained_ns", b"sustained_ns", "warmup_limit_ns", b"warmup_limit_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_ns", b"block_ns", "blocks_per_process", b"blocks_per_process", "child_limit_ns", b"child_limit_ns", "cool_limit_ns", b"cool_limit_ns", "energy_busy_ns", b"energy_busy_ns", "energy_rest_ns", b"energy_rest_ns", "energy_rounds", b"energy_rounds", "engines", b"engines", "engines_limit_ns", b"engines_limit_ns", "more_rounds_limit_ns", b"more_rounds_limit_ns", "most_pair_processes", b"most_pair_processes", "pair_limit_ns", b"pair_limit_ns", "pair_processes", b"pair_processes", "precision", b"precision", "quiet_limit_ns", b"quiet_limit_ns", "scaling_limit_ns", b"scaling_limit_ns", "scaling_point_ns", b"scaling_point_ns", "scaling_rounds", b"scaling_rounds", "solo_limit_ns", b"solo_limit_ns", "solo_samples", b"solo_samples", "sustained_ns", b"sustained_ns", "warmup_limit_ns", b"warmup_limit_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -364,6 +377,8 @@ class SoloRun(_message.Message):
     LOAD_PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     RUN_PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     SHARED_IN_PART_BYTES_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    ENGINE_NS_FIELD_NUMBER: _builtins.int
     load_ns: _builtins.int
     first_inference_ns: _builtins.int
     warmup_samples: _builtins.int
@@ -377,6 +392,9 @@ class SoloRun(_message.Message):
     run_peak_memory_bytes: _builtins.int
     shared_in_part_bytes: _builtins.int
     """At the end of the samples: with pages that are shared, such as a runtime's library, counted in part (PSS)."""
+    engine: _builtins.int
+    """Which engine of the build it was, counted from 1, and what it took to make it or to find it made; 0: the runtime makes none."""
+    engine_ns: _builtins.int
     @_builtins.property
     def latency_ns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Steady samples, in order."""
@@ -402,10 +420,12 @@ class SoloRun(_message.Message):
         load_peak_memory_bytes: _builtins.int = ...,
         run_peak_memory_bytes: _builtins.int = ...,
         shared_in_part_bytes: _builtins.int = ...,
+        engine: _builtins.int = ...,
+        engine_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sustained", b"sustained", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_inference_ns", b"first_inference_ns", "floor_memory_bytes", b"floor_memory_bytes", "latency_ns", b"latency_ns", "load_ns", b"load_ns", "load_peak_memory_bytes", b"load_peak_memory_bytes", "peak_memory_bytes", b"peak_memory_bytes", "run_peak_memory_bytes", b"run_peak_memory_bytes", "shared_in_part_bytes", b"shared_in_part_bytes", "steady", b"steady", "sustained", b"sustained", "warmup_samples", b"warmup_samples", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "engine_ns", b"engine_ns", "first_inference_ns", b"first_inference_ns", "floor_memory_bytes", b"floor_memory_bytes", "latency_ns", b"latency_ns", "load_ns", b"load_ns", "load_peak_memory_bytes", b"load_peak_memory_bytes", "peak_memory_bytes", b"peak_memory_bytes", "run_peak_memory_bytes", b"run_peak_memory_bytes", "shared_in_part_bytes", b"shared_in_part_bytes", "steady", b"steady", "sustained", b"sustained", "warmup_samples", b"warmup_samples", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -447,8 +467,15 @@ class PairRun(_message.Message):
     BLOCKS_FIELD_NUMBER: _builtins.int
     WINDOW_FIELD_NUMBER: _builtins.int
     STEADY_FIELD_NUMBER: _builtins.int
+    CANDIDATE_ENGINE_FIELD_NUMBER: _builtins.int
+    BASELINE_ENGINE_FIELD_NUMBER: _builtins.int
+    ENGINES_NS_FIELD_NUMBER: _builtins.int
     candidate_loaded_first: _builtins.bool
     steady: _builtins.bool
+    candidate_engine: _builtins.int
+    """Which engine of either build it was, counted from 1, and what it took to make both or to find them made; 0: none is made."""
+    baseline_engine: _builtins.int
+    engines_ns: _builtins.int
     @_builtins.property
     def blocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Block]: ...
     @_builtins.property
@@ -460,10 +487,13 @@ class PairRun(_message.Message):
         blocks: _abc.Iterable[Global___Block] | None = ...,
         window: Global___Window | None = ...,
         steady: _builtins.bool = ...,
+        candidate_engine: _builtins.int = ...,
+        baseline_engine: _builtins.int = ...,
+        engines_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "candidate_loaded_first", b"candidate_loaded_first", "steady", b"steady", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline_engine", b"baseline_engine", "blocks", b"blocks", "candidate_engine", b"candidate_engine", "candidate_loaded_first", b"candidate_loaded_first", "engines_ns", b"engines_ns", "steady", b"steady", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

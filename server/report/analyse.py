@@ -19,10 +19,19 @@ from fleetfit.core.figures import number
 from fleetfit.core.statistics import metric_value
 from fleetfit.core.statistics_latency import half_width, median_interval, percentile_interval
 from fleetfit.core.statistics_student import Interval
-from fleetfit.proto.figures import bounds, candidate_samples, pair_ratio, peak_memory, scores_of, warmth
+from fleetfit.proto.figures import (
+    bounds,
+    candidate_engines,
+    candidate_samples,
+    pair_ratio,
+    peak_memory,
+    scores_of,
+    warmth,
+)
 from fleetfit.proto.printable import make_printable
 from fleetfit.proto.v1 import measurement_pb2
 from fleetfit.server.report.energy import energy_of_a_call
+from fleetfit.server.report.engines import engines_of, what_engines_left
 from fleetfit.server.report.gaps import Against, with_gap
 from fleetfit.server.report.summary import (
     EnergySummary,
@@ -43,6 +52,7 @@ _ENDS: Final = {
     measurement_pb2.SAMPLING_END_PRECISE: "precise",
     measurement_pb2.SAMPLING_END_TIME: "time",
     measurement_pb2.SAMPLING_END_PROCESSES: "processes",
+    measurement_pb2.SAMPLING_END_ENGINES: "engines",
 }
 # The same bounds by which an agent calls its device quiet.
 _OTHERS_PERCENT: Final = 20.0
@@ -76,6 +86,7 @@ def summarize(raw: measurement_pb2.MeasurementResult) -> MeasurementSummary:
         latency=latency,
         ratio=ratio,
         sampling=sampling,
+        engines=engines_of(raw, notes),
         sustained=_sustained(raw, notes),
         peak_memory_bytes=_memory(raw, notes),
         memory=_memory_apart(raw),
@@ -99,11 +110,12 @@ def _latency(raw: measurement_pb2.MeasurementResult, notes: list[str]) -> Latenc
     if not processes:
         return None
     count = sum(len(samples) for samples in processes)
-    p95, p99 = percentile_interval(95, processes), percentile_interval(99, processes)
+    engines = candidate_engines(raw)
+    p95, p99 = (percentile_interval(percent, processes, engines) for percent in (95, 99))
     for name, found in (("p95", p95), ("p99", p99)):
         if found is None:
             notes.append(f"{name} is not given: {count} samples cannot carry it")
-    p50 = figure(median_interval(processes))
+    p50 = figure(median_interval(processes, engines))
     if p50.low is None:
         notes.append("the median has no interval: one process says nothing about the spread between processes")
     steady = (not raw.HasField("solo") or raw.solo.steady) and all(run.steady for run in raw.pairs)
@@ -138,7 +150,9 @@ def _ratio(raw: measurement_pb2.MeasurementResult, notes: list[str]) -> tuple[Fi
         reached=reached if math.isfinite(reached) else None,
         processes=len(raw.pairs),
     )
-    if sampling.end != "precise" and sampling.reached is not None:
+    if sampling.end == "engines" and sampling.reached is not None:
+        notes.append(what_engines_left(sampling))
+    elif sampling.end != "precise" and sampling.reached is not None:
         used = "the time for pairs was" if sampling.end == "time" else "all processes for pairs were"
         notes.append(
             f"its speed beside the original's is known within {100 * sampling.reached:.2g} % either way, not within the "

@@ -20,6 +20,7 @@ from fleetfit.server.report.model import (
     DeviceReport,
     DropFigure,
     EnergyFigure,
+    EnginesReport,
     LatencyFigure,
     LimitsReport,
     MemoryReport,
@@ -133,6 +134,7 @@ def _candidate(
         raw={kind: RawSamples(sha256=sha256, size_bytes=size) for kind, (sha256, size) in c.raw.items()},
         sustained_ms=_sustained(c, summary),
         sampling=SamplingReport.model_validate(summary.sampling.model_dump()) if summary and summary.sampling else None,
+        engines=EnginesReport.model_validate(summary.engines.model_dump()) if summary and summary.engines else None,
         recovered=None if c.recovered is None else RecoveredReport(**dataclasses.asdict(c.recovered)),
     )
 

@@ -162,14 +162,26 @@ class SustainedFigure(_Part):
 class SamplingReport(_Part):
     """How sampling of the ratio against the original ended: `precise`, or because `time` or `processes` were used up.
 
-    `asked` and `reached` are half the width of its interval as a share of it (0.01: within 1 % either way); `processes`
-    are those that held both builds.
+    Or by `engines`: only more of them would have narrowed it. `asked` and `reached` are half the width of its interval as a
+    share of it (0.01: within 1 % either way); `processes` are those that held both builds.
     """
 
     end: str
     asked: float
     reached: float | None
     processes: int
+
+
+class EnginesReport(_Part):
+    """Engines that the device built of one network: how many of them were timed.
+
+    `apart` is how many times as long the slowest takes as the fastest (null below two), `seconds` what the first one took
+    to build, or to be found built.
+    """
+
+    built: int
+    apart: float | None
+    seconds: float
 
 
 class EnergyFigure(_Part):
@@ -266,6 +278,8 @@ class CandidateReport(_Part):
     """The samples behind the figures: `measured`, and `test` where the test split was run."""
     sampling: SamplingReport | None = None
     """Null where no precision was asked for."""
+    engines: EnginesReport | None = None
+    """Null of a runtime that builds none."""
     recovered: RecoveredReport | None = None
     """Set where a user's training stands for a part of the recipe."""
 

@@ -46,7 +46,7 @@ class Sustained(_Frozen):
 
 
 class Sampling(_Frozen):
-    """How sampling of the ratio ended: `precise`, or `time` or `processes`, whichever was used up first.
+    """How sampling of the ratio ended: `precise`, or `time` or `processes`, whichever was used up first, or by `engines`.
 
     `asked` and `reached` are half the width of its interval as a share of it: 0.01 is within 1 % either way.
     """
@@ -55,6 +55,18 @@ class Sampling(_Frozen):
     asked: float
     reached: float | None
     processes: int
+
+
+class Engines(_Frozen):
+    """Engines that the device built of one network: how many of them were timed.
+
+    `apart` is how many times as long the slowest takes as the fastest (None below two), `seconds` what the first one took
+    to build, or to be found built.
+    """
+
+    built: int
+    apart: float | None
+    seconds: float
 
 
 class EnergySummary(_Frozen):
@@ -168,6 +180,8 @@ class MeasurementSummary(_Frozen):
     """None where it was not asked for."""
     sampling: Sampling | None = None
     """None where no precision was asked for."""
+    engines: Engines | None = None
+    """None of a runtime that builds none."""
     peak_memory_bytes: int | None = None
     """Resident memory of the trial's process at its peak, over what the runtime needs without a model."""
     memory: MemorySummary | None = None

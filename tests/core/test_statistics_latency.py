@@ -27,6 +27,7 @@ from fleetfit.core.statistics_latency import (
     process_spread,
     quotient_interval,
     ratio_interval,
+    spread_within_engines,
     steady,
 )
 from fleetfit.core.statistics_student import Interval, student_quantile
@@ -228,6 +229,56 @@ class TestIntervals:
         assert 0.90 <= np.mean(covered) <= 0.99
         # Both ends are met, so stopping early is what is tested.
         assert min(used) < 10 and max(used) == 16
+
+    def test_engines_are_a_level_of_the_error(self) -> None:
+        """Engines differ by 2 % and processes by 0.3 %: more processes of the same three engines tell nothing of others."""
+        engines = [at // 2 % 3 for at in range(12)]
+        first = [at % 2 == 0 for at in range(12)]
+
+        def interval(generator: np.random.Generator, *, known: bool) -> Interval:
+            of_engine = generator.normal(0, 0.02, 3)
+            ratios = [math.exp(of_engine[engine] + generator.normal(0, 0.003)) for engine in engines]
+            pairs = [([np.array([1.0])], [np.array([ratio])]) for ratio in ratios]
+            return ratio_interval(pairs, first, engines if known else ())
+
+        aware = self._coverage(lambda generator: interval(generator, known=True), truth=1.0)
+        assert 0.92 <= aware <= 0.98
+        assert self._coverage(lambda generator: interval(generator, known=False), truth=1.0) < 0.8
+        generator = np.random.default_rng(6)
+        covered = 0
+        for _ in range(300):
+            speed = generator.normal(0, 0.02, 3)
+            some = [generator.lognormal(speed[engine], 0.003, 20) for engine in engines]
+            found = median_interval(some, engines)
+            covered += found.low <= 1 <= found.high
+        assert 0.92 <= covered / 300 <= 0.98
+
+    def test_what_more_processes_could_narrow_is_told_apart(self) -> None:
+        generator = np.random.default_rng(7)
+        engines, first = [at // 2 % 3 for at in range(12)], [at % 2 == 0 for at in range(12)]
+
+        def spread(of_engines: float, of_order: float, of_processes: float) -> float:
+            speed = generator.normal(0, of_engines, 3)
+            logs = [
+                speed[e] + of_order * f + generator.normal(0, of_processes) for e, f in zip(engines, first, strict=True)
+            ]
+            pairs = [([np.array([1.0])], [np.array([math.exp(log)])]) for log in logs]
+            return spread_within_engines(pairs, first, engines)
+
+        usual = np.median([spread(0.0, 0.0, 0.003) for _ in range(100)])
+        assert usual == pytest.approx(np.median([spread(0.05, 0.02, 0.003) for _ in range(100)]), rel=0.15)
+        # Student's factor for 12 processes less 3 engines and an order.
+        assert usual == pytest.approx(2.306 * 0.003 / math.sqrt(12), rel=0.15)
+        two = [([np.array([1.0])], [np.array([2.0])])] * 2
+        assert spread_within_engines(two, [True, False], [0, 1]) == math.inf
+
+    def test_one_engine_is_no_level(self) -> None:
+        pairs = [([np.array([1.0])], [np.array([ratio])]) for ratio in (2.0, 2.1, 2.2, 2.3)]
+        first = [True, False, True, False]
+        assert ratio_interval(pairs, first, [0, 0, 0, 0]) == ratio_interval(pairs, first)
+        assert percentile_interval(50, [np.ones(64), np.array([]), np.ones(64) * 2], [1, 2, 2]) == percentile_interval(
+            50, [np.ones(64), np.ones(64) * 2]
+        )
 
     @staticmethod
     def _coverage(interval: Callable[[np.random.Generator], Interval], truth: float, runs: int = 600) -> float:

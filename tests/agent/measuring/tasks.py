@@ -79,20 +79,21 @@ def prepare(
 def solo_here(folder: Path) -> measurement_pb2.MeasurementResult:
     """The solo trial, in this process."""
     result = measurement_pb2.MeasurementResult()
-    _trial(folder, result, "solo", 0)
+    trial_here(folder, result, "solo", 0)
     return result
 
 
 def pair_here(folder: Path, number: int = 0) -> measurement_pb2.PairRun:
     """A pair trial, in this process."""
     run = measurement_pb2.PairRun()
-    _trial(folder, run, "pair", number)
+    trial_here(folder, run, "pair", number)
     return run
 
 
-def _trial(folder: Path, message: Message, kind: str, number: int) -> None:
+def trial_here(folder: Path, message: Message, kind: str, number: int, engine: int = 0) -> None:
+    """One trial, in this process, into `message`."""
     out = folder / "out.pb"
-    code = trials.main([str(folder), str(out), kind, str(number)])
+    code = trials.main([str(folder), str(out), kind, str(number), str(engine)])
     said = out.with_suffix(".error")
     assert code == 0, said.read_text() if said.exists() else code
     message.ParseFromString(out.read_bytes())

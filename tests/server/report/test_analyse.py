@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,54 @@ def test_how_sampling_ended_is_told(end: str, words: str) -> None:
     assert found.sampling.reached == pytest.approx((high / low) ** 0.5 - 1)
     (note,) = [note for note in found.notes if "asked for" in note] or [""]
     assert words in note and bool(note) == bool(words)
+
+
+def with_engines(count: int, apart: float = 1.1) -> measurement_pb2.MeasurementResult:
+    """Six pairs of processes whose engines differ, on either side."""
+    raw = raw_result(processes=6)
+    raw.solo.engine, raw.solo.engine_ns = 1, 84_000_000_000
+    for number, run in enumerate(raw.pairs):
+        run.candidate_engine = number // 2 % count + 1
+        run.baseline_engine = run.candidate_engine
+        for block in run.blocks:
+            if block.candidate:
+                slower = apart ** (run.candidate_engine - 1)
+                block.latency_ns[:] = [int(ns * slower) for ns in block.latency_ns]
+    return raw
+
+
+def test_engines_are_counted_and_how_far_they_lie_apart_is_told() -> None:
+    raw = with_engines(3)
+    raw.pairs_end, raw.precision = measurement_pb2.SAMPLING_END_ENGINES, 0.01
+    found, as_processes = summarize(raw), raw_result(processes=6)
+    assert (
+        found.engines is not None
+        and found.ratio is not None
+        and found.sampling is not None
+        and found.latency is not None
+    )
+    assert (found.engines.built, found.engines.seconds) == (3, 84.0)
+    assert found.engines.apart == pytest.approx(1.21, rel=0.03)
+    notes = " ".join(found.notes)
+    assert "3 engines were built of it, and the slowest takes 1." in notes
+    assert "more processes would not narrow it, and no more engines were built" in notes
+    assert found.sampling.end == "engines"
+    # Three engines, not six processes, are what the interval is of: the steps between them are as large as they are.
+    low, high = found.ratio.low or 0, found.ratio.high or 0
+    half = 4.303 * math.log(1.1) / math.sqrt(3)
+    assert math.log(high / low) / 2 == pytest.approx(half, rel=0.15)
+    usual = summarize(as_processes)
+    assert usual.engines is None and usual.latency is not None
+    wide, narrow = (f.latency.p50_ms for f in (found, usual) if f.latency is not None)
+    assert (wide.high or 0) / (wide.low or 1) > (narrow.high or 0) / (narrow.low or 1)
+
+
+def test_one_engine_tells_nothing_of_others() -> None:
+    found = summarize(with_engines(1))
+    assert found.engines is not None and (found.engines.built, found.engines.apart) == (1, None)
+    assert any(
+        "how much another one of the same network would differ is in no interval" in note for note in found.notes
+    )
 
 
 def test_an_older_agent_says_nothing_of_sampling() -> None:
