@@ -11,16 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from fleetfit.core.arm import ARM_CORES
 from fleetfit.core.digests import sha256_file, short
 from fleetfit.core.errors import AlreadyExists, ExhaustedResource, IntegrityError
 from fleetfit.proto.v1 import common_pb2, models_pb2, reports_pb2
 
 Download = Callable[[common_pb2.ArtifactRef, Path], None]
+_SAMPLES: Final = "samples.npz"
+_OURS: Final = ("manifest.json", "run.py", "check.py", _SAMPLES, ".", "..")
 
 RUN_PY: Final = """\
-# Runs the build with the options it was measured with: python run.py [INPUTS.npz]
-import json, pathlib, sys, numpy as np, onnxruntime as ort
+# Runs the build with the options it was measured with: python run.py [INPUTS.npz], or compares it with its report: --check
+import json, pathlib, runpy, sys
 here = pathlib.Path(__file__).parent
+if "--check" in sys.argv: sys.exit(runpy.run_path(str(here / "check.py"))["main"](sys.argv[1:]))
+import numpy as np, onnxruntime as ort
 manifest = json.loads((here / "manifest.json").read_text())
 options, batch = ort.SessionOptions(), manifest["options"]["batch"]
 options.intra_op_num_threads, options.inter_op_num_threads = manifest["options"]["threads"], 1
@@ -32,10 +37,12 @@ print({o.name: value.tolist() for o, value in zip(session.get_outputs(), session
 
 # Other runtimes' builds are several files in one; fleetfit's own adapters have no dependencies but the runtime and numpy.
 RUN_ELSEWHERE_PY: Final = """\
-# Runs the build with the options it was measured with: python run.py [INPUTS.npz]
-import json, pathlib, sys, numpy as np
-from fleetfit.runtimes.registry import runtime
+# Runs the build with the options it was measured with: python run.py [INPUTS.npz], or compares it with its report: --check
+import json, pathlib, runpy, sys
 here = pathlib.Path(__file__).parent
+if "--check" in sys.argv: sys.exit(runpy.run_path(str(here / "check.py"))["main"](sys.argv[1:]))
+import numpy as np
+from fleetfit.runtimes.registry import runtime
 manifest = json.loads((here / "manifest.json").read_text())
 options, batch = manifest["options"], manifest["options"]["batch"]
 model = runtime(manifest["runtime"]).load((here / manifest["build"]).read_bytes(), threads=options["threads"])
@@ -92,14 +99,24 @@ def place_build(answer: reports_pb2.GetBuildResponse, folder: Path, download: Do
     name = answer.build.name
     manifest: dict[str, Any] = json.loads(answer.manifest_json)
     # The server names the file; it must not name one elsewhere.
-    if not name or Path(name).name != name or name in ("manifest.json", "run.py", ".", ".."):
+    if not name or Path(name).name != name or name in _OURS:
         raise IntegrityError(f"the server calls the build {name!r}, which is no file name; update the server")
     described = manifest.get("files", {}).get(name, {})
     if described.get("sha256") != answer.build.artifact.sha256:
         raise IntegrityError("the manifest is not of this build (digests differ); try again, or see the server's log")
     manifest["build"] = name
+    told = manifest.get("check")
+    if isinstance(told, dict):
+        told["arm_cores"] = ARM_CORES
     with _appearing(folder) as staging:
         _fetch(answer.build.artifact, staging / name, download)
+        if answer.HasField("samples"):
+            if manifest.get("files", {}).get(_SAMPLES, {}).get("sha256") != answer.samples.artifact.sha256:
+                raise IntegrityError(
+                    "the manifest is not of these samples (digests differ); try again, or see the server's log"
+                )
+            _fetch(answer.samples.artifact, staging / _SAMPLES, download)
+        shutil.copyfile(Path(__file__).with_name("check_build.py"), staging / "check.py")
         (staging / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         script = RUN_PY if _in_onnxruntime(manifest) else RUN_ELSEWHERE_PY
         (staging / "run.py").write_text(script, encoding="utf-8")

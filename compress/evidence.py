@@ -62,7 +62,8 @@ def with_evidence(
     found = _samples(build, session, samples, float_model, out)
     evidence = None
     if judged.metric and judged.data is not None:
-        evidence = _evidence(build, session, judged, runtime_version, out)
+        evidence, rounding = _evidence(build, session, judged, runtime_version, out)
+        found = found.model_copy(update={"rounding": round(max(found.rounding, rounding), 9)})
     return build.model_copy(update={"samples": found, "evidence": evidence})
 
 
@@ -116,7 +117,9 @@ def _farthest(ours: NDArray[Any], theirs: NDArray[Any]) -> float:
     return float(distances(a, b).max(initial=0.0))
 
 
-def _evidence(build: Build, session: Session, judged: Judged, runtime_version: str, out: Path) -> Evidence:
+def _evidence(
+    build: Build, session: Session, judged: Judged, runtime_version: str, out: Path
+) -> tuple[Evidence, float]:
     assert judged.data is not None  # noqa: S101 - the caller looked
     fixed = build.inputs[0].shape[0]
     outputs = judged.outputs or predict(session, judged.data, None if fixed < 0 else fixed)
@@ -133,7 +136,7 @@ def _evidence(build: Build, session: Session, judged: Judged, runtime_version: s
         rounding = float(distances(rows, _values(info, judged.floats)[: len(rows)]).max(initial=0.0))
     path = out / f"{build.file}.evidence.npz"
     np.savez(path, rounding=np.float64(rounding), **arrays)  # type: ignore[arg-type]
-    return Evidence(
+    made = Evidence(
         file=path.name,
         size_bytes=path.stat().st_size,
         sha256=sha256_file(path),
@@ -141,6 +144,7 @@ def _evidence(build: Build, session: Session, judged: Judged, runtime_version: s
         scored=scored,
         runtime_version=runtime_version,
     )
+    return made, rounding
 
 
 def _values(info: MetricInfo, outputs: Outputs) -> NDArray[Any]:

@@ -195,7 +195,7 @@ class Step(_Strict):
 class Samples(_Strict):
     """A file in `out/`: inputs of a few samples, and what a build gave for them (`inputs/NAME`, `outputs/NAME`).
 
-    `rounding` is how far the outputs lie from the float model's, as a share of the largest.
+    `rounding` is how far outputs lie from the float model's, as a share of the largest; of the whole split where it was run.
     """
 
     file: FileName

@@ -17,16 +17,13 @@ from fleetfit.core.errors import InvalidData
 from fleetfit.core.metrics import MetricInfo, metric_info
 from fleetfit.core.statistics import paired_drop
 from fleetfit.core.statistics_student import Interval, student_tails
+from fleetfit.core.ties import ROUNDING, outputs_tolerance
 
 Floats = NDArray[np.floating[Any]]
 SURE: Final = 0.01
 """A gap with a smaller probability by chance is flagged."""
-ROUNDING: Final = 1e-3
-"""What another order of sums may do: to outputs as a share of the largest, to a mean of errors as a share of it."""
 MOST_COMPARED: Final = 1 << 19
 """So many output values of one build are compared at most: as float32 2 MiB."""
-# The server's own rounding, and a device whose arithmetic is twice as coarse.
-_COARSER: Final = 3.0
 # The distance of values that are numbers in one place only.
 _NO_NUMBER: Final = 1e6
 _Z95: Final = 1.959963984540054
@@ -149,7 +146,7 @@ def gap_between(
         rows = min(map(len, outputs))
         if rows and outputs[0].shape[1] == outputs[1].shape[1]:
             apart = distances(*(one[:rows] for one in outputs))
-    tolerance = max(ROUNDING, _COARSER * rounding)
+    tolerance = outputs_tolerance(rounding)
     changed = here != there
     return Gap(
         loss=loss,

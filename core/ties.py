@@ -1,4 +1,4 @@
-"""When a difference in speed is called none: one rule for the device, the choice and the tables. No NumPy."""
+"""When a difference is called none, in speed or in outputs: one rule for the device, the choice and the tables. No NumPy."""
 
 from __future__ import annotations
 
@@ -7,6 +7,18 @@ from typing import Final
 
 # Two builds whose speeds differ by less are one and the same to whoever deploys them.
 EQUIVALENCE_MARGIN: Final = 0.01
+ROUNDING: Final = 1e-3
+"""What another order of sums may do: to outputs as a share of the largest, to a mean of errors as a share of it."""
+# The rounding of where a build was made, and a machine whose arithmetic is twice as coarse.
+_COARSER: Final = 3.0
+
+
+def outputs_tolerance(rounding: float) -> float:
+    """How far outputs of one build may lie apart on two machines, as a share of the largest value.
+
+    `rounding` is how far they lie from the float model's where the build was made.
+    """
+    return max(ROUNDING, _COARSER * rounding)
 
 
 def is_even(low: float | None, high: float | None, margin: float = EQUIVALENCE_MARGIN) -> bool:

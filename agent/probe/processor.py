@@ -4,24 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Final
 
 from fleetfit.agent.probe.files import Tree
+from fleetfit.core.arm import ARM_CORES
 from fleetfit.proto.v1 import snapshot_pb2
-
-# Arm's kernel names parts by number only. Source: Linux, arch/arm64/include/asm/cputype.h, implementer 0x41.
-_ARM_PARTS: Final = {
-    "0xd03": "Cortex-A53",
-    "0xd05": "Cortex-A55",
-    "0xd07": "Cortex-A57",
-    "0xd08": "Cortex-A72",
-    "0xd0b": "Cortex-A76",
-    "0xd0c": "Neoverse-N1",
-    "0xd40": "Neoverse-V1",
-    "0xd42": "Cortex-A78AE",
-    "0xd49": "Neoverse-N2",
-    "0xd4f": "Neoverse-V2",
-}
 
 
 def read_processor(tree: Tree) -> snapshot_pb2.Processor:
@@ -47,7 +33,7 @@ def processor_name(tree: Tree) -> str:
     """The model's name; on Arm the core's, where its part number is known."""
     first, _ = _cpuinfo(tree)
     part = first.get("CPU part", "")
-    arm = _ARM_PARTS.get(part, "") if first.get("CPU implementer") == "0x41" else ""
+    arm = ARM_CORES.get(part, "") if first.get("CPU implementer") == "0x41" else ""
     # The kernels of some boards say no more as a model than that it is an Arm ("ARMv7 Processor rev 3 (v7l)").
     return arm or first.get("model name") or first.get("Hardware") or first.get("Model", "")
 

@@ -40,3 +40,4 @@ def pull(
         return
     output.say(f"{pulled.build} ({size(pulled.build.stat().st_size)}), for {pulled.manifest.get('device', device)}")
     output.say(f"try it: python {pulled.folder / 'run.py'}   (needs {needed(pulled)})")
+    output.say(f"on the device: python {pulled.folder / 'run.py'} --check   (is it what the report says?)")

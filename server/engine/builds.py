@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -11,10 +11,13 @@ from sqlalchemy.orm import Session
 from fleetfit.compress.tasks import Build, CompressFacts
 from fleetfit.core.digests import short
 from fleetfit.core.errors import Conflict, InvalidInput, NotFound
+from fleetfit.core.ties import outputs_tolerance
 from fleetfit.proto.v1 import common_pb2, reports_pb2
 from fleetfit.server.engine.lookup import find_device
 from fleetfit.server.engine.lowering import build_of
 from fleetfit.server.storage.tables import BuildRow, CandidateRow, DeviceRow, JobRow, ModelRow, VariantRow
+
+_SAMPLES: Final = "samples.npz"
 
 
 def find_build(
@@ -78,12 +81,17 @@ def find_build(
     name = f"{session.get_one(ModelRow, job.model_id).name}-{candidate.recipe}.{build.format}"
     manifest = _manifest(session, job, row, candidate, build, name, described)
     manifest["emulated"] = bool(here.get("emulated"))
-    return reports_pb2.GetBuildResponse(
+    answer = reports_pb2.GetBuildResponse(
         build=common_pb2.NamedArtifact(
             name=name, artifact=common_pb2.ArtifactRef(sha256=build.sha256, size_bytes=build.size_bytes)
         ),
         manifest_json=json.dumps(manifest, indent=2),
     )
+    samples = Build.model_validate(build.facts).samples
+    if samples is not None:
+        answer.samples.name = _SAMPLES
+        answer.samples.artifact.sha256, answer.samples.artifact.size_bytes = samples.sha256, samples.size_bytes
+    return answer
 
 
 def _manifest(
@@ -99,6 +107,11 @@ def _manifest(
     variant = session.get_one(VariantRow, candidate.variant_key)
     made = CompressFacts.model_validate(variant.facts)
     model = session.get_one(ModelRow, job.model_id)
+    files = {name: {"sha256": build.sha256, "size_bytes": build.size_bytes}}
+    check: dict[str, Any] = {}
+    if facts.samples is not None:
+        files[_SAMPLES] = {"sha256": facts.samples.sha256, "size_bytes": facts.samples.size_bytes}
+        check = {"samples": _SAMPLES, "tolerance": outputs_tolerance(facts.samples.rounding)}
     return {
         "schema": 1,
         "job": job.id,
@@ -108,7 +121,8 @@ def _manifest(
         "recipe": {"name": candidate.recipe, "yaml": variant.recipe},
         "runtime": build.runtime,
         "format": build.format,
-        "files": {name: {"sha256": build.sha256, "size_bytes": build.size_bytes}},
+        "files": files,
+        "check": check,
         "inputs": [tensor.model_dump() for tensor in facts.inputs],
         "outputs": [tensor.model_dump() for tensor in facts.outputs],
         "options": {"threads": candidate.threads, "batch": candidate.batch},

@@ -52,10 +52,15 @@ def arriving(content: bytes) -> Callable[[common_pb2.ArtifactRef, Path], None]:
 
 def test_the_folder_holds_build_manifest_and_run_py(tmp_path: Path, build: bytes) -> None:
     pulled = place_build(answer(build), tmp_path / "new" / "out", arriving(build))
-    assert sorted(file.name for file in pulled.folder.iterdir()) == ["m-pruned.onnx", "manifest.json", "run.py"]
+    assert sorted(file.name for file in pulled.folder.iterdir()) == [
+        "check.py",
+        "m-pruned.onnx",
+        "manifest.json",
+        "run.py",
+    ]
     manifest = json.loads((pulled.folder / "manifest.json").read_text())
     assert manifest["build"] == "m-pruned.onnx"
-    assert len((pulled.folder / "run.py").read_text().splitlines()) <= 10
+    assert len((pulled.folder / "run.py").read_text().splitlines()) <= 12
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["out"], "nothing else is left"
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,19 +61,32 @@ def test_a_device_that_computes_something_else_is_named(
         changed.setenv("PYTHONPATH", str(wrong_site(tmp_path / "site")))
         fleet.start_agent("wrong")
 
-    asked = ["bench", "net", "--data", "points", "--on", "right", "wrong", "--wait", "--json"]
+    asked = [
+        "bench",
+        "net",
+        "--data",
+        "points",
+        "--on",
+        "right",
+        "wrong",
+        "--device-samples",
+        "200",
+        "--wait",
+        "--json",
+    ]
     job = fleet.run(*asked, timeout_s=250).json["job"]["job_id"]
     report = fleet.run("report", job, "--json").json
     found: dict[str, Mapping[str, Any]] = {one["device"]: one for one in report["devices"]}
     assert found["right"]["warnings"] == []
     same = found["right"]["candidates"][0]["metric"]
+    assert (same["n"], same["of"]) == (200, 300)
     assert same["value"] == same["server"]["value"] and same["gap"]["compared"] == same["n"]
     assert (same["gap"]["flagged"], same["gap"]["differing"], same["gap"]["p"]) == (False, 0, 1.0)
 
     (warning,) = found["wrong"]["warnings"]
     other = found["wrong"]["candidates"][0]["metric"]
     gap = other["gap"]
-    assert gap["flagged"] and gap["p"] < 0.01 and gap["value"] > 3 and gap["beyond"] > 10
+    assert gap["flagged"] and gap["p"] < 0.01 and gap["value"] > 3 and gap["beyond"] > 5
     assert other["server"] == same["server"] and other["value"] < same["value"]
     worst = gap["worst_sample"]
     assert (worst["here"], worst["there"]) == (0.0, 1.0) and worst["distance"] > gap["tolerance"]
@@ -80,3 +95,15 @@ def test_a_device_that_computes_something_else_is_named(
     assert "Warning: original does not do on this device what it did on the server" in table
     verified = fleet.run("report", job, "--verify", "--json").json
     assert verified["holds"] and not verified["differences"], json.dumps(verified)[:2000]
+
+    # On the target: with NumPy and ONNX Runtime alone, in the right runtime and in the constructed one.
+    fleet.run("pull", job, "--device", "right", "--variant", found["right"]["candidates"][0]["variant"], "-o", "pulled")
+    command = [sys.executable, str(fleet.root / "pulled" / "run.py"), "--check", "--json"]
+    alike = subprocess.run([*command, "--no-time"], capture_output=True, text=True, timeout=60)
+    assert alike.returncode == 0, alike
+    said = json.loads(alike.stdout)
+    assert [one["name"] for one in said["outputs"]] == ["scores", "positive"] and said["conditions"] == []
+    timed = json.loads(
+        subprocess.run([*command, "--processes", "2"], capture_output=True, text=True, timeout=100).stdout
+    )
+    assert timed["time"]["inside"] in (True, False) and timed["time"]["report"]["p50"] > 0
