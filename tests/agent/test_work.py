@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import gzip
+import json
 import os
 import subprocess
 import sys
@@ -19,9 +20,10 @@ import pytest
 
 from fleetfit.agent import work
 from fleetfit.agent.cache import Cache
-from fleetfit.agent.spool import Spool, Spooled
+from fleetfit.agent.spool import DIGESTS, PARTIAL_VARIABLE, Spool, Spooled
 from fleetfit.agent.work import Worker
 from fleetfit.core.children import ChildOutcome
+from fleetfit.core.digests import sha256_file
 from fleetfit.core.errors import InvalidInput, Unavailable
 from fleetfit.core.stragglers import MARK_VARIABLE
 from fleetfit.proto import transfer
@@ -84,6 +86,29 @@ def test_a_lease_becomes_a_spooled_result_and_leaves_nothing_else(tmp_path: Path
     result = result_of(spooled)
     assert (result.status, result.condition["batch"]) == (Status.MEASUREMENT_STATUS_MEASURED, "3")
     assert not left(tmp_path)
+
+
+def test_what_a_metric_keeps_outlives_the_agent_and_is_bound_to_what_the_task_reads(
+    tmp_path: Path, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Path] = []
+
+    async def child(arguments: list[str], limits: Any, *, cwd: Path, environment: Any) -> ChildOutcome:
+        digests = json.loads((cwd / DIGESTS).read_text())
+        assert digests == {path.name: sha256_file(path) for path in (cwd / "in").iterdir()}
+        kept.append(Path(environment[PARTIAL_VARIABLE]))
+        kept[-1].mkdir(exist_ok=True)
+        (kept[-1] / "one.scores").touch()
+        return await PaperChild()(arguments, limits, cwd=cwd)
+
+    monkeypatch.setattr(work, "run_child", child)
+    names = {"candidate.onnx": b"one", "validation.npz": b"two"}
+    artifacts = [common_pb2.NamedArtifact(name=name, artifact=shelf.put(content)) for name, content in names.items()]
+    # Each call is an agent of its own, which clears what its predecessor left half done.
+    for _ in range(2):
+        carry_out(tmp_path, shelf, lease_of(*artifacts))
+        assert (kept[-1] / "one.scores").exists()
+    assert kept == [tmp_path / "partial"] * 2
 
 
 @pytest.mark.parametrize("linkable", [True, False])

@@ -70,6 +70,7 @@ def test_limits_reach_the_request_in_the_units_of_the_protocol() -> None:
             max_size_mb=0.5,
             threads=[2],
             sustained="2m",
+            device_samples=500,
         )
     )
     assert list(spec.devices) == ["pi", "edge"]
@@ -79,7 +80,7 @@ def test_limits_reach_the_request_in_the_units_of_the_protocol() -> None:
         3_000_000,
         500_000,
     )
-    assert spec.sustained_ms == 120_000
+    assert (spec.sustained_ms, spec.device_samples) == (120_000, 500)
     assert spec.kind == jobs_pb2.JOB_KIND_COMPRESS and list(spec.threads) == [2]
 
 
@@ -101,6 +102,7 @@ def test_no_limit_is_sent_where_none_is_given() -> None:
         {"minimize": "speed"},
         {"budget": "soon"},
         {"sustained": "long"},
+        {"device_samples": -1},
         {"max_drop": "a lot"},
     ],
 )
