@@ -31,7 +31,8 @@ class Wanted:
 
     `max_drop` is text: "1" is in points of the metric, "2%" relative to the original's value. Sizes are in megabytes of a
     million bytes. `recipes` are names or files; none is the default set. `recovered` are networks that were trained elsewhere,
-    by the names that `push_recovered` gave. `budget` and `sustained` are text such as "30m".
+    by the names that `push_recovered` gave. `budget` and `sustained` are text such as "30m". `if_not_quiet` is what becomes of a
+    device that is not quiet, cool and in `power_mode` (else in what its profile declares): "mark" its figures, or "refuse".
     """
 
     model: str
@@ -51,6 +52,8 @@ class Wanted:
     accept_emulated: bool = False
     sustained: str = ""
     device_samples: int = 0
+    if_not_quiet: str = "mark"
+    power_mode: str = ""
     runtimes: Sequence[str] = ()
     recovered: Sequence[str] = ()
     bench: bool = field(default=False, kw_only=True)
@@ -79,6 +82,8 @@ def job_spec(wanted: Wanted) -> jobs_pb2.JobSpec:
         accept_emulated=wanted.accept_emulated,
         sustained_ms=duration_ms(wanted.sustained, "sustained") if wanted.sustained else 0,
         device_samples=_samples(wanted.device_samples),
+        power_mode=wanted.power_mode.strip(),
+        refuse_unfit=_refuses(wanted.if_not_quiet),
         runtimes=split_names(wanted.runtimes),
         recovered=split_names(wanted.recovered),
     )
@@ -112,6 +117,12 @@ def objective(text: str) -> jobs_pb2.Objective.ValueType:
         raise UsageError(
             f"'{text}' cannot be minimized; choose one of {', '.join(_OBJECTIVES)}", field="minimize"
         ) from None
+
+
+def _refuses(if_not_quiet: str) -> bool:
+    if if_not_quiet not in ("mark", "refuse"):
+        raise UsageError(f"'{if_not_quiet}' is not known; choose mark or refuse", field="if-not-quiet")
+    return if_not_quiet == "refuse"
 
 
 def recipe_source(name_or_file: str) -> jobs_pb2.RecipeSource:

@@ -13,6 +13,8 @@ RETURNS_OUTPUTS: Final = "measure.outputs"
 # Builds of two runtimes are timed in turn.
 PAIRS_RUNTIMES: Final = "measure.pair.runtimes"
 SUSTAINS: Final = "measure.sustained"
+# A device that is not fit may be left unmeasured.
+REFUSES: Final = "measure.refuse"
 SCALES: Final = "measure.scaling"
 AGENT_CAPABILITIES: Final = (
     "measure.solo",
@@ -21,6 +23,7 @@ AGENT_CAPABILITIES: Final = (
     RETURNS_OUTPUTS,
     PAIRS_RUNTIMES,
     SUSTAINS,
+    REFUSES,
     SCALES,
 )
 SERVER_CAPABILITIES: Final = ("artifacts.resume", "session.wake")

@@ -17,6 +17,7 @@ from fleetfit.agent.hooks import APPLICATION_VARIABLE
 from fleetfit.agent.measuring.endings import Status, TrialFailed, explain
 from fleetfit.agent.measuring.energy import LAG_VARIABLE, read_until_cancelled
 from fleetfit.agent.measuring.engines import EnginesInTurn, several_engines
+from fleetfit.agent.measuring.fitness import judge
 from fleetfit.agent.measuring.scaling import Scaling
 from fleetfit.agent.meters.base import FoundMeter, NoMeter, find_meter
 from fleetfit.agent.probe.files import Tree
@@ -36,13 +37,8 @@ from fleetfit.proto.figures import pair_ratio, pair_spread_within_engines
 from fleetfit.proto.methods import METHOD_VERSION, PAIR_PROCESSES_MORE
 from fleetfit.proto.v1 import measurement_pb2
 
-# Above this share of all processors, or this much stolen by the hypervisor, a device is not quiet.
-_OTHERS_PERCENT: Final = 20.0
-_STEAL_PERCENT: Final = 5.0
 _LOOK_S: Final = 0.25
 _GLANCE_S: Final = 1.0
-# Nearer to the heat at which it slows down a device is not cool.
-_COOL_BELOW_CELSIUS: Final = 10.0
 # A child may use this share of the memory that is free; the rest keeps the device alive.
 _MEMORY_SHARE: Final = 0.9
 _WATCH_S: Final = 0.2
@@ -183,35 +179,37 @@ class Measurer:
             await asyncio.gather(reading, return_exceptions=True)
 
     async def _wait_for_quiet(self, result: measurement_pb2.MeasurementResult) -> None:
-        """Wait until nobody else works and the device is cool, each with its own limit; say what is left in the way."""
+        """Wait until nobody else works and the device is cool, each with its own limit; say what is left in the way.
+
+        Raises TrialFailed where the job would rather have no measurement than one of a device that is not fit.
+        """
+        method = self._task.method
         began = time.monotonic()
-        quiet_until = began + self._task.method.quiet_limit_ns / 1e9
-        cool_until = began + self._task.method.cool_limit_ns / 1e9
+        quiet_until = began + method.quiet_limit_ns / 1e9
+        cool_until = began + method.cool_limit_ns / 1e9
         while True:
             self._readings.take()
             await asyncio.sleep(_LOOK_S)
             reading = self._readings.take()
-            heat = heat_left(self._tree)
-            hot = heat is not None and heat[0] > heat[1] - _COOL_BELOW_CELSIUS
-            busy = reading.other_cpu_percent if reading.HasField("other_cpu_percent") else 0.0
-            stolen = reading.steal_percent if reading.HasField("steal_percent") else 0.0
-            quiet = busy <= _OTHERS_PERCENT and stolen <= _STEAL_PERCENT
+            found = judge(reading, heat_left(self._tree), power_mode(self._tree), method.power_mode)
             now = time.monotonic()
-            waits = (not quiet and now <= quiet_until) or (hot and now <= cool_until)
+            waits = (bool(found.busy) and now <= quiet_until) or (bool(found.hot) and now <= cool_until)
             # A metric does not depend on who else is working.
             if not waits or self._task.metric_only:
                 break
-            self._progress(f"waiting for the device to {'cool down' if quiet else 'be quiet'}", 0)
+            self._progress(f"waiting for the device to {'be quiet' if found.busy else 'cool down'}", 0)
         result.readings.append(reading)
-        result.quiet = quiet and not hot
-        found = []
-        if busy > _OTHERS_PERCENT:
-            found.append(f"other processes used {busy:.0f} % of the processors")
-        elif stolen > _STEAL_PERCENT:
-            found.append(f"the hypervisor took {stolen:.0f} % of the processor time")
-        if hot and heat is not None:
-            found.append(f"it began at {heat[0]:.0f} °C and slows down at {heat[1]:.0f} °C")
-        result.disturbance = ", and ".join(found)
+        result.quiet = not found.disturbance
+        result.disturbance = found.disturbance
+        if self._task.metric_only:
+            return
+        if found.reasons and method.refuse_unfit:
+            raise TrialFailed(
+                Status.MEASUREMENT_STATUS_REFUSED,
+                f"not measured, as the job asks of a device that is not fit: {found.reasons}; see to it, then resume the job",
+            )
+        if found.other_mode:
+            result.notes.append(f"{found.other_mode} as is declared; its figures hold for that mode")
 
     async def _trial(self, kind: str, number: int, activity: str, engine: int = 0) -> bytes:
         out = self._taskdir / f"{kind}-{number}.pb"

@@ -10,8 +10,10 @@ from fleetfit.client.commands.options import (
     AsJson,
     Batch,
     DeviceSamples,
+    IfNotQuiet,
     On,
     Plan,
+    PowerMode,
     Runtime,
     Seed,
     Server,
@@ -38,6 +40,8 @@ def measure(
     runtime: Runtime = [],  # noqa: B006 - typer reads it
     sustained: Sustained = "",
     device_samples: DeviceSamples = 0,
+    if_not_quiet: IfNotQuiet = "mark",
+    power_mode: PowerMode = "",
     seed: Seed = 0,
     wait: Wait = False,
     plan: Plan = False,
@@ -56,6 +60,8 @@ def measure(
         seed=seed,
         sustained=sustained,
         device_samples=device_samples,
+        if_not_quiet=if_not_quiet,
+        power_mode=power_mode,
         accept_emulated=True,
         bench=True,
     )

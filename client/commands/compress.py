@@ -12,8 +12,10 @@ from fleetfit.client.commands.options import (
     AsJson,
     Batch,
     DeviceSamples,
+    IfNotQuiet,
     On,
     Plan,
+    PowerMode,
     Runtime,
     Seed,
     Server,
@@ -63,6 +65,8 @@ def fit(
     runtime: Runtime = [],  # noqa: B006 - typer reads it
     sustained: Sustained = "",
     device_samples: DeviceSamples = 0,
+    if_not_quiet: IfNotQuiet = "mark",
+    power_mode: PowerMode = "",
     minimize: Annotated[
         str, typer.Option(help="latency, energy, size or memory, among what meets the limits.")
     ] = "latency",
@@ -107,7 +111,8 @@ def fit(
             raise UsageError("--local needs no device; leave --on, --wait and --plan out", field="local")
         if recovered:
             raise UsageError("--recovered is for a server's jobs; leave it out with --local", field="recovered")
-        if p95_ms is not None or max_memory_mb is not None or budget or sustained or device_samples:
+        measures = p95_ms is not None or max_memory_mb is not None or budget or sustained or device_samples
+        if measures or if_not_quiet != "mark" or power_mode:
             raise UsageError(
                 "--local measures nothing; of the limits give only --max-drop and --max-size-mb with it", field="local"
             )
@@ -154,6 +159,8 @@ def fit(
         metric=metric,
         sustained=sustained,
         device_samples=device_samples,
+        if_not_quiet=if_not_quiet,
+        power_mode=power_mode,
         accept_emulated=accept_emulated,
         runtimes=runtime,
         recovered=recovered,

@@ -38,6 +38,20 @@ DeviceSamples = Annotated[
         show_default=False,
     ),
 ]
+IfNotQuiet = Annotated[
+    str,
+    typer.Option(
+        "--if-not-quiet",
+        metavar="mark|refuse",
+        help="A device that is not quiet, cool and in its power mode after waiting: mark its figures, or refuse to measure.",
+    ),
+]
+PowerMode = Annotated[
+    str,
+    typer.Option(
+        "--power-mode", metavar="NAME", help="The power mode devices should be in; else what their profiles declare."
+    ),
+]
 Runtime = Annotated[
     list[str],
     typer.Option(

@@ -190,6 +190,8 @@ class JobSpec(_message.Message):
     RECOVERED_FIELD_NUMBER: _builtins.int
     SUSTAINED_MS_FIELD_NUMBER: _builtins.int
     DEVICE_SAMPLES_FIELD_NUMBER: _builtins.int
+    POWER_MODE_FIELD_NUMBER: _builtins.int
+    REFUSE_UNFIT_FIELD_NUMBER: _builtins.int
     SCALING_FIELD_NUMBER: _builtins.int
     kind: Global___JobKind.ValueType
     model: _builtins.str
@@ -207,6 +209,10 @@ class JobSpec(_message.Message):
     """Each build is also called for so long without a pause, to see what it does when the device is warm; 0: not."""
     device_samples: _builtins.int
     """The metric is computed on at most so many samples of a split, the same on every device; 0: on all."""
+    power_mode: _builtins.str
+    """The power mode that devices should be in, in their own words; empty: what is declared of each, if anything."""
+    refuse_unfit: _builtins.bool
+    """Devices that are not quiet, cool and in that mode are not measured. False: they are, and that is said."""
     scaling: _builtins.bool
     """The chosen build and its original are also measured with more threads, larger batches and several processes at once."""
     @_builtins.property
@@ -260,11 +266,13 @@ class JobSpec(_message.Message):
         recovered: _abc.Iterable[_builtins.str] | None = ...,
         sustained_ms: _builtins.int = ...,
         device_samples: _builtins.int = ...,
+        power_mode: _builtins.str = ...,
+        refuse_unfit: _builtins.bool = ...,
         scaling: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["incumbent", b"incumbent", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_emulated", b"accept_emulated", "batches", b"batches", "budget_ms", b"budget_ms", "dataset", b"dataset", "device_samples", b"device_samples", "devices", b"devices", "incumbent", b"incumbent", "kind", b"kind", "limits", b"limits", "metric", b"metric", "model", b"model", "objective", b"objective", "recipes", b"recipes", "recovered", b"recovered", "runtimes", b"runtimes", "scaling", b"scaling", "seed", b"seed", "sustained_ms", b"sustained_ms", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_emulated", b"accept_emulated", "batches", b"batches", "budget_ms", b"budget_ms", "dataset", b"dataset", "device_samples", b"device_samples", "devices", b"devices", "incumbent", b"incumbent", "kind", b"kind", "limits", b"limits", "metric", b"metric", "model", b"model", "objective", b"objective", "power_mode", b"power_mode", "recipes", b"recipes", "recovered", b"recovered", "refuse_unfit", b"refuse_unfit", "runtimes", b"runtimes", "scaling", b"scaling", "seed", b"seed", "sustained_ms", b"sustained_ms", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

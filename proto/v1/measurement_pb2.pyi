@@ -152,6 +152,8 @@ class Method(_message.Message):
     ENERGY_BUSY_NS_FIELD_NUMBER: _builtins.int
     SUSTAINED_NS_FIELD_NUMBER: _builtins.int
     COOL_LIMIT_NS_FIELD_NUMBER: _builtins.int
+    POWER_MODE_FIELD_NUMBER: _builtins.int
+    REFUSE_UNFIT_FIELD_NUMBER: _builtins.int
     SCALING_ROUNDS_FIELD_NUMBER: _builtins.int
     SCALING_POINT_NS_FIELD_NUMBER: _builtins.int
     SCALING_LIMIT_NS_FIELD_NUMBER: _builtins.int
@@ -192,6 +194,10 @@ class Method(_message.Message):
     """After its samples the solo child calls the build for so long without a pause; 0: not at all."""
     cool_limit_ns: _builtins.int
     """Waits so long for a device that is near the heat at which it slows down."""
+    power_mode: _builtins.str
+    """The power mode that the device should be in, in its own words; empty: whichever it is in."""
+    refuse_unfit: _builtins.bool
+    """A device that then is not quiet, cool and in that mode is not measured (REFUSED). False: it is, and that is said."""
     scaling_rounds: _builtins.int
     """Scaling curves: how often each point is measured in fresh processes, how long each calls the build, and how long all
     may take. A point that is begun is finished.
@@ -223,6 +229,8 @@ class Method(_message.Message):
         energy_busy_ns: _builtins.int = ...,
         sustained_ns: _builtins.int = ...,
         cool_limit_ns: _builtins.int = ...,
+        power_mode: _builtins.str = ...,
+        refuse_unfit: _builtins.bool = ...,
         scaling_rounds: _builtins.int = ...,
         scaling_point_ns: _builtins.int = ...,
         scaling_limit_ns: _builtins.int = ...,
@@ -231,7 +239,7 @@ class Method(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_ns", b"block_ns", "blocks_per_process", b"blocks_per_process", "child_limit_ns", b"child_limit_ns", "cool_limit_ns", b"cool_limit_ns", "energy_busy_ns", b"energy_busy_ns", "energy_rest_ns", b"energy_rest_ns", "energy_rounds", b"energy_rounds", "engines", b"engines", "engines_limit_ns", b"engines_limit_ns", "more_rounds_limit_ns", b"more_rounds_limit_ns", "most_pair_processes", b"most_pair_processes", "pair_limit_ns", b"pair_limit_ns", "pair_processes", b"pair_processes", "precision", b"precision", "quiet_limit_ns", b"quiet_limit_ns", "scaling_limit_ns", b"scaling_limit_ns", "scaling_point_ns", b"scaling_point_ns", "scaling_rounds", b"scaling_rounds", "solo_limit_ns", b"solo_limit_ns", "solo_samples", b"solo_samples", "sustained_ns", b"sustained_ns", "warmup_limit_ns", b"warmup_limit_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_ns", b"block_ns", "blocks_per_process", b"blocks_per_process", "child_limit_ns", b"child_limit_ns", "cool_limit_ns", b"cool_limit_ns", "energy_busy_ns", b"energy_busy_ns", "energy_rest_ns", b"energy_rest_ns", "energy_rounds", b"energy_rounds", "engines", b"engines", "engines_limit_ns", b"engines_limit_ns", "more_rounds_limit_ns", b"more_rounds_limit_ns", "most_pair_processes", b"most_pair_processes", "pair_limit_ns", b"pair_limit_ns", "pair_processes", b"pair_processes", "power_mode", b"power_mode", "precision", b"precision", "quiet_limit_ns", b"quiet_limit_ns", "refuse_unfit", b"refuse_unfit", "scaling_limit_ns", b"scaling_limit_ns", "scaling_point_ns", b"scaling_point_ns", "scaling_rounds", b"scaling_rounds", "solo_limit_ns", b"solo_limit_ns", "solo_samples", b"solo_samples", "sustained_ns", b"sustained_ns", "warmup_limit_ns", b"warmup_limit_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from fleetfit.compress.tasks import Build
 from fleetfit.core.errors import InvalidInput, LeaseLost, NotFound
 from fleetfit.core.metrics import known_metric
+from fleetfit.device_profiles.loader import load_profiles
 from fleetfit.proto.methods import for_emulated
 from fleetfit.proto.printable import printable
 from fleetfit.proto.v1 import common_pb2, jobs_pb2, measurement_pb2, work_pb2
@@ -250,6 +251,8 @@ class Leases:
         )
         if not task.metric_only:
             measure.method.sustained_ns = spec.sustained_ms * 1_000_000
+            measure.method.refuse_unfit = spec.refuse_unfit
+            measure.method.power_mode = spec.power_mode or _declared_mode(session, task.device_id)
         facts = (session.get_one(DatasetRow, job.dataset_id).facts or {}) if job.dataset_id and task.split else {}
         judged = known_metric(spec.metric or facts.get("metric", ""))
         returns = judged is not None and judged.is_user
@@ -275,6 +278,12 @@ class Leases:
         return work_pb2.TaskLease(
             task_id=task.id, fence=task.fence, lease_ms=self._lease_ms, measure=measure, artifacts=named
         )
+
+
+def _declared_mode(session: Session, device_id: str) -> str:
+    """The power mode that the device's profile declares, empty where it declares none."""
+    profile = load_profiles().get(session.get_one(DeviceRow, device_id).profile)
+    return (profile.conditions.power_mode or "") if profile is not None else ""
 
 
 def fail_task(session: Session, task: TaskRow, reason: str) -> None:

@@ -17,7 +17,7 @@ from fleetfit.core.metrics import USER, is_user_metric, metric_info, with_boxes
 from fleetfit.device_profiles.matching import GENERIC
 from fleetfit.device_profiles.schema import USUAL_ROUND_TO
 from fleetfit.proto.v1 import jobs_pb2, snapshot_pb2
-from fleetfit.proto.versions import MOST_OUTPUT_BYTES, PAIRS_RUNTIMES, RETURNS_OUTPUTS
+from fleetfit.proto.versions import MOST_OUTPUT_BYTES, PAIRS_RUNTIMES, REFUSES, RETURNS_OUTPUTS
 from fleetfit.server.engine.keys import variant_key
 from fleetfit.server.engine.targets import Target, targets
 from fleetfit.server.report.facts import LimitFacts
@@ -152,6 +152,7 @@ def plan_candidates(
         _check_fit(model, data)
     metric = judged_by(spec, data)
     _check_output(metric, model)
+    _check_refuses(spec, devices)
     returns_outputs = is_user_metric(metric)
     if returns_outputs and data is not None:
         _check_returns(metric, model, data, devices)
@@ -353,6 +354,17 @@ def judged_by(spec: jobs_pb2.JobSpec, data: PlannedData | None) -> str:
             )
         name = with_boxes(name, declared)
     return name
+
+
+def _check_refuses(spec: jobs_pb2.JobSpec, devices: Sequence[PlannedDevice]) -> None:
+    """Raise InvalidInput where a device would be measured though the job asks to refuse."""
+    old = [device.name for device in devices if REFUSES not in device.capabilities]
+    if spec.refuse_unfit and old:
+        raise InvalidInput(
+            f"the agent of {', '.join(old)} cannot refuse a device that is not quiet; update fleetfit there, or leave "
+            "--if-not-quiet out",
+            field="if_not_quiet",
+        )
 
 
 def _check_returns(metric: str, model: PlannedModel, data: PlannedData, devices: Sequence[PlannedDevice]) -> None:

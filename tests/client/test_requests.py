@@ -71,6 +71,8 @@ def test_limits_reach_the_request_in_the_units_of_the_protocol() -> None:
             threads=[2],
             sustained="2m",
             device_samples=500,
+            if_not_quiet="refuse",
+            power_mode="MAXN",
         )
     )
     assert list(spec.devices) == ["pi", "edge"]
@@ -81,11 +83,14 @@ def test_limits_reach_the_request_in_the_units_of_the_protocol() -> None:
         500_000,
     )
     assert (spec.sustained_ms, spec.device_samples) == (120_000, 500)
+    assert spec.sustained_ms == 120_000
+    assert (spec.refuse_unfit, spec.power_mode) == (True, "MAXN")
     assert spec.kind == jobs_pb2.JOB_KIND_COMPRESS and list(spec.threads) == [2]
 
 
 def test_no_limit_is_sent_where_none_is_given() -> None:
-    assert job_spec(Wanted("m", on=["pi"])).limits == jobs_pb2.Limits()
+    spec = job_spec(Wanted("m", on=["pi"]))
+    assert spec.limits == jobs_pb2.Limits() and not spec.refuse_unfit and not spec.power_mode
 
 
 @pytest.mark.parametrize(
@@ -103,6 +108,7 @@ def test_no_limit_is_sent_where_none_is_given() -> None:
         {"budget": "soon"},
         {"sustained": "long"},
         {"device_samples": -1},
+        {"if_not_quiet": "wait"},
         {"max_drop": "a lot"},
     ],
 )

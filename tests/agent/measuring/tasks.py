@@ -52,7 +52,7 @@ def prepare(
     metric: str = "accuracy",
     batch: int = -1,
     runtime: str = "onnxruntime",
-    method: Mapping[str, float] | None = None,
+    method: Mapping[str, float | str] | None = None,
     **changed: Any,
 ) -> measurement_pb2.MeasureTask:
     """Lay a task out in `folder` as the agent does, and return it."""
@@ -61,7 +61,7 @@ def prepare(
     )
     task.method.CopyFrom(QUICK)
     for name, value in (method or {}).items():
-        setattr(task.method, name, value if name == "precision" else int(value))
+        setattr(task.method, name, value if name in ("precision", "power_mode") else int(value))
     (folder / "in").mkdir(parents=True, exist_ok=True)
     (folder / "in" / "candidate.onnx").write_bytes(candidate)
     if baseline is not None:

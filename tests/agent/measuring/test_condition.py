@@ -6,6 +6,7 @@ import asyncio
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fleetfit.agent.caps import MEMORY_VARIABLE
@@ -29,7 +30,7 @@ HOT = {
 }
 
 
-def measure(folder: Path, tree: Tree, **method: int) -> measurement_pb2.MeasurementResult:
+def measure(folder: Path, tree: Tree, **method: int | str) -> measurement_pb2.MeasurementResult:
     task = prepare(folder / "task", affine(), method=method)
     return asyncio.run(Measurer(folder / "task", task, tree).measure())
 
@@ -80,6 +81,48 @@ def test_a_device_that_stays_hot_is_measured_and_marked(tmp_path: Path) -> None:
     summary = summarize(result)
     assert summary.trust == "noisy"
     assert "the device was not quiet: it began at 79 °C and slows down at 80 °C" in summary.notes
+
+
+def test_a_job_may_refuse_a_device_that_stays_hot(tmp_path: Path) -> None:
+    tree = plant(tmp_path / "root", HOT)
+    result = measure(tmp_path, tree, cool_limit_ns=300 * MS, refuse_unfit=True)
+    assert result.status == Status.MEASUREMENT_STATUS_REFUSED and not result.HasField("solo")
+    assert result.message == (
+        "not measured, as the job asks of a device that is not fit: it began at 79 °C and slows down at 80 °C; see to it, then "
+        "resume the job"
+    )
+    # What was in the way can be read.
+    assert result.readings[0].temperature_celsius == 79 and result.condition["threads"] == "1"
+    summary = summarize(result)
+    assert (summary.status, summary.message, summary.latency) == ("refused", result.message, None)
+
+
+def test_a_device_in_another_power_mode_is_marked_or_refused(tmp_path: Path) -> None:
+    tree = plant(tmp_path / "root", RASPBERRY_PI_4)
+    marked = measure(tmp_path, tree, power_mode="performance")
+    assert marked.status == Status.MEASUREMENT_STATUS_MEASURED
+    said = "its power mode is ondemand, not performance"
+    assert f"{said} as is declared; its figures hold for that mode" in summarize(marked).notes
+    # Another condition, not a doubtful one.
+    assert marked.quiet and summarize(marked).trust != "noisy"
+    refused = measure(tmp_path, tree, power_mode="performance", refuse_unfit=True)
+    assert refused.status == Status.MEASUREMENT_STATUS_REFUSED and said in refused.message
+    fit = measure(tmp_path, tree, power_mode="ondemand", refuse_unfit=True)
+    assert fit.status == Status.MEASUREMENT_STATUS_MEASURED and not fit.notes
+
+
+def test_a_metric_is_computed_whatever_the_device_is_like(tmp_path: Path) -> None:
+    x = np.ones((4, 4), np.float32)
+    task = prepare(
+        tmp_path / "task",
+        affine(),
+        data={"x": x, "targets": np.zeros(4, np.int64)},
+        method={"refuse_unfit": True},
+        metric_only=True,
+    )
+    tree = plant(tmp_path / "root", HOT)
+    result = asyncio.run(Measurer(tmp_path / "task", task, tree).measure())
+    assert result.status == Status.MEASUREMENT_STATUS_MEASURED and result.metric.count == 4
 
 
 _GREEDY = """

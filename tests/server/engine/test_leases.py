@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sqlalchemy import select
 
 from fleetfit.core.errors import LeaseLost, NotFound, Superseded
+from fleetfit.device_profiles.loader import load_profiles
 from fleetfit.proto.v1 import common_pb2, jobs_pb2, measurement_pb2, work_pb2
 from fleetfit.server.engine.jobs import cancel_job, resume_job
 from fleetfit.server.engine.leases import Leases, fail_task
@@ -115,6 +116,22 @@ def test_only_a_whole_measurement_goes_on_without_a_pause(leases: Leases, world:
     # The device asks again, as after a restart.
     world.change(TaskRow, world.tasks[0], split="test", metric_only=True)
     assert held(leases, world.device).measure.method.sustained_ns == 0
+
+
+def test_a_job_may_ask_for_a_power_mode_and_for_no_figures_without_it(
+    leases: Leases, world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = held(leases, world.device).measure.method
+    assert not method.refuse_unfit and not method.power_mode
+    declared = load_profiles()["raspberry-pi-4"]
+    declared = declared.model_copy(update={"conditions": declared.conditions.model_copy(update={"power_mode": "15W"})})
+    monkeypatch.setattr("fleetfit.server.engine.leases.load_profiles", lambda: {"board": declared})
+    world.change(DeviceRow, world.device, profile="board")
+    assert held(leases, world.device).measure.method.power_mode == "15W"
+    spec = jobs_pb2.JobSpec(refuse_unfit=True, power_mode="MAXN").SerializeToString()
+    world.change(JobRow, world.job, spec=spec)
+    method = held(leases, world.device).measure.method
+    assert method.refuse_unfit and method.power_mode == "MAXN"
 
 
 def test_a_test_task_of_a_metric_without_targets_brings_the_original(leases: Leases, world: Any) -> None:

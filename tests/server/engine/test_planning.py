@@ -11,6 +11,7 @@ from fleetfit.compress.recipe import CONTROL, Recipe, default_recipes
 from fleetfit.core.digests import key_of
 from fleetfit.core.errors import InvalidData, InvalidInput, InvalidRecipe
 from fleetfit.proto.v1 import jobs_pb2, snapshot_pb2
+from fleetfit.proto.versions import REFUSES
 from fleetfit.server.engine.keys import build_key, numeric_environment, variant_key
 from fleetfit.server.engine.planning import (
     PlannedCandidate,
@@ -368,3 +369,19 @@ def test_boxes_are_judged_as_their_dataset_declares_them(planned_data: PlannedDa
         assert judged_by(jobs_pb2.JobSpec(kind=1, metric=asked), boxes) == judged
     with pytest.raises(InvalidInput, match=r"reads boxes as xyxy, and those of flowers .* write map50@cxcywh"):
         judged_by(jobs_pb2.JobSpec(kind=1, metric="map50@xyxy"), boxes)
+
+
+def test_a_device_that_cannot_refuse_is_refused_itself(
+    planned_model: PlannedModel, planned_data: PlannedData, make_snapshot: MakeSnapshot
+) -> None:
+    old, new = (
+        PlannedDevice(name, name, make_snapshot(), capabilities=frozenset(can))
+        for name, can in (("old", ()), ("new", (REFUSES,)))
+    )
+    wanted = jobs_pb2.JobSpec(kind=jobs_pb2.JOB_KIND_COMPRESS, refuse_unfit=True)
+    with pytest.raises(
+        InvalidInput, match="the agent of old cannot refuse a device that is not quiet; update fleetfit"
+    ):
+        plan(wanted, planned_model, planned_data, [old, new], PRUNED)
+    assert plan(wanted, planned_model, planned_data, [new], PRUNED)
+    assert plan(COMPRESS, planned_model, planned_data, [old], PRUNED)
