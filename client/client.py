@@ -7,14 +7,14 @@ import re
 import tempfile
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from fleetfit.client.connection import Connection
 from fleetfit.client.pulling import Download, Pulled, PulledVariant, place_build, place_variant
-from fleetfit.client.pushing import Source, check_npz, open_source
+from fleetfit.client.pushing import PART_NAMES, Source, check_npz, open_source, part_file
 from fleetfit.client.requests import Wanted, job_spec, name_for
 from fleetfit.client.servers import Credential, find_server
 from fleetfit.core.errors import FleetfitError, InternalError, InvalidData, InvalidModel, UnsupportedHere
@@ -139,19 +139,42 @@ class Client:
     # Models and datasets
 
     def push_model(
-        self, source: str | Path, name: str = "", *, samples: Path | None = None, on_progress: OnProgress = _ignore
+        self,
+        source: str | Path,
+        name: str = "",
+        *,
+        pre: str | Path | None = None,
+        post: str | Path | None = None,
+        samples: Path | None = None,
+        on_progress: OnProgress = _ignore,
     ) -> models_pb2.Model:
         """Register a model: a `.pt2` or `.onnx` file, or `package.module:factory`, which is exported here first.
 
-        `samples` is an `.npz` whose first rows are the sample inputs where a factory returns the model alone. Raises
-        InvalidModel with the server's sentence where the model is refused.
-        """
-        with open_source(str(source), samples, on_progress) as made:
-            return self._push_model(made, name_for(name or made.name), on_progress)
+        Args:
+            source: The file, or the factory.
+            name: The model's name; the file's without its ending.
+            pre: An ONNX file whose outputs are the model's inputs, by name. It is never compressed, and timed apart.
+            post: An ONNX file whose inputs are the model's outputs, or outputs of `pre`, by name.
+            samples: An `.npz` whose first rows are the sample inputs where a factory returns the model alone.
+            on_progress: Told how far the upload and the check are.
 
-    def _push_model(self, made: Source, name: str, on_progress: OnProgress) -> models_pb2.Model:
+        Raises:
+            InvalidModel: The model is refused, or a part does not fit it; the sentence says why.
+            UnsupportedHere: The server is older and knows no parts.
+        """
+        given = {"pre": pre, "post": post}
+        parts = {part: part_file(Path(path), part) for part, path in given.items() if path is not None}
+        with open_source(str(source), samples, on_progress) as made:
+            return self._push_model(made, name_for(name or made.name), parts, on_progress)
+
+    def _push_model(
+        self, made: Source, name: str, parts: Mapping[str, Path], on_progress: OnProgress
+    ) -> models_pb2.Model:
         artifact = self._connection.upload(made.path, _sending(made.path, on_progress))
         request = models_pb2.PushModelRequest(name=name, artifact=artifact, format=made.format)
+        for part, path in parts.items():
+            sent = self._connection.upload(path, _sending(path, on_progress))
+            (request.pre if part == "pre" else request.post).CopyFrom(sent)
         model: models_pb2.Model | None = None
         for response in self._connection.follow(self._models.PushModel, request):
             _forward(response, on_progress)
@@ -160,6 +183,10 @@ class Client:
             raise InternalError("the server ended the check without a result; see its log")
         if model.state == models_pb2.INTAKE_STATE_REFUSED:
             raise InvalidModel(model.refusal, field="model")
+        if any(request.HasField(part) and not model.HasField(part) for part in PART_NAMES):
+            raise UnsupportedHere(
+                "the server is older and has left --pre and --post out; update it, or push the model without them"
+            )
         return model
 
     def push_recovered(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from fleetfit.client.pushing import PART_NAMES
 from fleetfit.core.arm import ARM_CORES
 from fleetfit.core.digests import sha256_file, short
 from fleetfit.core.errors import AlreadyExists, ExhaustedResource, IntegrityError
@@ -49,6 +50,41 @@ model = runtime(manifest["runtime"]).load((here / manifest["build"]).read_bytes(
 zeros = {i["name"]: np.zeros([batch, *(max(n, 1) for n in i["shape"][1:])], i["dtype"]) for i in manifest["inputs"]}
 feeds = {name: np.load(sys.argv[1])[name][:batch] if sys.argv[1:] else array for name, array in zeros.items()}
 print({name: value.tolist() for name, value in model.run(feeds).items()})
+"""
+
+# With a model's other parts: what each gives is handed to the next by name. HOW is one of the two below.
+RUN_CHAIN_PY: Final = """\
+# Runs pre, the build and post with the options they were measured with: python run.py [INPUTS.npz], or checks the build: --check
+import json, pathlib, runpy, sys
+here = pathlib.Path(__file__).parent
+if "--check" in sys.argv: sys.exit(runpy.run_path(str(here / "check.py"))["main"](sys.argv[1:]))
+import numpy as np
+manifest = json.loads((here / "manifest.json").read_text())
+HOW
+options, batch = manifest["options"], manifest["options"]["batch"]
+core = {"file": manifest["build"], "inputs": manifest["inputs"], "runtime": manifest["runtime"]}
+parts = {"core": core, **manifest["parts"]}
+chain = [parts[name] for name in ("pre", "core", "post") if name in parts]
+zeros = {i["name"]: np.zeros([batch, *(max(n, 1) for n in i["shape"][1:])], i["dtype"]) for i in chain[0]["inputs"]}
+values = {name: np.load(sys.argv[1])[name][:batch] if sys.argv[1:] else array for name, array in zeros.items()}
+for part in chain:
+    last = run(part, {i["name"]: values[i["name"]] for i in part["inputs"]})
+    values = {**values, **last}
+print({name: value.tolist() for name, value in last.items()})
+"""
+_PART_IN_ONNXRUNTIME: Final = """\
+import onnxruntime as ort
+def run(part, feeds):
+    how = ort.SessionOptions()
+    how.intra_op_num_threads, how.inter_op_num_threads = options["threads"], 1
+    session = ort.InferenceSession(here / part["file"], how, providers=["CPUExecutionProvider"])
+    return dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds)))
+"""
+_PART_ELSEWHERE: Final = """\
+from fleetfit.runtimes.registry import runtime
+def run(part, feeds):
+    made_for = runtime(part.get("runtime", "onnxruntime"))
+    return made_for.load((here / part["file"]).read_bytes(), threads=options["threads"]).run(feeds)
 """
 
 TRAIN_PY: Final = """\
@@ -105,6 +141,7 @@ def place_build(answer: reports_pb2.GetBuildResponse, folder: Path, download: Do
     if described.get("sha256") != answer.build.artifact.sha256:
         raise IntegrityError("the manifest is not of this build (digests differ); try again, or see the server's log")
     manifest["build"] = name
+    _check_parts(answer, manifest, name)
     told = manifest.get("check")
     if isinstance(told, dict):
         told["arm_cores"] = ARM_CORES
@@ -116,16 +153,45 @@ def place_build(answer: reports_pb2.GetBuildResponse, folder: Path, download: Do
                     "the manifest is not of these samples (digests differ); try again, or see the server's log"
                 )
             _fetch(answer.samples.artifact, staging / _SAMPLES, download)
+        for named in answer.parts:
+            _fetch(named.artifact, staging / named.name, download)
         shutil.copyfile(Path(__file__).with_name("check_build.py"), staging / "check.py")
         (staging / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        script = RUN_PY if _in_onnxruntime(manifest) else RUN_ELSEWHERE_PY
-        (staging / "run.py").write_text(script, encoding="utf-8")
+        (staging / "run.py").write_text(_script(manifest), encoding="utf-8")
     return Pulled(folder, folder / name, manifest)
+
+
+def _script(manifest: dict[str, Any]) -> str:
+    here = _in_onnxruntime(manifest)
+    if manifest.get("parts"):
+        return RUN_CHAIN_PY.replace("HOW\n", _PART_IN_ONNXRUNTIME if here else _PART_ELSEWHERE)
+    return RUN_PY if here else RUN_ELSEWHERE_PY
+
+
+def _check_parts(answer: reports_pb2.GetBuildResponse, manifest: dict[str, Any], build: str) -> None:
+    """The parts are those of the manifest, under the names that they must have. Raises IntegrityError."""
+    described = manifest.get("parts", {})
+    expected = {
+        f"{part}.onnx": one.get("sha256") for part, one in described.items() if one.get("file") == f"{part}.onnx"
+    }
+    arrived = {named.name: named.artifact.sha256 for named in answer.parts}
+    if (
+        not set(described) <= set(PART_NAMES)
+        or len(expected) != len(described)
+        or arrived != expected
+        or build in expected
+    ):
+        raise IntegrityError(
+            "the manifest's pre and post parts are not those that came; try again, or update the server"
+        )
 
 
 def needed(pulled: Pulled) -> str:
     """What `run.py` needs to be installed."""
-    return "onnxruntime and numpy" if _in_onnxruntime(pulled.manifest) else f"fleetfit[{pulled.manifest['runtime']}]"
+    if _in_onnxruntime(pulled.manifest):
+        return "onnxruntime and numpy"
+    extras = [pulled.manifest["runtime"], *(["onnxruntime"] if pulled.manifest.get("parts") else [])]
+    return f"fleetfit[{','.join(extras)}]"
 
 
 def _in_onnxruntime(manifest: dict[str, Any]) -> bool:

@@ -8,11 +8,12 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from fleetfit.core.errors import InvalidData, InvalidInput, InvalidModel
 
 FORMATS: Final = {".pt2": "pt2", ".onnx": "onnx"}
+PART_NAMES: Final[tuple[Literal["pre", "post"], ...]] = ("pre", "post")
 _Told = Callable[[str, float | None, float | None], None]
 
 
@@ -51,6 +52,18 @@ def model_file(path: Path) -> Source:
         )
     _readable(path, "model")
     return Source(path, path.stem, form)
+
+
+def part_file(path: Path, name: str) -> Path:
+    """The ONNX file of a part that is never compressed, `pre` or `post`. Raises InvalidModel where it is none."""
+    if path.suffix.lower() != ".onnx":
+        raise InvalidModel(
+            f"'{path}' cannot be the {name} part, which is an .onnx file; make one with torch.onnx.export(module, args, "
+            f"'{name}.onnx', dynamo=True, external_data=False, input_names=[...], output_names=[...])",
+            field=name,
+        )
+    _readable(path, name)
+    return path
 
 
 def export_factory(spec: str, samples: Path | None, folder: Path, told: _Told) -> Source:

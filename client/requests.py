@@ -29,6 +29,8 @@ _LARGEST_RECIPE: Final = 64 * 1024
 class Wanted:
     """A job as a person asks for it: `fleetfit compress` and `Client.compress` alike.
 
+    `p95_ms` is of the model alone, `p95_end_to_end_ms` of the chain with its `pre` and `post` parts.
+
     `max_drop` is text: "1" is in points of the metric, "2%" relative to the original's value. Sizes are in megabytes of a
     million bytes. `recipes` are names or files; none is the default set. `recovered` are networks that were trained elsewhere,
     by the names that `push_recovered` gave. `budget` and `sustained` are text such as "30m". `if_not_quiet` is what becomes of a
@@ -41,6 +43,7 @@ class Wanted:
     recipes: Sequence[str | Path] = ()
     max_drop: str = ""
     p95_ms: float | None = None
+    p95_end_to_end_ms: float | None = None
     max_memory_mb: float | None = None
     max_size_mb: float | None = None
     threads: Sequence[int] = ()
@@ -174,6 +177,8 @@ def limits_given(wanted: Wanted) -> jobs_pb2.Limits:
             limits.max_drop_points = value
     if wanted.p95_ms is not None:
         limits.p95_ms = _positive(wanted.p95_ms, "p95-ms")
+    if wanted.p95_end_to_end_ms is not None:
+        limits.p95_end_to_end_ms = _positive(wanted.p95_end_to_end_ms, "p95-end-to-end-ms")
     if wanted.max_memory_mb is not None:
         limits.max_peak_memory_bytes = round(_positive(wanted.max_memory_mb, "max-memory-mb") * _MB)
     if wanted.max_size_mb is not None:

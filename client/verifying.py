@@ -17,6 +17,7 @@ from fleetfit.core.errors import InvalidData
 from fleetfit.core.statistics import metric_value, paired_drop
 from fleetfit.core.statistics_latency import half_width, median_interval, percentile_interval, quotient_interval
 from fleetfit.core.statistics_student import Interval
+from fleetfit.proto.chains import PART_LINKS, chain_ratio, chain_samples
 from fleetfit.proto.energy import energy_of_a_call
 from fleetfit.proto.figures import (
     bounds,
@@ -156,6 +157,7 @@ def _figures_of(
     yield from _latency(row)
     yield from _speed(device, row, rows)
     yield from _sustained(row)
+    yield from _chain(row)
     yield from _memory(row)
     yield from _energy(row)
     for name, raw in (("metric", row.raw), ("test_metric", row.test)):
@@ -212,6 +214,33 @@ def _sustained(row: _Row) -> Iterator[tuple[str, Any, Any]]:
     yield from _with_bounds("sustained_ms", printed, computed.sustained, "p50")
     yield "sustained_ms.p95", printed.get("p95"), computed.sustained_p95
     yield "sustained_ms.seconds", printed.get("seconds"), computed.seconds
+
+
+def _chain(row: _Row) -> Iterator[tuple[str, Any, Any]]:
+    """End to end, and part by part."""
+    printed, processes = row.report.get("end_to_end_ms"), chain_samples(row.raw)
+    if printed is None or not processes:
+        yield "end_to_end_ms", printed, None if not processes else "samples"
+        return
+    yield from _with_bounds("end_to_end_ms", printed, median_interval(processes), "p50")
+    for percent in (95, 99):
+        computed = percentile_interval(percent, processes)
+        yield f"end_to_end_ms.p{percent}", printed.get(f"p{percent}"), computed.value if computed else None
+        yield f"end_to_end_ms.p{percent}_ci95", printed.get(f"p{percent}_ci95"), list(bounds(computed))
+    yield "end_to_end_ms.samples", printed.get("samples"), sum(map(len, processes))
+    yield "end_to_end_ms.processes", printed.get("processes"), len(processes)
+    speedup, ratio = printed.get("speedup"), _UNITY if row.is_original else chain_ratio(row.raw)
+    if speedup is not None and ratio is not None:
+        yield from _with_bounds("end_to_end_ms.speedup", speedup, ratio, "ratio")
+    else:
+        yield "end_to_end_ms.speedup", speedup, ratio
+    for name, link in PART_LINKS.items():
+        part, found = (row.report.get("parts_ms") or {}).get(name), chain_samples(row.raw, link)
+        if part is None or not found:
+            yield f"parts_ms.{name}", part, None if not found else "samples"
+            continue
+        yield from _with_bounds(f"parts_ms.{name}", part, median_interval(found), "p50")
+        yield f"parts_ms.{name}.samples", part.get("samples"), sum(map(len, found))
 
 
 def _memory(row: _Row) -> Iterator[tuple[str, Any, Any]]:

@@ -35,11 +35,17 @@ class Tensor(_Strict):
     shape: list[int]
 
 
+PartName = Literal["pre", "post"]
+PARTS: Final[tuple[PartName, ...]] = ("pre", "post")
+
+
 class IntakeModel(_Strict):
-    """Check an uploaded model. Reads `model`; makes nothing."""
+    """Check an uploaded model, and that its parts fit. Reads `model` and, where named, `pre` and `post`; makes nothing."""
 
     kind: Literal["intake_model"] = "intake_model"
     format: Literal["pt2", "onnx"]
+    parts: list[PartName] = []
+    """What stands before and behind the model and is never compressed: ONNX files."""
 
 
 class IntakeData(_Strict):
@@ -249,6 +255,13 @@ class Trainable(_Strict):
     sha256: str
 
 
+class ModelPart(_Strict):
+    """What intake found in a part that stands before or behind a model."""
+
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+
+
 class ModelFacts(_Strict):
     """What intake found in a model."""
 
@@ -259,6 +272,7 @@ class ModelFacts(_Strict):
     recognised_share: float
     trainable: bool
     notes: list[str] = []
+    parts: dict[PartName, ModelPart] = {}
 
 
 class SplitFile(_Strict):

@@ -52,6 +52,8 @@ def named_method(name: str) -> measurement_pb2.Method:
             # 4.3 for three, 3.2 for four, and each takes minutes. Three, each in as many processes of either order.
             engines=3,
             engines_limit_ns=900 * _S,
+            # As many as pairs have at the fewest; there is no ratio to be chosen by, so no more are added.
+            chain_processes=6,
         )
     if name == "quick":
         return measurement_pb2.Method(
@@ -70,6 +72,7 @@ def named_method(name: str) -> measurement_pb2.Method:
             scaling_rounds=2,
             scaling_point_ns=100 * _MS,
             scaling_limit_ns=30 * _S,
+            chain_processes=4,
         )
     raise InvalidInput(f"there is no measuring method '{name}'; choose standard or quick", field="method")
 
@@ -84,6 +87,7 @@ def for_emulated(method: measurement_pb2.Method) -> measurement_pb2.Method:
     brief.CopyFrom(method)
     # One for either order of loading.
     brief.pair_processes = brief.most_pair_processes = min(method.pair_processes, PAIR_PROCESSES_MORE)
+    brief.chain_processes = min(method.chain_processes, PAIR_PROCESSES_MORE)
     brief.precision = 0
     brief.child_limit_ns = max(method.child_limit_ns, _EMULATED_CHILD_NS)
     return brief

@@ -16,6 +16,8 @@ SUSTAINS: Final = "measure.sustained"
 # A device that is not fit may be left unmeasured.
 REFUSES: Final = "measure.refuse"
 SCALES: Final = "measure.scaling"
+# A model's parts that are never compressed are timed with it, end to end.
+CHAINS: Final = "measure.chain"
 AGENT_CAPABILITIES: Final = (
     "measure.solo",
     "measure.pair",
@@ -25,6 +27,7 @@ AGENT_CAPABILITIES: Final = (
     SUSTAINS,
     REFUSES,
     SCALES,
+    CHAINS,
 )
 SERVER_CAPABILITIES: Final = ("artifacts.resume", "session.wake")
 

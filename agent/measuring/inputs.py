@@ -31,11 +31,12 @@ def timing_feeds(task: measurement_pb2.MeasureTask, split: Split | None) -> dict
         if real is not None and len(real):
             feeds[spec.name] = np.ascontiguousarray(real[np.resize(np.arange(len(real)), task.batch)])
         else:
-            feeds[spec.name] = _random(spec, task.batch)
+            feeds[spec.name] = made_up(spec, task.batch)
     return feeds
 
 
-def _random(spec: common_pb2.TensorSpec, batch: int) -> NDArray[Any]:
+def made_up(spec: common_pb2.TensorSpec, batch: int) -> NDArray[Any]:
+    """Random values for an input, the same each time. Raises InvalidModel for a dtype that has none."""
     shape = (batch, *(max(int(size), 1) for size in spec.shape[1:]))
     generator = np.random.default_rng(0)
     try:

@@ -62,6 +62,8 @@ class Measurer:
         paired = task.HasField("baseline") and not task.metric_only
         self._pairs = task.method.pair_processes if paired else 0
         energy = task.method.energy_rounds > 0 and not (task.metric_only or task.scaling)
+        parted = (task.HasField("pre") or task.HasField("post")) and not (task.metric_only or task.scaling)
+        self._chains = task.method.chain_processes if parted else 0
         self._meter: FoundMeter | NoMeter | None = find_meter(tree) if energy else None
         self._done = 0
         self._told = 0.0
@@ -86,6 +88,9 @@ class Measurer:
             result.readings.append(self._readings.take())
             if self._pairs:
                 await self._pair_trials(result)
+                result.readings.append(self._readings.take())
+            if self._chains:
+                await self._chain_trials(result)
                 result.readings.append(self._readings.take())
             await self._energy_trial(result)
             result.status = Status.MEASUREMENT_STATUS_MEASURED
@@ -160,6 +165,29 @@ class Measurer:
             if spent_s + more_s > method.pair_limit_ns / 1e9
             else SamplingEnd.SAMPLING_END_UNSPECIFIED
         )
+
+    async def _chain_trials(self, result: measurement_pb2.MeasurementResult) -> None:
+        """The build between the model's other parts; beside the original where that is another build of the same runtime.
+
+        What goes wrong with the parts is no fault of the build, which is measured: it is said why end to end is not known.
+        """
+        task = self._task
+        apart = task.baseline.build_id != task.candidate.build_id
+        both = bool(result.pairs) and apart and task.baseline.runtime == task.candidate.runtime
+        for kind in ("chain", "chain-alone") if both else ("chain-alone",):
+            del result.chains[:]
+            result.no_chain_because = ""
+            try:
+                for number in range(self._chains):
+                    trial = await self._trial(kind, number, "measuring the whole chain")
+                    result.chains.add().ParseFromString(trial)
+                return
+            except TrialFailed as failure:
+                del result.chains[:]
+                result.no_chain_because = failure.message
+                # The chain with one build between may fit where it does not with two.
+                if failure.status != Status.MEASUREMENT_STATUS_OUT_OF_MEMORY:
+                    return
 
     async def _energy_trial(self, result: measurement_pb2.MeasurementResult) -> None:
         if isinstance(self._meter, NoMeter):
@@ -287,7 +315,7 @@ class Measurer:
 
     def _progress(self, activity: str, of_trial: float) -> None:
         # More pairs than were foreseen hold progress up, and never turn it back.
-        trials = 1 + self._pairs + isinstance(self._meter, FoundMeter)
+        trials = 1 + self._pairs + self._chains + isinstance(self._meter, FoundMeter)
         done = self._told = max(self._told, min((self._done + of_trial) / trials, 1.0))
         said: dict[str, object] = {"activity": activity, "fraction": round(done, 3)}
         if done > 0:

@@ -1,7 +1,8 @@
-"""The trials themselves, each in a fresh process: solo (with the metric), pair and energy.
+"""The trials themselves, each in a fresh process: solo (with the metric), pair, chain and energy.
 
-`python -m fleetfit.agent.measuring.trials TASKDIR OUT solo|pair|energy NUMBER ENGINE` writes one serialized message to OUT. What it
-cannot do for a reason that a person can act on is said in OUT.error; how far it is stands in OUT.step.
+`python -m fleetfit.agent.measuring.trials TASKDIR OUT KIND NUMBER ENGINE`, where KIND is solo, pair, chain, chain-alone or energy,
+writes one serialized message to OUT. What it cannot do for a reason that a person can act on is said in OUT.error; how far it is
+stands in OUT.step.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import numpy as np
 from google.protobuf.message import Message
 from numpy.typing import NDArray
 
+from fleetfit.agent.measuring.chain import time_chain
 from fleetfit.agent.measuring.energy import LAG_VARIABLE, rest_and_work
 from fleetfit.agent.measuring.inputs import fixed_batch, metric_batches
 from fleetfit.agent.measuring.kept import Batch, kept_scores
@@ -180,6 +182,10 @@ class Trial:
         ours, theirs = ([milliseconds(b.latency_ns) for b in run.blocks if b.candidate is w] for w in (True, False))
         return process_spread(ours, theirs) <= method.precision
 
+    def chain(self, number: int, *, both: bool) -> measurement_pb2.ChainRun:
+        """The build between the model's other parts, and, with `both`, the baseline between them in turn with it."""
+        return time_chain(self._task, self._taskdir, number, self._step, both=both)
+
     def energy(self) -> measurement_pb2.EnergyRun:
         """The build at rest and at work in turn."""
         task = self._task
@@ -306,6 +312,8 @@ def main(arguments: list[str]) -> int:
         trial = Trial(taskdir, out)
         if kind == "energy":
             message = trial.energy()
+        elif kind in ("chain", "chain-alone"):
+            message = trial.chain(int(arguments[3]), both=kind == "chain")
         else:
             message = trial.pair(*map(int, arguments[3:5])) if kind == "pair" else trial.solo()
     except MemoryError:

@@ -54,7 +54,11 @@ def fit(
         str, typer.Option(metavar="1 | 2%", help="Largest loss of the metric, in points or relative to the original's.")
     ] = "",
     p95_ms: Annotated[
-        float | None, typer.Option(help="Largest 95th percentile of latency.", show_default=False)
+        float | None, typer.Option(help="Largest 95th percentile of the model's latency.", show_default=False)
+    ] = None,
+    p95_end_to_end_ms: Annotated[
+        float | None,
+        typer.Option(help="The same with its pre and post parts, where it has any.", show_default=False),
     ] = None,
     max_memory_mb: Annotated[
         float | None, typer.Option(help="Largest peak memory (1 MB is a million bytes).", show_default=False)
@@ -111,7 +115,8 @@ def fit(
             raise UsageError("--local needs no device; leave --on, --wait and --plan out", field="local")
         if recovered:
             raise UsageError("--recovered is for a server's jobs; leave it out with --local", field="recovered")
-        measures = p95_ms is not None or max_memory_mb is not None or budget or sustained or device_samples
+        limited = any(limit is not None for limit in (p95_ms, p95_end_to_end_ms, max_memory_mb))
+        measures = limited or budget or sustained or device_samples
         if measures or if_not_quiet != "mark" or power_mode:
             raise UsageError(
                 "--local measures nothing; of the limits give only --max-drop and --max-size-mb with it", field="local"
@@ -149,6 +154,7 @@ def fit(
         recipes=recipe,
         max_drop=max_drop,
         p95_ms=p95_ms,
+        p95_end_to_end_ms=p95_end_to_end_ms,
         max_memory_mb=max_memory_mb,
         max_size_mb=max_size_mb,
         threads=threads,

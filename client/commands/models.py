@@ -37,6 +37,18 @@ Samples = Annotated[
 def push(
     model: Target,
     name: Annotated[str, typer.Option(help="The model's name; else the file's or the module's.")] = "",
+    pre: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.onnx",
+            help="What makes the model's inputs: never compressed, timed apart, part of end to end.",
+            show_default=False,
+        ),
+    ] = None,
+    post: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.onnx", help="What reads the model's outputs, in the same way.", show_default=False),
+    ] = None,
     samples: Samples = None,
     recovers: Annotated[
         str,
@@ -52,10 +64,15 @@ def push(
             raise UsageError(
                 "a variant's network keeps the model's name; leave --name out with --recovers", field="name"
             )
+        if pre is not None or post is not None:
+            raise UsageError(
+                "a variant's network keeps the model's parts; leave --pre and --post out with --recovers",
+                field="pre" if pre is not None else "post",
+            )
         _push_recovered(model, recovers, samples, server, output)
         return
     with connect(server) as client, Follower() as told:
-        found = client.push_model(model, name, samples=samples, on_progress=told)
+        found = client.push_model(model, name, pre=pre, post=post, samples=samples, on_progress=told)
     if as_json:
         output.json({"model": to_plain(found)})
         return

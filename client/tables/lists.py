@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from rich.table import Table
 
 from fleetfit.client.plain import enum_word
+from fleetfit.client.pushing import PART_NAMES
 from fleetfit.client.tables.plain_table import table
 from fleetfit.client.tables.profiles import profile_rows
 from fleetfit.client.tables.words import ago, condition, count, duration, job_id, shape, size
@@ -100,6 +101,7 @@ def model_facts(model: models_pb2.Model) -> Table:
         *tensor_rows("input", model.inputs),
         *tensor_rows("output", model.outputs),
         ("sha256", model.artifact.sha256),
+        *(row for name in PART_NAMES if model.HasField(name) for row in _part_rows(name, getattr(model, name))),
         *(("note", note) for note in model.notes),
     ]
     if model.trainable:
@@ -109,6 +111,13 @@ def model_facts(model: models_pb2.Model) -> Table:
     if model.refusal:
         facts.append(("refused", model.refusal))
     return table(((f"{model.name}:{model.version}", ""), ("", "")), facts)
+
+
+def _part_rows(name: str, part: models_pb2.ModelPart) -> Iterable[tuple[str, str]]:
+    """A part that is never compressed."""
+    yield f"{name} part", f"{size(part.artifact.size_bytes)}, sha256 {part.artifact.sha256}"
+    yield from tensor_rows(f"{name} takes", part.inputs)
+    yield from tensor_rows(f"{name} gives", part.outputs)
 
 
 def recovered_facts(found: models_pb2.Recovered) -> Table:

@@ -35,7 +35,7 @@ def report_parts(report: Mapping[str, Any]) -> Iterator[RenderableType]:
     if metric.get("name"):
         better = "higher" if metric.get("higher_is_better") else "lower"
         yield Text(f"judged by {metric['name']}, in {metric.get('unit') or 'its own unit'}; {better} is better")
-    if limits := limits_sentence(report.get("limits") or {}):
+    if limits := limits_sentence(report.get("limits") or {}, parted=bool(report.get("parts"))):
         yield Text(limits)
     for device in report.get("devices") or []:
         yield Text()
@@ -53,15 +53,17 @@ def _margin(report: Mapping[str, Any]) -> str:
     return f", or all of it within {100 * margin:g} % of 1" if margin else ""
 
 
-def limits_sentence(limits: Mapping[str, Any]) -> str:
-    """The job's limits in one line; empty where there are none."""
+def limits_sentence(limits: Mapping[str, Any], *, parted: bool = False) -> str:
+    """The job's limits in one line; empty where there are none. `parted`: the model has parts that count end to end only."""
     words = []
     if limits.get("max_drop_points") is not None:
         words.append(f"a drop of at most {limits['max_drop_points']:g}")
     if limits.get("max_drop_percent") is not None:
         words.append(f"a drop of at most {limits['max_drop_percent']:g} % of the original's value")
     if limits.get("p95_ms") is not None:
-        words.append(f"p95 at most {limits['p95_ms']:g} ms")
+        words.append(f"p95{' of the model alone' if parted else ''} at most {limits['p95_ms']:g} ms")
+    if limits.get("p95_end_to_end_ms") is not None:
+        words.append(f"p95 end to end at most {limits['p95_end_to_end_ms']:g} ms")
     if limits.get("max_peak_memory_bytes") is not None:
         words.append(f"memory at most {size(limits['max_peak_memory_bytes'])}")
     if limits.get("max_size_bytes") is not None:
@@ -77,6 +79,7 @@ def _device_parts(report: Mapping[str, Any], device: Mapping[str, Any]) -> Itera
     rows = rows_of(report, device)
     yield _table(rows)
     yield Text()
+    yield from _ends(rows)
     yield from _energies(rows)
     if device.get("doubt"):
         yield Text(str(device["doubt"]), style="bold yellow")
@@ -138,6 +141,30 @@ def _cell(span: Span | None, style: str, *, digits: int | None = None) -> Text:
         return Text("-", style="dim")
     below = interval(span, digits) + ("\ntie" if span.tie else "")
     return Text.assemble((_figure(span.value, digits), style), ("\n" + below, "dim"))
+
+
+def _ends(rows: list[Row]) -> Iterator[RenderableType]:
+    """A list below the table, as for energy: the whole chain of a model with parts, and each part alone."""
+    whole = [(row, row.end_to_end_ms) for row in rows if row.end_to_end_ms is not None]
+    if whole:
+        yield Text(
+            "End to end, with the parts before and behind the model (P50 MS above is the model's alone):", style="bold"
+        )
+    for row, span in whole:
+        ratio = row.end_to_end_speedup
+        words = [f"{_with_bounds(span)} ms"]
+        if row.end_to_end_p95_ms is not None:
+            words.append(f"p95 {significant(row.end_to_end_p95_ms, 3)} ms")
+        if ratio is not None and not row.baseline:
+            words.append(f"{_with_bounds(ratio)} times as fast as the original's{', a tie' if ratio.tie else ''}")
+        parts = (("pre", row.pre_ms), ("core", row.core_ms), ("post", row.post_ms))
+        alone = ", ".join(f"{name} {significant(part, 3)}" for name, part in parts if part is not None)
+        yield _item(f"{row.recipe}{_condition(row, rows)}: {', '.join(words)}{f'; alone {alone} ms' if alone else ''}")
+
+
+def _with_bounds(span: Span) -> str:
+    bounds = interval(span)
+    return f"{significant(span.value, 3)}{f' ({bounds})' if bounds else ''}"
 
 
 def _energies(rows: list[Row]) -> Iterator[RenderableType]:

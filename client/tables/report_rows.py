@@ -45,6 +45,12 @@ class Row:
     peak_memory_bytes: int | None
     energy_joules: Span | None
     energy_meter: str
+    end_to_end_ms: Span | None
+    end_to_end_p95_ms: float | None
+    end_to_end_speedup: Span | None
+    pre_ms: float | None
+    core_ms: float | None
+    post_ms: float | None
     trust: str
     tie_with: tuple[str, ...]
     rejected_because: tuple[str, ...]
@@ -62,6 +68,7 @@ def rows_of(report: Mapping[str, Any], device: Mapping[str, Any]) -> list[Row]:
 def _row(device: Mapping[str, Any], c: Mapping[str, Any], reference: Span | None, higher_is_better: bool) -> Row:
     condition, latency = c.get("condition") or {}, c.get("latency_ms") or {}
     speedup = c.get("speedup") or {}
+    whole, parts = c.get("end_to_end_ms") or {}, c.get("parts_ms") or {}
     metric = _span(c.get("metric"))
     drop = _span(c.get("drop"))
     if drop is None and metric is not None and reference is not None:
@@ -93,6 +100,12 @@ def _row(device: Mapping[str, Any], c: Mapping[str, Any], reference: Span | None
         peak_memory_bytes=c.get("peak_memory_bytes"),
         energy_joules=_span(c.get("energy"), "joules"),
         energy_meter=_meter(c.get("energy") or {}),
+        end_to_end_ms=_span(whole, "p50"),
+        end_to_end_p95_ms=whole.get("p95"),
+        end_to_end_speedup=_span(whole.get("speedup"), "ratio"),
+        pre_ms=(parts.get("pre") or {}).get("p50"),
+        core_ms=(parts.get("core") or {}).get("p50"),
+        post_ms=(parts.get("post") or {}).get("p50"),
         trust=str(c.get("trust") or ""),
         tie_with=tuple(c.get("tie_with") or ()),
         rejected_because=tuple(c.get("rejected_because") or ()),

@@ -55,7 +55,7 @@ def report_markdown(report: Mapping[str, Any]) -> str:
     lines = [f"# {report.get('model', '')}: job {report.get('job', '')}", ""]
     if metric.get("name"):
         lines += [f"Judged by {metric['name']} ({metric.get('unit', '')}).", ""]
-    if limits := limits_sentence(report.get("limits") or {}):
+    if limits := limits_sentence(report.get("limits") or {}, parted=bool(report.get("parts"))):
         lines += [f"{limits[:1].upper()}{limits[1:]}.", ""]
     for device in report.get("devices") or []:
         profile = f" ({device['profile']})" if device.get("profile") else ""
@@ -73,8 +73,10 @@ def report_markdown(report: Mapping[str, Any]) -> str:
 
 
 def _table(rows: list[Row]) -> list[str]:
-    head = ("", "recipe", "variant", "threads", "batch", "p50 ms", "x original", "x best uncompressed", "drop", "size")
-    lines = ["| " + " | ".join((*head, "memory", "not chosen because")) + " |", "|" + " --- |" * (len(head) + 2)]
+    whole = ["end to end ms", "end to end x original"] if any(row.end_to_end_ms for row in rows) else []
+    head = ["", "recipe", "variant", "threads", "batch", "p50 ms", "x original", "x best uncompressed", *whole]
+    head += ["drop", "size", "memory", "not chosen because"]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     several = len({row.runtime for row in rows}) > 1
     for row in rows:
         cells = [
@@ -83,7 +85,9 @@ def _table(rows: list[Row]) -> list[str]:
             row.variant,
             str(_blank(row.threads)),
             str(_blank(row.batch)),
-            *(_span(span) for span in (row.p50_ms, row.versus_original, row.versus_best_uncompressed, row.drop)),
+            *(_span(span) for span in (row.p50_ms, row.versus_original, row.versus_best_uncompressed)),
+            *(_span(span) for span in ((row.end_to_end_ms, row.end_to_end_speedup) if whole else ())),
+            _span(row.drop),
             size(row.size_bytes),
             size(row.peak_memory_bytes),
             "; ".join(row.rejected_because or (() if row.status == "measured" else (row.status, *row.notes))),

@@ -26,19 +26,29 @@ Progress = Callable[[TaskProgress], None]
 
 
 def intake_model(task: Task, taskdir: Path, progress: Progress) -> ModelFacts:
-    """Check `in/model` and say what is in it.
+    """Check `in/model` and say what is in it; `in/pre` and `in/post` too, where the task names them.
 
     Raises:
-        InvalidModel: The file is damaged, dangerous, or does not compute what it should.
+        InvalidModel: The file is damaged, dangerous, or does not compute what it should; or a part does not fit the model.
     """
     work = task.work
     if not isinstance(work, IntakeModel):
         raise InternalError(
             f"A task of kind {work.kind} was given to the model intake; this is a bug, please report it."
         )
-    path = taskdir / "in" / "model"
+    source = taskdir / "in"
+    facts = _model_facts(source / "model", work.format, progress)
+    if not work.parts:
+        return facts
+    from fleetfit.compress.intake.parts import check_parts
+
+    progress(TaskProgress(activity="checking the parts before and behind the model", fraction=1.0))
+    return check_parts(facts, {name: source / name for name in work.parts})
+
+
+def _model_facts(path: Path, form: str, progress: Progress) -> ModelFacts:
     progress(TaskProgress(activity="checking the model file", fraction=0.0))
-    if work.format == "onnx":
+    if form == "onnx":
         from fleetfit.compress.intake.onnx import check_onnx
 
         return check_onnx(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,7 +23,7 @@ _CURE = (
 )
 _STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 _BATCH = 2
-# What stands for a free size that is not the batch (a length, say).
+# What stands for a free size that is not the batch (a length, say), where nothing else tells it.
 _UNKNOWN_SIZE = 8
 
 
@@ -31,8 +31,11 @@ def _refuse(problem: str, private: str = "") -> NoReturn:
     raise InvalidModel(f"The ONNX file {problem}; {_CURE}.", private=private)
 
 
-def check_onnx(path: Path) -> ModelFacts:
+def check_onnx(path: Path, *, given: Sequence[Tensor] = (), finite: bool = True) -> ModelFacts:
     """Check an ONNX file and run it once in ONNX Runtime.
+
+    `given` are tensors whose sizes the inputs of the same names get where their own are free. What comes out for numbers between
+    0 and 1 may be infinite, or no number, only without `finite`.
 
     Raises:
         InvalidModel: It is damaged, reads other files, holds numbers that are not finite, or does not run.
@@ -48,7 +51,7 @@ def check_onnx(path: Path) -> ModelFacts:
     try:
         onnx.checker.check_model(model)
         # Shapes that contradict each other are found here; unknown ones are no error.
-        inferred = onnx.shape_inference.infer_shapes(_for_one_sample(model), strict_mode=False, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(_for_one_sample(model, given), strict_mode=False, data_prop=True)
     except Exception as failure:  # noqa: BLE001 - the checker raises types of its own, and of its C++ part
         _refuse(f"breaks the ONNX standard ({' '.join(str(failure).split())[:120]})", str(failure))
     weights = {tensor.name for tensor in model.graph.initializer}
@@ -60,7 +63,7 @@ def check_onnx(path: Path) -> ModelFacts:
     notes = [
         "An ONNX file is measured and quantized; pruning and training need the PyTorch model, see fleetfit.export."
     ]
-    outputs, dynamic = _run(content, inputs, outputs)
+    outputs, dynamic = _run(content, inputs, outputs, given, finite)
     inputs = [
         tensor.model_copy(update={"shape": [-1 if dynamic else tensor.shape[0], *tensor.shape[1:]]})
         for tensor in inputs
@@ -165,14 +168,20 @@ def _tensor(value: onnx.ValueInfoProto) -> Tensor:
     return Tensor(name=value.name, dtype=dtype, shape=shape)
 
 
-def _samples(inputs: list[Tensor], batch: int) -> dict[str, Any]:
+def _free_size(given: Sequence[Tensor], name: str, axis: int) -> int:
+    """What stands for a free size that is not the batch: that of the tensor which is given under this name, if it has one."""
+    known = next((tensor.shape for tensor in given if tensor.name == name), [])
+    return known[axis] if axis < len(known) and known[axis] > 0 else _UNKNOWN_SIZE
+
+
+def _samples(inputs: list[Tensor], batch: int, given: Sequence[Tensor]) -> dict[str, Any]:
     generator = np.random.default_rng(0)
     feeds: dict[str, Any] = {}
     for tensor in inputs:
         if not tensor.shape:
             _refuse(f"has an input {tensor.name!r} without a batch axis")
         shape = [
-            batch if i == 0 and size == -1 else (_UNKNOWN_SIZE if size == -1 else size)
+            batch if i == 0 and size == -1 else (_free_size(given, tensor.name, i) if size == -1 else size)
             for i, size in enumerate(tensor.shape)
         ]
         if int(np.prod(shape, dtype=np.float64)) > _MAX_ELEMENTS:
@@ -183,7 +192,9 @@ def _samples(inputs: list[Tensor], batch: int) -> dict[str, Any]:
     return feeds
 
 
-def _run(content: bytes, inputs: list[Tensor], outputs: list[Tensor]) -> tuple[list[Tensor], bool]:
+def _run(
+    content: bytes, inputs: list[Tensor], outputs: list[Tensor], given: Sequence[Tensor], finite: bool
+) -> tuple[list[Tensor], bool]:
     """The outputs as they come out of ONNX Runtime, and whether the batch may vary."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -191,7 +202,7 @@ def _run(content: bytes, inputs: list[Tensor], outputs: list[Tensor]) -> tuple[l
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    feeds = _samples(inputs, _BATCH)
+    feeds = _samples(inputs, _BATCH, given)
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         results = session.run(None, feeds)
@@ -204,7 +215,7 @@ def _run(content: bytes, inputs: list[Tensor], outputs: list[Tensor]) -> tuple[l
     for tensor, value in zip(outputs, results, strict=True):
         if not isinstance(value, np.ndarray):
             _refuse(f"gives {tensor.name!r}, which is not a tensor")
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
+        if finite and value.dtype.kind == "f" and not np.isfinite(value).all():
             _refuse(f"gives NaN or infinity in {tensor.name!r} for inputs between 0 and 1")
         shape = list(value.shape)
         if dynamic and shape and shape[0] == batch:
@@ -213,14 +224,14 @@ def _run(content: bytes, inputs: list[Tensor], outputs: list[Tensor]) -> tuple[l
     return found, dynamic
 
 
-def _for_one_sample(model: onnx.ModelProto) -> onnx.ModelProto:
+def _for_one_sample(model: onnx.ModelProto, given: Sequence[Tensor]) -> onnx.ModelProto:
     """A copy whose inputs hold one sample, so that every size in it can be worked out."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     for value in copy.graph.input:
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             if dim.dim_value <= 0:
-                dim.dim_value = 1 if axis == 0 else _UNKNOWN_SIZE
+                dim.dim_value = 1 if axis == 0 else _free_size(given, value.name, axis)
     # What the exporter wrote down for the symbolic batch would contradict it.
     del copy.graph.value_info[:]
     for value in copy.graph.output:

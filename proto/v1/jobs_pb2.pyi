@@ -97,6 +97,7 @@ class Limits(_message.Message):
     P95_MS_FIELD_NUMBER: _builtins.int
     MAX_PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     MAX_SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    P95_END_TO_END_MS_FIELD_NUMBER: _builtins.int
     max_drop_points: _builtins.float
     """Largest loss of the metric: in its own points ..."""
     max_drop_percent: _builtins.float
@@ -104,6 +105,8 @@ class Limits(_message.Message):
     p95_ms: _builtins.float
     max_peak_memory_bytes: _builtins.int
     max_size_bytes: _builtins.int
+    p95_end_to_end_ms: _builtins.float
+    """`p95_ms` is that of the model alone; this one is of the whole chain with its `pre` and `post` parts, where it has any."""
     def __init__(
         self,
         *,
@@ -112,10 +115,11 @@ class Limits(_message.Message):
         p95_ms: _builtins.float | None = ...,
         max_peak_memory_bytes: _builtins.int | None = ...,
         max_size_bytes: _builtins.int | None = ...,
+        p95_end_to_end_ms: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_drop_percent", b"_max_drop_percent", "_max_drop_points", b"_max_drop_points", "_max_peak_memory_bytes", b"_max_peak_memory_bytes", "_max_size_bytes", b"_max_size_bytes", "_p95_ms", b"_p95_ms", "max_drop_percent", b"max_drop_percent", "max_drop_points", b"max_drop_points", "max_peak_memory_bytes", b"max_peak_memory_bytes", "max_size_bytes", b"max_size_bytes", "p95_ms", b"p95_ms"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_drop_percent", b"_max_drop_percent", "_max_drop_points", b"_max_drop_points", "_max_peak_memory_bytes", b"_max_peak_memory_bytes", "_max_size_bytes", b"_max_size_bytes", "_p95_end_to_end_ms", b"_p95_end_to_end_ms", "_p95_ms", b"_p95_ms", "max_drop_percent", b"max_drop_percent", "max_drop_points", b"max_drop_points", "max_peak_memory_bytes", b"max_peak_memory_bytes", "max_size_bytes", b"max_size_bytes", "p95_end_to_end_ms", b"p95_end_to_end_ms", "p95_ms", b"p95_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_drop_percent", b"_max_drop_percent", "_max_drop_points", b"_max_drop_points", "_max_peak_memory_bytes", b"_max_peak_memory_bytes", "_max_size_bytes", b"_max_size_bytes", "_p95_ms", b"_p95_ms", "max_drop_percent", b"max_drop_percent", "max_drop_points", b"max_drop_points", "max_peak_memory_bytes", b"max_peak_memory_bytes", "max_size_bytes", b"max_size_bytes", "p95_ms", b"p95_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_drop_percent", b"_max_drop_percent", "_max_drop_points", b"_max_drop_points", "_max_peak_memory_bytes", b"_max_peak_memory_bytes", "_max_size_bytes", b"_max_size_bytes", "_p95_end_to_end_ms", b"_p95_end_to_end_ms", "_p95_ms", b"_p95_ms", "max_drop_percent", b"max_drop_percent", "max_drop_points", b"max_drop_points", "max_peak_memory_bytes", b"max_peak_memory_bytes", "max_size_bytes", b"max_size_bytes", "p95_end_to_end_ms", b"p95_end_to_end_ms", "p95_ms", b"p95_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_drop_percent: _TypeAlias = _typing.Literal["max_drop_percent"]  # noqa: Y015
     _WhichOneofArgType__max_drop_percent: _TypeAlias = _typing.Literal["_max_drop_percent", b"_max_drop_percent"]  # noqa: Y015
@@ -125,6 +129,8 @@ class Limits(_message.Message):
     _WhichOneofArgType__max_peak_memory_bytes: _TypeAlias = _typing.Literal["_max_peak_memory_bytes", b"_max_peak_memory_bytes"]  # noqa: Y015
     _WhichOneofReturnType__max_size_bytes: _TypeAlias = _typing.Literal["max_size_bytes"]  # noqa: Y015
     _WhichOneofArgType__max_size_bytes: _TypeAlias = _typing.Literal["_max_size_bytes", b"_max_size_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__p95_end_to_end_ms: _TypeAlias = _typing.Literal["p95_end_to_end_ms"]  # noqa: Y015
+    _WhichOneofArgType__p95_end_to_end_ms: _TypeAlias = _typing.Literal["_p95_end_to_end_ms", b"_p95_end_to_end_ms"]  # noqa: Y015
     _WhichOneofReturnType__p95_ms: _TypeAlias = _typing.Literal["p95_ms"]  # noqa: Y015
     _WhichOneofArgType__p95_ms: _TypeAlias = _typing.Literal["_p95_ms", b"_p95_ms"]  # noqa: Y015
     @_typing.overload
@@ -135,6 +141,8 @@ class Limits(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_peak_memory_bytes) -> _WhichOneofReturnType__max_peak_memory_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_size_bytes) -> _WhichOneofReturnType__max_size_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__p95_end_to_end_ms) -> _WhichOneofReturnType__p95_end_to_end_ms | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__p95_ms) -> _WhichOneofReturnType__p95_ms | None: ...
 

@@ -54,6 +54,36 @@ MEASUREMENT_STATUS_REFUSED: MeasurementStatus.ValueType  # 7
 """The device was not fit to measure, and the job asked to refuse."""
 Global___MeasurementStatus: _TypeAlias = MeasurementStatus  # noqa: Y015
 
+class _ChainLink:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ChainLinkEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChainLink.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CHAIN_LINK_UNSPECIFIED: _ChainLink.ValueType  # 0
+    CHAIN_LINK_WHOLE: _ChainLink.ValueType  # 1
+    """All parts in a row with the candidate between them, each fed with what the one before it gave."""
+    CHAIN_LINK_BASELINE: _ChainLink.ValueType  # 2
+    """The same with the baseline between them."""
+    CHAIN_LINK_PRE: _ChainLink.ValueType  # 3
+    """One part again and again, with the inputs that it has in the chain; `CORE` is the candidate."""
+    CHAIN_LINK_CORE: _ChainLink.ValueType  # 4
+    CHAIN_LINK_POST: _ChainLink.ValueType  # 5
+
+class ChainLink(_ChainLink, metaclass=_ChainLinkEnumTypeWrapper):
+    """What a block of a chain trial calls."""
+
+CHAIN_LINK_UNSPECIFIED: ChainLink.ValueType  # 0
+CHAIN_LINK_WHOLE: ChainLink.ValueType  # 1
+"""All parts in a row with the candidate between them, each fed with what the one before it gave."""
+CHAIN_LINK_BASELINE: ChainLink.ValueType  # 2
+"""The same with the baseline between them."""
+CHAIN_LINK_PRE: ChainLink.ValueType  # 3
+"""One part again and again, with the inputs that it has in the chain; `CORE` is the candidate."""
+CHAIN_LINK_CORE: ChainLink.ValueType  # 4
+CHAIN_LINK_POST: ChainLink.ValueType  # 5
+Global___ChainLink: _TypeAlias = ChainLink  # noqa: Y015
+
 class _SamplingEnd:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -159,6 +189,7 @@ class Method(_message.Message):
     SCALING_LIMIT_NS_FIELD_NUMBER: _builtins.int
     ENGINES_FIELD_NUMBER: _builtins.int
     ENGINES_LIMIT_NS_FIELD_NUMBER: _builtins.int
+    CHAIN_PROCESSES_FIELD_NUMBER: _builtins.int
     pair_processes: _builtins.int
     """Fresh processes per pair trial."""
     blocks_per_process: _builtins.int
@@ -209,6 +240,8 @@ class Method(_message.Message):
     between them; 0 is one. It stays at one where the others would take longer than the limit, judged by the first.
     """
     engines_limit_ns: _builtins.int
+    chain_processes: _builtins.int
+    """Fresh processes that time the whole chain, where the task has parts."""
     def __init__(
         self,
         *,
@@ -236,10 +269,11 @@ class Method(_message.Message):
         scaling_limit_ns: _builtins.int = ...,
         engines: _builtins.int = ...,
         engines_limit_ns: _builtins.int = ...,
+        chain_processes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_ns", b"block_ns", "blocks_per_process", b"blocks_per_process", "child_limit_ns", b"child_limit_ns", "cool_limit_ns", b"cool_limit_ns", "energy_busy_ns", b"energy_busy_ns", "energy_rest_ns", b"energy_rest_ns", "energy_rounds", b"energy_rounds", "engines", b"engines", "engines_limit_ns", b"engines_limit_ns", "more_rounds_limit_ns", b"more_rounds_limit_ns", "most_pair_processes", b"most_pair_processes", "pair_limit_ns", b"pair_limit_ns", "pair_processes", b"pair_processes", "power_mode", b"power_mode", "precision", b"precision", "quiet_limit_ns", b"quiet_limit_ns", "refuse_unfit", b"refuse_unfit", "scaling_limit_ns", b"scaling_limit_ns", "scaling_point_ns", b"scaling_point_ns", "scaling_rounds", b"scaling_rounds", "solo_limit_ns", b"solo_limit_ns", "solo_samples", b"solo_samples", "sustained_ns", b"sustained_ns", "warmup_limit_ns", b"warmup_limit_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_ns", b"block_ns", "blocks_per_process", b"blocks_per_process", "chain_processes", b"chain_processes", "child_limit_ns", b"child_limit_ns", "cool_limit_ns", b"cool_limit_ns", "energy_busy_ns", b"energy_busy_ns", "energy_rest_ns", b"energy_rest_ns", "energy_rounds", b"energy_rounds", "engines", b"engines", "engines_limit_ns", b"engines_limit_ns", "more_rounds_limit_ns", b"more_rounds_limit_ns", "most_pair_processes", b"most_pair_processes", "pair_limit_ns", b"pair_limit_ns", "pair_processes", b"pair_processes", "power_mode", b"power_mode", "precision", b"precision", "quiet_limit_ns", b"quiet_limit_ns", "refuse_unfit", b"refuse_unfit", "scaling_limit_ns", b"scaling_limit_ns", "scaling_point_ns", b"scaling_point_ns", "scaling_rounds", b"scaling_rounds", "solo_limit_ns", b"solo_limit_ns", "solo_samples", b"solo_samples", "sustained_ns", b"sustained_ns", "warmup_limit_ns", b"warmup_limit_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -263,6 +297,8 @@ class MeasureTask(_message.Message):
     METRIC_ONLY_FIELD_NUMBER: _builtins.int
     RETURN_OUTPUTS_FIELD_NUMBER: _builtins.int
     SCALING_FIELD_NUMBER: _builtins.int
+    PRE_FIELD_NUMBER: _builtins.int
+    POST_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     threads: _builtins.int
     batch: _builtins.int
@@ -285,6 +321,14 @@ class MeasureTask(_message.Message):
 
     @_builtins.property
     def method(self) -> Global___Method: ...
+    @_builtins.property
+    def pre(self) -> Global___BuildRef:
+        """Parts of the model that are never compressed, ONNX files for ONNX Runtime: what makes the build's inputs, and what reads
+        its outputs. Absent where the model has none. Needs `measure.chain`.
+        """
+
+    @_builtins.property
+    def post(self) -> Global___BuildRef: ...
     def __init__(
         self,
         *,
@@ -300,10 +344,12 @@ class MeasureTask(_message.Message):
         metric_only: _builtins.bool = ...,
         return_outputs: _builtins.bool = ...,
         scaling: _builtins.bool = ...,
+        pre: Global___BuildRef | None = ...,
+        post: Global___BuildRef | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "candidate", b"candidate", "method", b"method"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "candidate", b"candidate", "method", b"method", "post", b"post", "pre", b"pre"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "batch", b"batch", "candidate", b"candidate", "data_artifact_name", b"data_artifact_name", "job_id", b"job_id", "method", b"method", "metric", b"metric", "metric_only", b"metric_only", "return_outputs", b"return_outputs", "scaling", b"scaling", "split", b"split", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "batch", b"batch", "candidate", b"candidate", "data_artifact_name", b"data_artifact_name", "job_id", b"job_id", "method", b"method", "metric", b"metric", "metric_only", b"metric_only", "post", b"post", "pre", b"pre", "return_outputs", b"return_outputs", "scaling", b"scaling", "split", b"split", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -506,6 +552,68 @@ class PairRun(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PairRun: _TypeAlias = PairRun  # noqa: Y015
+
+@_typing.final
+class ChainBlock(_message.Message):
+    """One uninterrupted run of samples inside a chain trial."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINK_FIELD_NUMBER: _builtins.int
+    LATENCY_NS_FIELD_NUMBER: _builtins.int
+    link: Global___ChainLink.ValueType
+    @_builtins.property
+    def latency_ns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        link: Global___ChainLink.ValueType = ...,
+        latency_ns: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["latency_ns", b"latency_ns", "link", b"link"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChainBlock: _TypeAlias = ChainBlock  # noqa: Y015
+
+@_typing.final
+class ChainRun(_message.Message):
+    """The whole chain and each of its parts in turn, in one fresh process. Round by round every link has one block."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CANDIDATE_LOADED_FIRST_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    STEADY_FIELD_NUMBER: _builtins.int
+    PARTS_RUNTIME_VERSION_FIELD_NUMBER: _builtins.int
+    candidate_loaded_first: _builtins.bool
+    """Of the two cores; true where there is only the candidate."""
+    steady: _builtins.bool
+    parts_runtime_version: _builtins.str
+    """The ONNX Runtime that ran the parts."""
+    @_builtins.property
+    def blocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChainBlock]: ...
+    @_builtins.property
+    def window(self) -> Global___Window: ...
+    def __init__(
+        self,
+        *,
+        candidate_loaded_first: _builtins.bool = ...,
+        blocks: _abc.Iterable[Global___ChainBlock] | None = ...,
+        window: Global___Window | None = ...,
+        steady: _builtins.bool = ...,
+        parts_runtime_version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["window", b"window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "candidate_loaded_first", b"candidate_loaded_first", "parts_runtime_version", b"parts_runtime_version", "steady", b"steady", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChainRun: _TypeAlias = ChainRun  # noqa: Y015
 
 @_typing.final
 class Stretch(_message.Message):
@@ -966,6 +1074,8 @@ class MeasurementResult(_message.Message):
     NO_ENERGY_BECAUSE_FIELD_NUMBER: _builtins.int
     DURING_FIELD_NUMBER: _builtins.int
     SCALING_FIELD_NUMBER: _builtins.int
+    CHAINS_FIELD_NUMBER: _builtins.int
+    NO_CHAIN_BECAUSE_FIELD_NUMBER: _builtins.int
     status: Global___MeasurementStatus.ValueType
     message: _builtins.str
     """Where status is not MEASURED: what happened, in a sentence."""
@@ -984,6 +1094,7 @@ class MeasurementResult(_message.Message):
     precision: _builtins.float
     no_energy_because: _builtins.str
     """Where energy was asked for and there is none: why, as a clause."""
+    no_chain_because: _builtins.str
     @_builtins.property
     def solo(self) -> Global___SoloRun: ...
     @_builtins.property
@@ -1014,6 +1125,10 @@ class MeasurementResult(_message.Message):
 
     @_builtins.property
     def scaling(self) -> Global___ScalingRun: ...
+    @_builtins.property
+    def chains(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChainRun]:
+        """Where the task has parts: the chain, end to end; or, as a clause, why it is not known."""
+
     def __init__(
         self,
         *,
@@ -1040,10 +1155,12 @@ class MeasurementResult(_message.Message):
         no_energy_because: _builtins.str = ...,
         during: _abc.Iterable[Global___Reading] | None = ...,
         scaling: Global___ScalingRun | None = ...,
+        chains: _abc.Iterable[Global___ChainRun] | None = ...,
+        no_chain_because: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["energy", b"energy", "held", b"held", "metric", b"metric", "scaling", b"scaling", "solo", b"solo"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "condition", b"condition", "disturbance", b"disturbance", "during", b"during", "energy", b"energy", "held", b"held", "host_digest", b"host_digest", "message", b"message", "method_version", b"method_version", "metric", b"metric", "no_energy_because", b"no_energy_because", "notes", b"notes", "pairs", b"pairs", "pairs_end", b"pairs_end", "precision", b"precision", "quiet", b"quiet", "readings", b"readings", "runtime", b"runtime", "runtime_version", b"runtime_version", "scaling", b"scaling", "solo", b"solo", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "chains", b"chains", "condition", b"condition", "disturbance", b"disturbance", "during", b"during", "energy", b"energy", "held", b"held", "host_digest", b"host_digest", "message", b"message", "method_version", b"method_version", "metric", b"metric", "no_chain_because", b"no_chain_because", "no_energy_because", b"no_energy_because", "notes", b"notes", "pairs", b"pairs", "pairs_end", b"pairs_end", "precision", b"precision", "quiet", b"quiet", "readings", b"readings", "runtime", b"runtime", "runtime_version", b"runtime_version", "scaling", b"scaling", "solo", b"solo", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

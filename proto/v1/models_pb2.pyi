@@ -41,6 +41,36 @@ INTAKE_STATE_REFUSED: IntakeState.ValueType  # 3
 Global___IntakeState: _TypeAlias = IntakeState  # noqa: Y015
 
 @_typing.final
+class ModelPart(_message.Message):
+    """A part of a model that is never compressed, an ONNX file: it stands before the model or behind it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARTIFACT_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def artifact(self) -> _common_pb2.ArtifactRef: ...
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.TensorSpec]: ...
+    @_builtins.property
+    def outputs(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.TensorSpec]: ...
+    def __init__(
+        self,
+        *,
+        artifact: _common_pb2.ArtifactRef | None = ...,
+        inputs: _abc.Iterable[_common_pb2.TensorSpec] | None = ...,
+        outputs: _abc.Iterable[_common_pb2.TensorSpec] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "inputs", b"inputs", "outputs", b"outputs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelPart: _TypeAlias = ModelPart  # noqa: Y015
+
+@_typing.final
 class Model(_message.Message):
     """One version of a model."""
 
@@ -61,6 +91,8 @@ class Model(_message.Message):
     NOTES_FIELD_NUMBER: _builtins.int
     CREATED_UNIX_MS_FIELD_NUMBER: _builtins.int
     TRAINABLE_FIELD_NUMBER: _builtins.int
+    PRE_FIELD_NUMBER: _builtins.int
+    POST_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     name: _builtins.str
     version: _builtins.int
@@ -87,6 +119,12 @@ class Model(_message.Message):
     def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What the intake wants its user to know (fixed batch, opaque operators)."""
 
+    @_builtins.property
+    def pre(self) -> Global___ModelPart:
+        """What makes its inputs, and what reads its outputs; absent where it has no such part."""
+
+    @_builtins.property
+    def post(self) -> Global___ModelPart: ...
     def __init__(
         self,
         *,
@@ -105,10 +143,12 @@ class Model(_message.Message):
         notes: _abc.Iterable[_builtins.str] | None = ...,
         created_unix_ms: _builtins.int = ...,
         trainable: _builtins.bool = ...,
+        pre: Global___ModelPart | None = ...,
+        post: Global___ModelPart | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "post", b"post", "pre", b"pre"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "created_unix_ms", b"created_unix_ms", "format", b"format", "inputs", b"inputs", "macs", b"macs", "model_id", b"model_id", "name", b"name", "notes", b"notes", "outputs", b"outputs", "parameters", b"parameters", "recognised_share", b"recognised_share", "refusal", b"refusal", "state", b"state", "trainable", b"trainable", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "created_unix_ms", b"created_unix_ms", "format", b"format", "inputs", b"inputs", "macs", b"macs", "model_id", b"model_id", "name", b"name", "notes", b"notes", "outputs", b"outputs", "parameters", b"parameters", "post", b"post", "pre", b"pre", "recognised_share", b"recognised_share", "refusal", b"refusal", "state", b"state", "trainable", b"trainable", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -123,21 +163,31 @@ class PushModelRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     ARTIFACT_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
+    PRE_FIELD_NUMBER: _builtins.int
+    POST_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     format: _builtins.str
     """`pt2` or `onnx`."""
     @_builtins.property
     def artifact(self) -> _common_pb2.ArtifactRef: ...
+    @_builtins.property
+    def pre(self) -> _common_pb2.ArtifactRef:
+        """ONNX files, uploaded before too; absent: none."""
+
+    @_builtins.property
+    def post(self) -> _common_pb2.ArtifactRef: ...
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         artifact: _common_pb2.ArtifactRef | None = ...,
         format: _builtins.str = ...,
+        pre: _common_pb2.ArtifactRef | None = ...,
+        post: _common_pb2.ArtifactRef | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "post", b"post", "pre", b"pre"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "format", b"format", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "format", b"format", "name", b"name", "post", b"post", "pre", b"pre"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

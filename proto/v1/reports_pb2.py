@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from fleetfit.proto.v1 import common_pb2 as fleetfit_dot_proto_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x66leetfit/proto/v1/reports.proto\x12\x0b\x66leetfit.v1\x1a\x1e\x66leetfit/proto/v1/common.proto\"Z\n\x10GetReportRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12)\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x19.fleetfit.v1.ReportFormat\"8\n\x11GetReportResponse\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x12\n\nmedia_type\x18\x02 \x01(\t\"P\n\x0fGetBuildRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x0f\n\x07runtime\x18\x04 \x01(\t\"\x81\x01\n\x10GetBuildResponse\x12)\n\x05\x62uild\x18\x01 \x01(\x0b\x32\x1a.fleetfit.v1.NamedArtifact\x12\x15\n\rmanifest_json\x18\x02 \x01(\t\x12+\n\x07samples\x18P \x01(\x0b\x32\x1a.fleetfit.v1.NamedArtifact*]\n\x0cReportFormat\x12\x1d\n\x19REPORT_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12REPORT_FORMAT_JSON\x10\x01\x12\x16\n\x12REPORT_FORMAT_HTML\x10\x02\x32\x9e\x01\n\x07Reports\x12J\n\tGetReport\x12\x1d.fleetfit.v1.GetReportRequest\x1a\x1e.fleetfit.v1.GetReportResponse\x12G\n\x08GetBuild\x12\x1c.fleetfit.v1.GetBuildRequest\x1a\x1d.fleetfit.v1.GetBuildResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x66leetfit/proto/v1/reports.proto\x12\x0b\x66leetfit.v1\x1a\x1e\x66leetfit/proto/v1/common.proto\"Z\n\x10GetReportRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12)\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x19.fleetfit.v1.ReportFormat\"8\n\x11GetReportResponse\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x12\n\nmedia_type\x18\x02 \x01(\t\"P\n\x0fGetBuildRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x0f\n\x07runtime\x18\x04 \x01(\t\"\xac\x01\n\x10GetBuildResponse\x12)\n\x05\x62uild\x18\x01 \x01(\x0b\x32\x1a.fleetfit.v1.NamedArtifact\x12\x15\n\rmanifest_json\x18\x02 \x01(\t\x12+\n\x07samples\x18P \x01(\x0b\x32\x1a.fleetfit.v1.NamedArtifact\x12)\n\x05parts\x18< \x03(\x0b\x32\x1a.fleetfit.v1.NamedArtifact*]\n\x0cReportFormat\x12\x1d\n\x19REPORT_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12REPORT_FORMAT_JSON\x10\x01\x12\x16\n\x12REPORT_FORMAT_HTML\x10\x02\x32\x9e\x01\n\x07Reports\x12J\n\tGetReport\x12\x1d.fleetfit.v1.GetReportRequest\x1a\x1e.fleetfit.v1.GetReportResponse\x12G\n\x08GetBuild\x12\x1c.fleetfit.v1.GetBuildRequest\x1a\x1d.fleetfit.v1.GetBuildResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fleetfit.proto.v1.reports_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REPORTFORMAT']._serialized_start=444
-  _globals['_REPORTFORMAT']._serialized_end=537
+  _globals['_REPORTFORMAT']._serialized_start=487
+  _globals['_REPORTFORMAT']._serialized_end=580
   _globals['_GETREPORTREQUEST']._serialized_start=80
   _globals['_GETREPORTREQUEST']._serialized_end=170
   _globals['_GETREPORTRESPONSE']._serialized_start=172
@@ -41,7 +41,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETBUILDREQUEST']._serialized_start=230
   _globals['_GETBUILDREQUEST']._serialized_end=310
   _globals['_GETBUILDRESPONSE']._serialized_start=313
-  _globals['_GETBUILDRESPONSE']._serialized_end=442
-  _globals['_REPORTS']._serialized_start=540
-  _globals['_REPORTS']._serialized_end=698
+  _globals['_GETBUILDRESPONSE']._serialized_end=485
+  _globals['_REPORTS']._serialized_start=583
+  _globals['_REPORTS']._serialized_end=741
 # @@protoc_insertion_point(module_scope)

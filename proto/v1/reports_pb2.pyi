@@ -3,9 +3,11 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from fleetfit.proto.v1 import common_pb2 as _common_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
@@ -133,6 +135,7 @@ class GetBuildResponse(_message.Message):
     BUILD_FIELD_NUMBER: _builtins.int
     MANIFEST_JSON_FIELD_NUMBER: _builtins.int
     SAMPLES_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
     manifest_json: _builtins.str
     """Manifest as JSON: digests, inputs, outputs, runtime and the options it was measured with."""
     @_builtins.property
@@ -143,16 +146,21 @@ class GetBuildResponse(_message.Message):
         compares. Absent where there are none.
         """
 
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.NamedArtifact]:
+        """The model's parts that are never compressed, under the names that the manifest has for them."""
+
     def __init__(
         self,
         *,
         build: _common_pb2.NamedArtifact | None = ...,
         manifest_json: _builtins.str = ...,
         samples: _common_pb2.NamedArtifact | None = ...,
+        parts: _abc.Iterable[_common_pb2.NamedArtifact] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["build", b"build", "samples", b"samples"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["build", b"build", "manifest_json", b"manifest_json", "samples", b"samples"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["build", b"build", "manifest_json", b"manifest_json", "parts", b"parts", "samples", b"samples"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -15,6 +15,7 @@ from fleetfit.core.ties import outputs_tolerance
 from fleetfit.proto.v1 import common_pb2, reports_pb2
 from fleetfit.server.engine.lookup import find_device
 from fleetfit.server.engine.lowering import build_of
+from fleetfit.server.engine.parts import beside_build
 from fleetfit.server.storage.tables import BuildRow, CandidateRow, DeviceRow, JobRow, ModelRow, VariantRow
 
 _SAMPLES: Final = "samples.npz"
@@ -78,14 +79,22 @@ def find_build(
         ),
         {},
     )
-    name = f"{session.get_one(ModelRow, job.model_id).name}-{candidate.recipe}.{build.format}"
+    model = session.get_one(ModelRow, job.model_id)
+    name = f"{model.name}-{candidate.recipe}.{build.format}"
+    parts, parts_described = beside_build(model)
     manifest = _manifest(session, job, row, candidate, build, name, described)
     manifest["emulated"] = bool(here.get("emulated"))
+    if parts:
+        manifest["parts"] = parts_described
+        manifest["files"] |= {
+            one["file"]: {"sha256": one["sha256"], "size_bytes": one["size_bytes"]} for one in parts_described.values()
+        }
     answer = reports_pb2.GetBuildResponse(
         build=common_pb2.NamedArtifact(
             name=name, artifact=common_pb2.ArtifactRef(sha256=build.sha256, size_bytes=build.size_bytes)
         ),
         manifest_json=json.dumps(manifest, indent=2),
+        parts=parts,
     )
     samples = Build.model_validate(build.facts).samples
     if samples is not None:

@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -31,7 +31,7 @@ from fleetfit.server.engine.flow import advance
 from fleetfit.server.engine.ingestion import Ingestion
 from fleetfit.server.engine.jobs import Request, cancel_job, insert_job, job_message, resume_job
 from fleetfit.server.engine.leases import DEFAULT_LEASE_MS, Leases, fail_task
-from fleetfit.server.engine.library import Library
+from fleetfit.server.engine.library import NO_PARTS, Library
 from fleetfit.server.engine.lookup import find_device, find_job
 from fleetfit.server.engine.progress import Pace, job_progress
 from fleetfit.server.engine.scoring import Scoring
@@ -139,13 +139,14 @@ class Engine:
     # Models and datasets
 
     async def push_model(
-        self, name: str, sha256: str, form: str, owner: str = LOCAL_OWNER
+        self, name: str, sha256: str, form: str, owner: str = LOCAL_OWNER, parts: Mapping[str, str] = NO_PARTS
     ) -> AsyncIterator[models_pb2.PushModelResponse]:
         """Register uploaded content, then tell how its check goes; the last message has the accepted or refused model.
 
-        Closing the stream does not stop the check. Raises NotFound where the content was not uploaded.
+        `parts` are digests of its `pre` and `post`. Closing the stream does not stop the check. Raises NotFound where content
+        was not uploaded.
         """
-        model_id = await self.library.push_model(name, sha256, form, owner)
+        model_id = await self.library.push_model(name, sha256, form, owner, parts)
         self._bells["intake"].set()
         with self._listening(model_id) as news:
             while (model := await self.library.model(model_id)).state == models_pb2.INTAKE_STATE_CHECKING:

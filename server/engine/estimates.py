@@ -34,8 +34,9 @@ def plan_message(
     plan = jobs_pb2.Plan(notes=notes)
     compress_s: dict[str, float] = {}
     measure_s: defaultdict[str, float] = defaultdict(float)
-    # A device fetches each build once, and each split once.
+    # A device fetches each build once, and each split and part once.
     split_bytes = 0 if data is None else sum(data.sizes.get(name, 0) for name in ("validation", "test"))
+    split_bytes += model.parts_bytes
     fetched: set[tuple[str, str]] = set()
     for candidate in candidates:
         size = expected_size_bytes(model, candidate.recipe)

@@ -14,6 +14,7 @@ from fleetfit.device_profiles.loader import load_profiles
 from fleetfit.proto.v1 import jobs_pb2
 from fleetfit.server.engine.fleet import read_snapshot
 from fleetfit.server.engine.lowering import build_of
+from fleetfit.server.engine.messages import parts_of
 from fleetfit.server.engine.planning import OBJECTIVES, limits_of
 from fleetfit.server.engine.states import CandidateState
 from fleetfit.server.report.facts import CandidateFacts, DeviceFacts, JobFacts, RecoveredFrom
@@ -64,6 +65,7 @@ def read_facts(session: Session, job: JobRow) -> JobFacts:
     spec = jobs_pb2.JobSpec.FromString(job.spec)
     model = session.get_one(ModelRow, job.model_id)
     metric = metric_of(session, job, spec)
+    parts = {str(name): (str(kept["sha256"]), int(kept["size_bytes"])) for name, kept, _ in parts_of(model)}
     rows = session.scalars(
         select(CandidateRow).where(CandidateRow.job_id == job.id).order_by(CandidateRow.position)
     ).all()
@@ -76,10 +78,11 @@ def read_facts(session: Session, job: JobRow) -> JobFacts:
         model=f"{model.name}:{model.version}",
         metric=metric,
         objective=OBJECTIVES[spec.objective],
-        limits=limits_of(spec, metric),
+        limits=replace(limits_of(spec, metric), parted=bool(parts)),
         accept_emulated=spec.accept_emulated,
         created_ms=job.created_ms,
         sustained_ms=spec.sustained_ms,
+        parts=parts,
         devices=tuple(_device(session, job, device_id, candidates) for device_id, candidates in devices.items()),
     )
 

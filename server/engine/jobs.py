@@ -18,6 +18,8 @@ from fleetfit.server.engine.fleet import read_snapshot
 from fleetfit.server.engine.library import check_state
 from fleetfit.server.engine.lookup import find_dataset, find_devices, find_model
 from fleetfit.server.engine.lowering import want_build
+from fleetfit.server.engine.messages import parts_of
+from fleetfit.server.engine.parts import check_end_to_end, parts_notes
 from fleetfit.server.engine.planning import (
     PlannedCandidate,
     PlannedData,
@@ -78,6 +80,7 @@ class Request:
             check_state(data.state, data.refusal, f"the dataset '{data.name}'")
         self.spec = spec
         self.model = _planned_model(model)
+        check_end_to_end(spec, self.model)
         self.data = None if data is None else _planned_data(data)
         self.devices = _planned_devices(session, spec)
         recipes = [] if spec.kind == jobs_pb2.JOB_KIND_BENCH else _recipes(spec, self.model, self.data)
@@ -103,6 +106,7 @@ class Request:
             *runtime_notes(self.candidates),
         ]
         self.notes += [f"{one.recipe.name}: {TRAINED_ELSEWHERE}" for one in recovered if one.role == "recipe"]
+        self.notes += parts_notes(spec, self.model, self.devices)
         metric = judged_by(spec, self.data)
         check_wishes(spec, metric)
         if is_user_metric(metric):
@@ -261,7 +265,8 @@ def job_message(session: Session, job: JobRow) -> jobs_pb2.Job:
 
 def _planned_model(row: ModelRow) -> PlannedModel:
     facts = ModelFacts.model_validate(row.facts)
-    return PlannedModel(row.id, row.name, row.sha256, row.format, row.size_bytes, facts)
+    parts_bytes = sum(int(kept["size_bytes"]) for _, kept, _ in parts_of(row))
+    return PlannedModel(row.id, row.name, row.sha256, row.format, row.size_bytes, facts, parts_bytes)
 
 
 def _planned_data(row: DatasetRow) -> PlannedData:

@@ -23,11 +23,12 @@ from fleetfit.server.engine.hours import within_hours
 from fleetfit.server.engine.library import keep_artifact
 from fleetfit.server.engine.lowering import build_of
 from fleetfit.server.engine.messages import tensor_messages
+from fleetfit.server.engine.parts import add_parts
 from fleetfit.server.engine.states import CandidateState, TaskState
 from fleetfit.server.engine.subsets import given_to_devices
 from fleetfit.server.storage.artifacts import ArtifactStore
 from fleetfit.server.storage.database import Database
-from fleetfit.server.storage.tables import BuildRow, CandidateRow, DatasetRow, DeviceRow, JobRow, TaskRow
+from fleetfit.server.storage.tables import BuildRow, CandidateRow, DatasetRow, DeviceRow, JobRow, ModelRow, TaskRow
 
 _log: Final = logging.getLogger(__name__)
 DEFAULT_LEASE_MS: Final = 30_000
@@ -264,6 +265,8 @@ class Leases:
             common_pb2.NamedArtifact(name=name, artifact=_artifact(row.sha256, row.size_bytes))
             for name, row in artifacts.items()
         ]
+        if not task.metric_only:
+            named += add_parts(measure, session.get_one(ModelRow, job.model_id))
         data = session.get(DatasetRow, job.dataset_id) if job.dataset_id else None
         if data is not None and task.split:
             split = given_to_devices(session, job, task.split)

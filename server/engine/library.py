@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final, cast
 
 from sqlalchemy import select
@@ -29,6 +30,7 @@ from fleetfit.server.storage.tables import LOCAL_OWNER, ArtifactRow, DatasetRow,
 _log: Final = logging.getLogger(__name__)
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 Progress = Callable[[str, str, float, float | None], None]
+NO_PARTS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -52,17 +54,27 @@ class Library:
         self._published = published
         self.progress: dict[str, common_pb2.Progress] = {}
 
-    async def push_model(self, name: str, sha256: str, form: str, owner: str = LOCAL_OWNER) -> str:
-        """Register uploaded content as a model, to be checked; its id. The same content again is the same version."""
+    async def push_model(
+        self, name: str, sha256: str, form: str, owner: str = LOCAL_OWNER, parts: Mapping[str, str] = NO_PARTS
+    ) -> str:
+        """Register uploaded content as a model, to be checked; its id. The same content again is the same version.
+
+        `parts` are digests of what stands before and behind it, by `pre` and `post`.
+        """
         _check_name(name)
         if form not in ("pt2", "onnx"):
             raise InvalidInput(f"'{form}' is not a model format; push a .pt2 or an .onnx file", field="format")
         size = self._store.path(sha256).stat().st_size
+        kept: dict[str, Any] = {
+            part: {"sha256": digest, "size_bytes": self._store.path(digest).stat().st_size}
+            for part, digest in parts.items()
+        }
 
         def register(session: Session) -> str:
             rows = session.scalars(select(ModelRow).where(ModelRow.name == name)).all()
             for row in rows:
-                if (row.sha256, row.format, row.owner) == (sha256, form, owner) and row.state != "refused":
+                same = (row.sha256, row.format, row.owner, row.parts) == (sha256, form, owner, kept)
+                if same and row.state != "refused":
                     return row.id
             row = ModelRow(
                 id=new_id(),
@@ -74,10 +86,13 @@ class Library:
                 size_bytes=size,
                 state="checking",
                 refusal="",
+                parts=kept,
                 created_ms=now_ms(),
             )
             session.add(row)
             keep_artifact(session, sha256, size)
+            for part in kept.values():
+                keep_artifact(session, part["sha256"], part["size_bytes"])
             return row.id
 
         return await self._database.write(register)
@@ -235,8 +250,9 @@ def keep_artifact(session: Session, sha256: str, size_bytes: int) -> None:
 def _next_work(session: Session) -> _Work | None:
     model = session.scalars(select(ModelRow).where(ModelRow.state == "checking").order_by(ModelRow.id)).first()
     if model is not None:
-        work = IntakeModel(format=model.format)  # type: ignore[arg-type]
-        return _Work(model.id, Task(task_id=model.id, work=work), {"model": model.sha256}, ModelRow, "model")
+        work = IntakeModel.model_validate({"format": model.format, "parts": sorted(model.parts)})
+        inputs = {"model": model.sha256} | {part: found["sha256"] for part, found in model.parts.items()}
+        return _Work(model.id, Task(task_id=model.id, work=work), inputs, ModelRow, "model")
     checking = select(RecoveredRow).where(RecoveredRow.state == "checking").order_by(RecoveredRow.created_ms)
     if (recovered := session.scalars(checking).first()) is not None:
         network = network_of(session.get_one(VariantRow, recovered.variant_key))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from sqlalchemy.orm import Session
 
 from fleetfit.compress.recipe import Recipe
-from fleetfit.compress.tasks import DataFacts, ModelFacts, RecoveredFacts, Tensor
+from fleetfit.compress.tasks import PARTS, DataFacts, ModelFacts, ModelPart, PartName, RecoveredFacts, Tensor
 from fleetfit.proto.v1 import common_pb2, models_pb2
 from fleetfit.server.storage.tables import DatasetRow, ModelRow, RecoveredRow, VariantRow
 
@@ -22,6 +22,17 @@ _STATES: Final = {
 def tensor_messages(tensors: Sequence[Tensor]) -> list[common_pb2.TensorSpec]:
     """Tensors as the protocol has them."""
     return [common_pb2.TensorSpec(name=t.name, dtype=t.dtype, shape=t.shape) for t in tensors]
+
+
+def artifact_message(kept: Mapping[str, Any]) -> common_pb2.ArtifactRef:
+    """Content that a row names by `sha256` and `size_bytes`."""
+    return common_pb2.ArtifactRef(sha256=kept["sha256"], size_bytes=kept["size_bytes"])
+
+
+def parts_of(row: ModelRow) -> list[tuple[PartName, Mapping[str, Any], ModelPart]]:
+    """The parts of an accepted model, `pre` first: name, content as `artifact_message` reads it, and what is known of it."""
+    facts = ModelFacts.model_validate(row.facts) if row.facts is not None else None
+    return [(name, row.parts[name], facts.parts[name]) for name in PARTS if facts is not None and name in facts.parts]
 
 
 def model_message(row: ModelRow) -> models_pb2.Model:
@@ -43,6 +54,11 @@ def model_message(row: ModelRow) -> models_pb2.Model:
         message.parameters, message.macs = facts.parameters, facts.macs
         message.recognised_share, message.trainable = facts.recognised_share, facts.trainable
         message.notes.extend(facts.notes)
+        for name, kept, part in parts_of(row):
+            target = message.pre if name == "pre" else message.post
+            target.artifact.CopyFrom(artifact_message(kept))
+            target.inputs.extend(tensor_messages(part.inputs))
+            target.outputs.extend(tensor_messages(part.outputs))
     return message
 
 

@@ -52,6 +52,8 @@ class PlannedModel:
     format: str
     size_bytes: int
     facts: ModelFacts
+    parts_bytes: int = 0
+    """Of the parts that are never compressed, which every device fetches beside the builds."""
 
 
 @dataclass(frozen=True)
@@ -425,7 +427,7 @@ def limits_of(spec: jobs_pb2.JobSpec, metric: str) -> LimitFacts:
         # Written so that what is not a number is refused too.
         if value is not None and not 0 <= value < math.inf:
             raise InvalidInput("the largest loss cannot be negative; give --max-drop 0 to allow none", field="max_drop")
-    for name in ("p95_ms", "max_peak_memory_bytes", "max_size_bytes"):
+    for name in ("p95_ms", "p95_end_to_end_ms", "max_peak_memory_bytes", "max_size_bytes"):
         if given.HasField(name) and not 0 < getattr(given, name) < math.inf:
             raise InvalidInput(f"{name} {getattr(given, name):g} is no limit; give a number above 0", field=name)
     if points is None and percent is None and metric and spec.kind != jobs_pb2.JOB_KIND_BENCH:
@@ -438,6 +440,7 @@ def limits_of(spec: jobs_pb2.JobSpec, metric: str) -> LimitFacts:
         max_drop_points=points,
         max_drop_percent=percent,
         p95_ms=given.p95_ms if given.HasField("p95_ms") else None,
+        p95_end_to_end_ms=given.p95_end_to_end_ms if given.HasField("p95_end_to_end_ms") else None,
         max_peak_memory_bytes=given.max_peak_memory_bytes if given.HasField("max_peak_memory_bytes") else None,
         max_size_bytes=given.max_size_bytes if given.HasField("max_size_bytes") else None,
     )

@@ -30,6 +30,7 @@ from fleetfit.proto.figures import (
 )
 from fleetfit.proto.printable import make_printable
 from fleetfit.proto.v1 import measurement_pb2
+from fleetfit.server.report.chain_summary import summarize_chain
 from fleetfit.server.report.energy import energy_of_a_call
 from fleetfit.server.report.engines import engines_of, what_engines_left
 from fleetfit.server.report.gaps import Against, with_gap
@@ -88,6 +89,7 @@ def summarize(raw: measurement_pb2.MeasurementResult) -> MeasurementSummary:
         sampling=sampling,
         engines=engines_of(raw, notes),
         sustained=_sustained(raw, notes),
+        chain=summarize_chain(raw, notes),
         peak_memory_bytes=_memory(raw, notes),
         memory=_memory_apart(raw),
         energy=_energy(raw, notes),

@@ -10,6 +10,7 @@ from typing import Final, Literal, cast
 from fleetfit.core.digests import short
 from fleetfit.core.figures import number
 from fleetfit.core.metrics import known_metric
+from fleetfit.server.report.chains import chain_notes, end_to_end_figure, parts_figure
 from fleetfit.server.report.controls import control_words, controls_of, doubt_of
 from fleetfit.server.report.facts import CandidateFacts, DeviceFacts, JobFacts, LimitFacts
 from fleetfit.server.report.gaps import metric_figure, warnings_of
@@ -26,6 +27,7 @@ from fleetfit.server.report.model import (
     MemoryReport,
     MetricFigure,
     MetricReport,
+    PartFile,
     RatioFigure,
     RawSamples,
     RecoveredReport,
@@ -58,6 +60,7 @@ def build_report(facts: JobFacts) -> Report:
         kind=facts.kind,
         objective=facts.objective,
         limits=_limits(facts.limits),
+        parts={name: PartFile(sha256=sha256, size_bytes=size) for name, (sha256, size) in facts.parts.items()},
         created=datetime.datetime.fromtimestamp(facts.created_ms / 1000, datetime.timezone.utc).isoformat(),
     )
 
@@ -67,6 +70,7 @@ def _limits(limits: LimitFacts) -> LimitsReport:
         max_drop_points=limits.max_drop_points,
         max_drop_percent=limits.max_drop_percent,
         p95_ms=limits.p95_ms,
+        p95_end_to_end_ms=limits.p95_end_to_end_ms,
         max_peak_memory_bytes=limits.max_peak_memory_bytes,
         max_size_bytes=limits.max_size_bytes,
     )
@@ -135,6 +139,8 @@ def _candidate(
         sustained_ms=_sustained(c, summary),
         sampling=SamplingReport.model_validate(summary.sampling.model_dump()) if summary and summary.sampling else None,
         engines=EnginesReport.model_validate(summary.engines.model_dump()) if summary and summary.engines else None,
+        end_to_end_ms=end_to_end_figure(c, summary),
+        parts_ms=parts_figure(summary),
         recovered=None if c.recovered is None else RecoveredReport(**dataclasses.asdict(c.recovered)),
     )
 
@@ -238,6 +244,7 @@ def _notes(
         found.append("latency was not measured")
     if summary is not None and summary.ratio is None and (c.role != "original" or c.beside_another_runtime):
         found.append("its speed was not measured beside the original's")
+    found += chain_notes(job, c, summary)
     if job.sustained_ms and summary is not None and summary.latency is not None and summary.sustained is None:
         found.append("what it does on a warm device was not measured: the agent is older; update it")
     if summary is not None and summary.peak_memory_bytes is None and not _mentions("memory", found):

@@ -18,6 +18,9 @@ class LimitFacts:
     p95_ms: float | None = None
     max_peak_memory_bytes: int | None = None
     max_size_bytes: int | None = None
+    p95_end_to_end_ms: float | None = None
+    parted: bool = False
+    """The model has parts: `p95_ms` is that of the model alone."""
 
 
 @dataclass(frozen=True)
@@ -121,3 +124,5 @@ class JobFacts:
     devices: tuple[DeviceFacts, ...] = field(default=())
     sustained_ms: int = 0
     """For how long each build was to be called without a pause; 0 is not at all."""
+    parts: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    """What stands before and behind the model, `pre` and `post`: digest and bytes."""

@@ -28,13 +28,17 @@ class MetricReport(_Part):
 
 
 class LimitsReport(_Part):
-    """What the job asked a selected variant to hold; null is no limit. Drops: in the metric's unit, or in percent."""
+    """What the job asked a selected variant to hold; null is no limit. Drops: in the metric's unit, or in percent.
+
+    `p95_ms` is of the model alone, `p95_end_to_end_ms` of the whole chain, where the model has parts.
+    """
 
     max_drop_points: float | None = None
     max_drop_percent: float | None = None
     p95_ms: float | None = None
     max_peak_memory_bytes: int | None = None
     max_size_bytes: int | None = None
+    p95_end_to_end_ms: float | None = None
 
 
 class ConditionReport(BaseModel):
@@ -231,6 +235,46 @@ class SpeedupReport(_Part):
     incumbent: RatioFigure | None = None
 
 
+class EndToEndFigure(_Part):
+    """Time of a call from what the model's `pre` part takes to what its `post` part gives, in milliseconds.
+
+    As `LatencyFigure`; `speedup` is against the chain of the original in the same runtime, timed in turn with it in one process.
+    """
+
+    p50: float
+    p95: float | None
+    p99: float | None
+    ci95: Bounds
+    samples: int
+    processes: int
+    p95_ci95: Bounds = (None, None)
+    p99_ci95: Bounds = (None, None)
+    speedup: RatioFigure | None = None
+
+
+class PartFigure(_Part):
+    """Time of a part by itself, called with the inputs that it has in the chain, in milliseconds; `ci95` belongs to p50."""
+
+    p50: float
+    ci95: Bounds
+    samples: int
+
+
+class PartsFigure(_Part):
+    """The parts of a chain; null are those that the model has not. `core` is called as `pre` and `post` are, with new outputs."""
+
+    core: PartFigure
+    pre: PartFigure | None = None
+    post: PartFigure | None = None
+
+
+class PartFile(_Part):
+    """A part that is never compressed, an ONNX file: its SHA-256 and bytes."""
+
+    sha256: str
+    size_bytes: int
+
+
 class RecoveredReport(_Part):
     """A network that its user trained outside fleetfit: its name, the variant whose network it is, the file's SHA-256."""
 
@@ -282,6 +326,9 @@ class CandidateReport(_Part):
     """Null of a runtime that builds none."""
     recovered: RecoveredReport | None = None
     """Set where a user's training stands for a part of the recipe."""
+    end_to_end_ms: EndToEndFigure | None = None
+    """Null where the model has no parts; `latency_ms` and `speedup` are those of the model alone."""
+    parts_ms: PartsFigure | None = None
 
 
 class ControlReport(_Part):
@@ -326,5 +373,7 @@ class Report(_Part):
     limits: LimitsReport = LimitsReport()
     created: str = ""
     """When the job was asked for, ISO 8601, UTC."""
+    parts: dict[str, PartFile] = {}
+    """The model's `pre` and `post`, those that it has."""
     tie_margin: float = EQUIVALENCE_MARGIN
     """A ratio is a tie where its interval holds 1, or lies within this share of 1."""

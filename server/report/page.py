@@ -11,8 +11,10 @@ from fleetfit.server.report.model import (
     CandidateReport,
     DeviceReport,
     DropFigure,
+    EndToEndFigure,
     EnergyFigure,
     MetricFigure,
+    PartsFigure,
     RatioFigure,
     Report,
 )
@@ -49,6 +51,9 @@ class Row:
     size: Cell
     memory: Cell
     energy: Cell
+    whole: Cell
+    whole_versus_original: Cell
+    parts: str
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ class DevicePage:
     chart_caption: str
     has_metric: bool
     has_energy: bool
+    has_parts: bool
 
 
 def device_pages(report: Report) -> list[DevicePage]:
@@ -83,6 +89,7 @@ def _device(report: Report, device: DeviceReport, anchor: str) -> DevicePage:
         chart_caption=caption,
         has_metric=bool(report.metric.name),
         has_energy=any(c.energy is not None for c in device.candidates),
+        has_parts=any(c.end_to_end_ms is not None for c in device.candidates),
     )
 
 
@@ -104,6 +111,26 @@ def _row(report: Report, device: DeviceReport, c: CandidateReport, original: Can
         size=_amount(c.size_bytes, original.size_bytes if original else None),
         memory=_amount(c.peak_memory_bytes, original.peak_memory_bytes if original else None),
         energy=_energy(c.energy),
+        whole=_whole(c.end_to_end_ms),
+        whole_versus_original=_ratio(c.end_to_end_ms.speedup if c.end_to_end_ms is not None else None),
+        parts=_parts(c.parts_ms),
+    )
+
+
+def _whole(found: EndToEndFigure | None) -> Cell:
+    if found is None:
+        return Cell()
+    tail = f"p95 {number(found.p95)} ms" if found.p95 is not None else ""
+    return Cell(f"{number(found.p50)} ms", _interval(found.ci95), tail)
+
+
+def _parts(found: PartsFigure | None) -> str:
+    """Each part alone, in a line."""
+    if found is None:
+        return ""
+    parts = (("pre", found.pre), ("core", found.core), ("post", found.post))
+    return ", ".join(
+        f"{name} {number(part.p50)} ms ({_interval(part.ci95)})" for name, part in parts if part is not None
     )
 
 

@@ -44,21 +44,23 @@ def render(report: Report) -> str:
     return environment.get_template("report.html").render(
         report=report,
         devices=device_pages(report),
-        limits=limits_words(report.limits),
+        limits=limits_words(report.limits, parted=bool(report.parts)),
         created=_moment(report.created),
         style=(_TEMPLATES / "report.css").read_text(encoding="utf-8"),
     )
 
 
-def limits_words(limits: LimitsReport) -> list[str]:
-    """The job's limits, each in a few words."""
+def limits_words(limits: LimitsReport, *, parted: bool = False) -> list[str]:
+    """The job's limits, each in a few words. `parted`: the model has parts that count end to end only."""
     words = []
     if limits.max_drop_points is not None:
         words.append(f"a loss of at most {limits.max_drop_points:g}")
     if limits.max_drop_percent is not None:
         words.append(f"a loss of at most {limits.max_drop_percent:g} % of the original's value")
     if limits.p95_ms is not None:
-        words.append(f"p95 at most {limits.p95_ms:g} ms")
+        words.append(f"p95{' of the model alone' if parted else ''} at most {limits.p95_ms:g} ms")
+    if limits.p95_end_to_end_ms is not None:
+        words.append(f"p95 end to end at most {limits.p95_end_to_end_ms:g} ms")
     if limits.max_peak_memory_bytes is not None:
         words.append(f"peak memory at most {size(limits.max_peak_memory_bytes)}")
     if limits.max_size_bytes is not None:

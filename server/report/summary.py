@@ -32,6 +32,31 @@ class Latency(_Frozen):
     p99_bounds: tuple[float | None, float | None] = (None, None)
 
 
+class PartTime(_Frozen):
+    """Time of one part of a chain alone, in milliseconds."""
+
+    p50_ms: Figure
+    samples: int
+
+
+class Chain(_Frozen):
+    """Time of one call from the inputs of `pre` to the outputs of `post`, in milliseconds, as `Latency` has it.
+
+    `ratio` is how many times as fast as the original's chain it is, from interleaved trials. `parts` are `pre`, `core` and `post`.
+    """
+
+    p50_ms: Figure
+    p95_ms: float | None
+    p99_ms: float | None
+    p95_bounds: tuple[float | None, float | None] = (None, None)
+    p99_bounds: tuple[float | None, float | None] = (None, None)
+    samples: int
+    processes: int
+    steady: bool
+    ratio: Figure | None
+    parts: dict[str, PartTime]
+
+
 class Sustained(_Frozen):
     """What a call takes cool, in the first seconds, and warm, in the last third of `seconds` without a pause, in ms.
 
@@ -182,6 +207,8 @@ class MeasurementSummary(_Frozen):
     """None where no precision was asked for."""
     engines: Engines | None = None
     """None of a runtime that builds none."""
+    chain: Chain | None = None
+    """None where the model has no parts, or the chain was not measured."""
     peak_memory_bytes: int | None = None
     """Resident memory of the trial's process at its peak, over what the runtime needs without a model."""
     memory: MemorySummary | None = None

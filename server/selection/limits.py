@@ -41,7 +41,8 @@ def broken_limits(candidate: CandidateFacts, limits: LimitFacts, judged: Judged)
     """The limits that a measured candidate breaks, in a fixed order. A loss counts by its point estimate."""
     found = [
         _drop(limits, judged),
-        _p95(candidate, limits.p95_ms),
+        _p95(candidate, limits),
+        _p95_end_to_end(candidate, limits.p95_end_to_end_ms),
         _bytes(
             candidate.validation.peak_memory_bytes if candidate.validation else None,
             limits.max_peak_memory_bytes,
@@ -87,7 +88,8 @@ def _unit(metric: str) -> float:
     return 1.0 if info is None or info.higher_is_better else 1e-3
 
 
-def _p95(candidate: CandidateFacts, limit: float | None) -> Breach | None:
+def _p95(candidate: CandidateFacts, limits: LimitFacts) -> Breach | None:
+    limit = limits.p95_ms
     if limit is None:
         return None
     latency = candidate.validation.latency if candidate.validation else None
@@ -95,6 +97,8 @@ def _p95(candidate: CandidateFacts, limit: float | None) -> Breach | None:
         return Breach("its latency was not measured, so the limit on p95 cannot be checked", math.inf, "")
     warm = candidate.warm
     found, name = (latency.p95_ms, "p95") if warm is None else (warm.p95_ms, "p95 on a warm device")
+    if limits.parted:
+        name = f"{name}, without its pre and post parts,"
     if found is None:
         samples = f" from {latency.samples} samples" if warm is None else ""
         return Breach(f"its {name} is not known{samples}, so the limit cannot be checked", math.inf, "")
@@ -104,6 +108,24 @@ def _p95(candidate: CandidateFacts, limit: float | None) -> Breach | None:
         f"its {name} is {number(found)} ms, where {limit:g} ms is allowed",
         (found - limit) / limit,
         f"--p95-ms {rounded_up(found)}",
+    )
+
+
+def _p95_end_to_end(candidate: CandidateFacts, limit: float | None) -> Breach | None:
+    if limit is None:
+        return None
+    chain = candidate.validation.chain if candidate.validation else None
+    if chain is None:
+        return Breach("end to end it was not measured, so the limit on that cannot be checked", math.inf, "")
+    if chain.p95_ms is None:
+        reason = f"its p95 end to end is not known from {chain.samples} samples, so the limit cannot be checked"
+        return Breach(reason, math.inf, "")
+    if chain.p95_ms <= limit:
+        return None
+    return Breach(
+        f"its p95 end to end is {number(chain.p95_ms)} ms, where {limit:g} ms is allowed",
+        (chain.p95_ms - limit) / limit,
+        f"--p95-end-to-end-ms {rounded_up(chain.p95_ms)}",
     )
 
 

@@ -60,6 +60,7 @@ def sentence(job: JobFacts, chosen: Chosen) -> str:
         said.append(_trained_elsewhere(chosen))
     if chosen.tied:
         said.append(f"In speed it ties with {enumerate_names(list(chosen.tied))}.")
+    said += [*_end_to_end(chosen), *_which_limit(job)]
     if chosen.condition:
         said.append(f"This is for {chosen.condition}, where a call is shortest.")
     summary = chosen.facts.validation
@@ -90,6 +91,28 @@ def _speed(chosen: Chosen) -> str:
 
 def _certainty(ratio: Figure) -> str:
     return ", which is slower" if is_slower(ratio) else "" if is_faster(ratio) else f", {tie(ratio)}"
+
+
+def _end_to_end(chosen: Chosen) -> list[str]:
+    chain = chosen.facts.validation.chain if chosen.facts.validation else None
+    if chain is None:
+        return []
+    text = (
+        f"End to end, with its pre and post parts, a call takes {number(chain.p50_ms.value)} ms{interval(chain.p50_ms)}"
+    )
+    if chain.ratio is None:
+        return [f"{text}."]
+    return [f"{text}, {times(chain.ratio)} as the original's{interval(chain.ratio)}{_certainty(chain.ratio)}."]
+
+
+def _which_limit(job: JobFacts) -> list[str]:
+    """What a limit on p95 is on, where the model has parts."""
+    limits = job.limits
+    if not limits.parted or (limits.p95_ms is None and limits.p95_end_to_end_ms is None):
+        return []
+    said = [f"{limits.p95_ms:g} ms for the model alone"] if limits.p95_ms is not None else []
+    said += [f"{limits.p95_end_to_end_ms:g} ms end to end"] if limits.p95_end_to_end_ms is not None else []
+    return [f"The limit on p95 was {enumerate_names(said)}."]
 
 
 def _memory(chosen: Chosen) -> str:
@@ -185,4 +208,6 @@ def _as_it_is(c: CandidateFacts) -> str:
     assert latency is not None  # noqa: S101 - the caller looked
     p95 = f", p95 {number(latency.p95_ms)} ms" if latency.p95_ms is not None else ""
     where = f"{c.runtime} " if c.title else ""
-    return f"{where}p50 {number(latency.p50_ms.value)} ms{interval(latency.p50_ms)}{p95}"
+    chain = c.validation.chain if c.validation else None
+    whole = f", end to end p50 {number(chain.p50_ms.value)} ms{interval(chain.p50_ms)}" if chain is not None else ""
+    return f"{where}p50 {number(latency.p50_ms.value)} ms{interval(latency.p50_ms)}{p95}{whole}"

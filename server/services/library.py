@@ -22,7 +22,10 @@ class Models(models_pb2_grpc.ModelsServicer):
         self, request: models_pb2.PushModelRequest, context: Context
     ) -> AsyncIterator[models_pb2.PushModelResponse]:
         owner = person_of(context, self._people)
-        async for response in self._engine.push_model(request.name, request.artifact.sha256, request.format, owner):
+        parts = {"pre": request.pre.sha256} if request.HasField("pre") else {}
+        parts |= {"post": request.post.sha256} if request.HasField("post") else {}
+        model = (request.name, request.artifact.sha256, request.format)
+        async for response in self._engine.push_model(*model, owner, parts):
             yield response
 
     async def ListModels(

@@ -56,7 +56,10 @@ class EnrolmentTokenRow(Base):
 
 
 class ModelRow(Base):
-    """One version of a model. `facts` is `compress.tasks.ModelFacts`."""
+    """One version of a model. `facts` is `compress.tasks.ModelFacts`.
+
+    `parts` has digest and size of what stands before and behind it: `{"pre": {"sha256": ..., "size_bytes": ...}}`.
+    """
 
     __tablename__ = "model"
     __table_args__ = (UniqueConstraint("owner", "name", "version"),)
@@ -70,6 +73,7 @@ class ModelRow(Base):
     state: Mapped[str]
     refusal: Mapped[str]
     facts: Mapped[dict[str, Any] | None]
+    parts: Mapped[dict[str, Any]] = mapped_column(default=dict)
     created_ms: Mapped[int]
 
 

@@ -4,15 +4,16 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from fleetfit.client.pulling import place_build, place_variant
+from fleetfit.client.pulling import _script, place_build, place_variant
 from fleetfit.core.errors import AlreadyExists, ExhaustedResource, IntegrityError, Unavailable
 from fleetfit.proto.v1 import common_pb2, models_pb2, reports_pb2
 
@@ -82,6 +83,89 @@ def test_run_py_runs_with_onnxruntime_and_numpy_alone(tmp_path: Path, build: byt
         outputs = eval(done.stdout)  # the script's own dictionary
         assert np.shape(outputs["output"]) == (2, 3), "the batch that was measured"
         assert outputs["output"][0][0] == expected
+
+
+def part(kind: str, takes: tuple[str, int], gives: tuple[str, int], **attributes: Any) -> bytes:
+    infos = [helper.make_tensor_value_info(name, dtype, ["batch", 3]) for name, dtype in (takes, gives)]
+    graph = helper.make_graph(
+        [helper.make_node(kind, [takes[0]], [gives[0]], **attributes)], "part", infos[:1], infos[1:]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return bytes(model.SerializeToString())
+
+
+def chain_answer(build: bytes, parts: Mapping[str, bytes]) -> reports_pb2.GetBuildResponse:
+    """`answer` of a sum of `a` and `b` that has parts."""
+    found = answer(build)
+    manifest = json.loads(found.manifest_json) | {"runtime": "onnxruntime", "parts": {}}
+    takes = {"pre": ("bytes", "uint8"), "post": ("output", "float32")}
+    for name, content in parts.items():
+        digest = hashlib.sha256(content).hexdigest()
+        inputs = [{"name": takes[name][0], "dtype": takes[name][1], "shape": [-1, 3]}]
+        manifest["parts"][name] = {"file": f"{name}.onnx", "sha256": digest, "inputs": inputs, "outputs": []}
+        artifact = common_pb2.ArtifactRef(sha256=digest, size_bytes=len(content))
+        found.parts.add(name=f"{name}.onnx", artifact=artifact)
+    found.manifest_json = json.dumps(manifest)
+    return found
+
+
+@pytest.fixture(scope="module")
+def parts() -> dict[str, bytes]:
+    """`bytes` become `a` and `b`; the sum's sign is what comes out."""
+    cast = helper.make_node("Cast", ["bytes"], ["a"], to=TensorProto.FLOAT)
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3]) for name in ("a", "b")]
+    taken = helper.make_tensor_value_info("bytes", TensorProto.UINT8, ["batch", 3])
+    graph = helper.make_graph([cast, helper.make_node("Neg", ["a"], ["b"])], "pre", [taken], infos)
+    pre = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    post = part("Cos", ("output", TensorProto.FLOAT), ("sign", TensorProto.FLOAT))
+    return {"pre": bytes(pre.SerializeToString()), "post": post}
+
+
+def sent(*contents: bytes) -> Callable[[common_pb2.ArtifactRef, Path], None]:
+    def download(artifact: common_pb2.ArtifactRef, path: Path) -> None:
+        path.write_bytes(next(one for one in contents if hashlib.sha256(one).hexdigest() == artifact.sha256))
+
+    return download
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "elsewhere"])
+def test_run_py_runs_the_chain_of_parts(tmp_path: Path, build: bytes, parts: dict[str, bytes], runtime: str) -> None:
+    given = chain_answer(build, parts)
+    folder = place_build(given, tmp_path / "out", sent(build, *parts.values())).folder
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "check.py", "m-pruned.onnx", "manifest.json", "post.onnx", "pre.onnx", "run.py",
+    ]  # fmt: skip
+    if runtime == "elsewhere":
+        (folder / "run.py").write_text(_script({"runtime": "another", "parts": {"pre": {}}}))
+    np.savez(tmp_path / "data.npz", bytes=np.arange(12, dtype=np.uint8).reshape(4, 3))
+    for inputs in ([], [str(tmp_path / "data.npz")]):
+        done = subprocess.run(
+            [sys.executable, str(folder / "run.py"), *inputs], capture_output=True, text=True, cwd="/"
+        )
+        assert done.returncode == 0, done.stderr
+        # a + b is 0 whatever comes in, and the cosine of that is 1.
+        assert eval(done.stdout) == {"sign": [[1.0] * 3] * 2}
+
+
+def test_parts_that_the_manifest_does_not_name_are_refused(
+    tmp_path: Path, build: bytes, parts: dict[str, bytes]
+) -> None:
+    for change in ("digest", "name", "missing", "elsewhere"):
+        given = chain_answer(build, parts)
+        manifest = json.loads(given.manifest_json)
+        if change == "digest":
+            given.parts[0].artifact.sha256 = "0" * 64
+        elif change == "name":
+            given.parts[0].name = "other.onnx"
+        elif change == "missing":
+            del given.parts[0]
+        else:
+            manifest["parts"]["../pre"] = manifest["parts"].pop("pre") | {"file": "../pre.onnx"}
+            given.parts[0].name = "../pre.onnx"
+        given.manifest_json = json.dumps(manifest)
+        with pytest.raises(IntegrityError, match="pre and post"):
+            place_build(given, tmp_path / "out", sent(build, *parts.values()))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_is_not_empty_is_left_alone(tmp_path: Path, build: bytes) -> None:

@@ -21,7 +21,7 @@ from fleetfit.server.report.build import build_report
 from fleetfit.server.report.drops import Scored, compare
 from fleetfit.server.report.facts import CandidateFacts, DeviceFacts, JobFacts, LimitFacts
 
-from ..server.report.raw import raw_result, write_raw
+from ..server.report.raw import add_chain, raw_result, write_raw
 from ..server.report.test_energy import trace
 
 Raw = measurement_pb2.MeasurementResult
@@ -54,7 +54,8 @@ class Made:
             ("small", "recipe", "onnxruntime", 4, 0.9, 25),
         ]
         candidates = [self._candidate(at, *row) for at, row in enumerate(rows)]
-        candidates[2] = self._warm(candidates[2])
+        candidates[2] = self._chained(self._warm(candidates[2]), 1.5)
+        candidates[0] = self._chained(candidates[0], None)
         by_split = {
             split: compare("accuracy", [self._scored(c, split) for c in candidates if self._has(c, split)])
             for split in ("measured", "test")
@@ -94,6 +95,10 @@ class Made:
         raw.solo.sustained.every, raw.solo.sustained.calls = 2, 1800
         raw.solo.sustained.window.end_monotonic_ns = 60_000_000_000
         return dataclasses.replace(c, validation=summarize(raw), raw={"measured": self._stored(raw)})
+
+    def _chained(self, c: CandidateFacts, ratio: float | None) -> CandidateFacts:
+        raw = add_chain(copy.deepcopy(self.raws[c.raw["measured"][0]]), ratio=ratio)
+        return dataclasses.replace(c, validation=summarize(raw), raw={**c.raw, "measured": self._stored(raw)})
 
     def _stored(self, raw: Raw) -> tuple[str, int]:
         content = raw.SerializeToString(deterministic=True)
@@ -161,6 +166,13 @@ def test_every_figure_comes_out_as_printed(made: Made) -> None:
         (2, ("energy", "ci95", 0), "energy.ci95"),
         (2, ("energy", "busy_watts"), "energy.busy_watts"),
         (2, ("memory", "run_bytes"), "memory.run_bytes"),
+        (2, ("end_to_end_ms", "p50"), "end_to_end_ms.p50"),
+        (2, ("end_to_end_ms", "ci95", 1), "end_to_end_ms.ci95"),
+        (2, ("end_to_end_ms", "p95"), "end_to_end_ms.p95"),
+        (2, ("end_to_end_ms", "speedup", "ratio"), "end_to_end_ms.speedup.ratio"),
+        (0, ("end_to_end_ms", "speedup", "ratio"), "end_to_end_ms.speedup.ratio"),
+        (0, ("parts_ms", "pre", "p50"), "parts_ms.pre.p50"),
+        (2, ("parts_ms", "post", "ci95", 0), "parts_ms.post.ci95"),
     ],
 )
 def test_a_figure_that_was_changed_is_found(made: Made, at: int, place: tuple[str | int, ...], figure: str) -> None:

@@ -29,6 +29,8 @@ from fleetfit.compress.tasks import (
     IntakeRecovered,
     Lower,
     ModelFacts,
+    ModelPart,
+    PartName,
     RecoveredFacts,
     Score,
     SplitFile,
@@ -57,6 +59,10 @@ from fleetfit.server.storage.tables import MeasurementRow
 
 INPUT = Tensor(name="x", dtype="float32", shape=[-1, 4])
 OUTPUT = Tensor(name="output", dtype="float32", shape=[-1, 3])
+PARTS: dict[PartName, ModelPart] = {
+    "pre": ModelPart(inputs=[Tensor(name="pixels", dtype="uint8", shape=[-1, 4])], outputs=[INPUT]),
+    "post": ModelPart(inputs=[OUTPUT], outputs=[Tensor(name="label", dtype="int64", shape=[-1])]),
+}
 PRUNED = "{name: pruned, steps: [activation_pruning: {ratio: 0.5}]}"
 TRAINED = "{name: trained, steps: [activation_pruning: {ratio: 0.5}, distill: {epochs: 1}]}"
 CUDA = CudaDevice(name="GPU", capability="9.0", cuda="12.8", cudnn="91002", driver="570.86.15", memory_bytes=1)
@@ -138,8 +144,9 @@ def _name(task: Task) -> str:
 def _result(task: Task, inputs: Mapping[str, str], out: Path, cuda: CudaDevice | None) -> TaskResult:
     if isinstance(task.work, IntakeModel):
         facts = ModelFacts(
-            inputs=[INPUT], outputs=[OUTPUT], parameters=100, macs=100, recognised_share=1.0, trainable=True
-        )
+            inputs=[INPUT], outputs=[OUTPUT], parameters=100, macs=100, recognised_share=1.0, trainable=True,
+            parts={name: PARTS[name] for name in task.work.parts},
+        )  # fmt: skip
         return TaskResult(task_id=task.task_id, model=facts)
     if isinstance(task.work, Lower):
         name = f"build.{task.work.runtime}"

@@ -54,3 +54,22 @@ def write_raw(path: Path, result: measurement_pb2.MeasurementResult) -> Path:
     """As an agent spools it."""
     path.write_bytes(gzip.compress(result.SerializeToString()))
     return path
+
+
+def add_chain(
+    result: measurement_pb2.MeasurementResult, *, ratio: float | None = 1.5, processes: int = 6, seed: int = 0
+) -> measurement_pb2.MeasurementResult:
+    """The same with parts: 2 ms before, 1 ms in the middle, 3 ms behind; the original's chain takes `ratio` times as long."""
+    chance = np.random.default_rng(seed)
+    link = measurement_pb2.ChainLink
+    usual = {link.CHAIN_LINK_WHOLE: 6.1, link.CHAIN_LINK_PRE: 2.0, link.CHAIN_LINK_CORE: 1.0, link.CHAIN_LINK_POST: 3.0}
+    if ratio is not None:
+        usual[link.CHAIN_LINK_BASELINE] = 6.1 * ratio
+    for number in range(processes):
+        slow = float(chance.lognormal(0, 0.02))
+        run = result.chains.add(steady=True, candidate_loaded_first=number % 2 == 0, parts_runtime_version="1.23.2")
+        for _ in range(6):
+            for name, ms in usual.items():
+                times = (slow * ms * 1e6 * chance.lognormal(0, 0.03, 5)).astype(int)
+                run.blocks.add(link=name, latency_ns=[int(one) for one in times])
+    return result
