@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import secrets
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -72,6 +73,8 @@ class Agent:
         self._wake = asyncio.Event()
         self._cancelled_task = ""
         self._session_number = 0
+        # The server checks a device whose agent was started anew, not one that lost its connection.
+        self._life = secrets.token_hex(8)
         self._snapshot: snapshot_pb2.DeviceSnapshot | None = None
         self._looked_at = 0.0
         self._job: asyncio.Task[Spooled] | None = None
@@ -144,6 +147,7 @@ class Agent:
                         oldest_protocol_version=MINIMUM_PROTOCOL_VERSION,
                         capabilities=AGENT_CAPABILITIES,
                         snapshot=self._snapshot,
+                        life=self._life,
                     ),
                     timeout=_CALL_S,
                 )
@@ -197,11 +201,12 @@ class Agent:
                 stub.LeaseTask(work_pb2.LeaseTaskRequest(session_number=self._session_number), timeout=_CALL_S)
             )
             if answer.HasField("lease"):
+                checked = answer.lease.measure.health
                 self._begin_job(answer.lease)
                 del answer
                 await self._finish_job(stub)
                 await self._report_all(stub, channel)
-                if self._once:
+                if self._once and not checked:
                     return
                 tidy = False
             else:
@@ -211,7 +216,8 @@ class Agent:
                 await within(self._wake.wait(), _POLL_S)
 
     def _begin_job(self, lease: work_pb2.TaskLease) -> None:
-        log.info("task %s: %s on %d threads", lease.task_id, lease.measure.candidate.build_id, lease.measure.threads)
+        what = "health check, " * lease.measure.health + lease.measure.candidate.build_id
+        log.info("task %s: %s on %d threads", lease.task_id, what, lease.measure.threads)
         self._cancelled_task = ""
         self._lease = lease
         self._job = asyncio.create_task(self._worker.carry_out(lease))

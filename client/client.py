@@ -131,6 +131,15 @@ class Client:
         """Give a paused device work again."""
         return self._connection.call(self._devices.ResumeDevice, devices_pb2.ResumeDeviceRequest(device=device)).device
 
+    def check(self, device: str) -> devices_pb2.Device:
+        """Ask for a health check as soon as a device is free."""
+        return self._connection.call(self._devices.CheckDevice, devices_pb2.CheckDeviceRequest(device=device)).device
+
+    def clear(self, device: str, *, forget_history: bool = False) -> devices_pb2.Device:
+        """Give a device that was set aside work again."""
+        request = devices_pb2.ClearDeviceRequest(device=device, forget_history=forget_history)
+        return self._connection.call(self._devices.ClearDevice, request, repeat=False).device
+
     def set_hours(self, device: str, hours: Sequence[str]) -> list[devices_pb2.Device]:
         """When a device, or all that bear a label, may be given work; none is always."""
         request = devices_pb2.SetHoursRequest(device=device, hours=hours)

@@ -6,9 +6,12 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    # For the types alone: a server's process, which has no NumPy, judges by these quantiles too.
+    import numpy as np
+    from numpy.typing import NDArray
 
 # From here on the expansion below is exact to 1e-9.
 _MANY = 200

@@ -91,3 +91,20 @@ def for_emulated(method: measurement_pb2.Method) -> measurement_pb2.Method:
     brief.precision = 0
     brief.child_limit_ns = max(method.child_limit_ns, _EMULATED_CHILD_NS)
     return brief
+
+
+def health_method(name: str) -> measurement_pb2.Method:
+    """How the golden model is timed by a server that measures by this method: in five fresh processes, quickly in three."""
+    quick = name == "quick"
+    return measurement_pb2.Method(
+        pair_processes=2 if quick else 4,
+        blocks_per_process=4 if quick else 8,
+        block_ns=(3 if quick else 12) * _MS,
+        warmup_limit_ns=_S // 5 if quick else _S // 2,
+        solo_samples=100 if quick else 300,
+        solo_limit_ns=_S // 3 if quick else _S,
+        child_limit_ns=120 * _S,
+        # Nobody waits for it: it may wait longer for a quiet device than a job's measurement does.
+        quiet_limit_ns=_S // 2 if quick else 30 * _S,
+        cool_limit_ns=(5 if quick else 60) * _S,
+    )

@@ -18,6 +18,8 @@ REFUSES: Final = "measure.refuse"
 SCALES: Final = "measure.scaling"
 # A model's parts that are never compressed are timed with it, end to end.
 CHAINS: Final = "measure.chain"
+# Names its life, and tells a health check from a job's task.
+CHECKS_HEALTH: Final = "measure.health"
 AGENT_CAPABILITIES: Final = (
     "measure.solo",
     "measure.pair",
@@ -28,6 +30,7 @@ AGENT_CAPABILITIES: Final = (
     REFUSES,
     SCALES,
     CHAINS,
+    CHECKS_HEALTH,
 )
 SERVER_CAPABILITIES: Final = ("artifacts.resume", "session.wake")
 

@@ -64,6 +64,13 @@ def run(
     device_wait: Annotated[
         str, typer.Option(help="How long a job waits for a device that is away, for example 90s, 30m or 2h.")
     ] = "24h",
+    health_every: Annotated[
+        str,
+        typer.Option(
+            help="How often a device measures the golden model, to show that it is as it was, for example 6h; 0 for only when "
+            "a person asks."
+        ),
+    ] = "6h",
     method: Annotated[str, typer.Option(help="How devices measure: standard, or quick for trials.")] = "standard",
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output, one object per line.")] = False,
 ) -> None:
@@ -84,6 +91,7 @@ def run(
     try:
         named_method(method)
         device_wait_s = milliseconds(device_wait) / 1000
+        health_every_s = 0.0 if health_every == "0" else milliseconds(health_every) / 1000
     except InvalidInput as error:
         # A wrong option, which has an exit code of its own.
         raise typer.BadParameter(error.message) from error
@@ -97,6 +105,7 @@ def run(
             method=method,
             compress_threads=compress_threads or len(os.sched_getaffinity(0)),
             device_wait_s=device_wait_s,
+            health_every_s=health_every_s,
         ),
         task_limits=Limits(memory_bytes=task_memory_mb * _MB, wall_s=task_minutes * 60),
         compute=compute,

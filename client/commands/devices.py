@@ -14,10 +14,11 @@ from fleetfit.client.client import Client, connect
 from fleetfit.client.commands.options import AsJson, Server, application
 from fleetfit.client.output import Output
 from fleetfit.client.plain import to_plain
+from fleetfit.client.progress import Follower
 from fleetfit.client.requests import duration_ms, split_names
 from fleetfit.client.servers import LOOPBACK
 from fleetfit.client.tables.words import duration
-from fleetfit.core.errors import NotFound
+from fleetfit.core.errors import NotFound, TimedOut
 from fleetfit.proto.trust import split_address
 from fleetfit.proto.v1 import devices_pb2
 
@@ -150,6 +151,66 @@ def resume(device: Device, server: Server = "", as_json: AsJson = False) -> None
     """Give a paused device work again."""
     with connect(server) as client:
         _tell(Output(as_json), client.resume(device), "takes work again")
+
+
+@app.command()
+def check(
+    device: Device,
+    wait: Annotated[
+        str, typer.Option(help="Wait so long for its verdict, for example 5m; exit code 1 where it does not pass.")
+    ] = "",
+    server: Server = "",
+    as_json: AsJson = False,
+) -> None:
+    """Ask for a health check as soon as the device is free: the golden model against its own history."""
+    limit_ms = duration_ms(wait, "wait") if wait else 0
+    output = Output(as_json)
+    with connect(server) as client:
+        asked = client.check(device)
+        if not limit_ms:
+            held_up = "it is paused" if asked.paused else "not within its hours" if not asked.within_hours else ""
+            when = f"once it is free and may be given work ({held_up})" if held_up else "as soon as it is free"
+            _tell(output, asked, f"is checked {when}; `fleetfit devices show` tells the verdict")
+            return
+        found = _checked(client, asked, limit_ms / 1000, output)
+    from fleetfit.client.tables.lists import health_words
+
+    _tell(output, found, health_words(found))
+    if found.last_check.verdict not in ("passed", "new"):
+        raise typer.Exit(1)
+
+
+def _checked(client: Client, asked: devices_pb2.Device, limit_s: float, output: Output) -> devices_pb2.Device:
+    """The device once a check that began after this one was asked for has ended. Raises TimedOut."""
+    until = time.monotonic() + limit_s
+    with Follower(quiet=output.as_json) as tell:
+        while (found := client.device(asked.device_id)).last_check.check_id == asked.last_check.check_id:
+            tell(f"waiting for {found.name} to be checked", None)
+            left = until - time.monotonic()
+            if left <= 0:
+                raise TimedOut(
+                    f"{found.name} was not checked within {duration(limit_s)}; `fleetfit devices show {found.name}` tells what "
+                    "it is doing"
+                )
+            time.sleep(min(1.0, left))
+    return found
+
+
+@app.command()
+def clear(
+    device: Device,
+    forget_history: Annotated[
+        bool,
+        typer.Option(
+            "--forget-history", help="What it does from now on is its new normal: earlier checks count no more."
+        ),
+    ] = False,
+    server: Server = "",
+    as_json: AsJson = False,
+) -> None:
+    """Give a device that was set aside work again."""
+    with connect(server) as client:
+        _tell(Output(as_json), client.clear(device, forget_history=forget_history), "takes work again")
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from rich.table import Table
 
@@ -11,7 +12,7 @@ from fleetfit.client.plain import enum_word
 from fleetfit.client.pushing import PART_NAMES
 from fleetfit.client.tables.plain_table import table
 from fleetfit.client.tables.profiles import profile_rows
-from fleetfit.client.tables.words import ago, condition, count, duration, job_id, shape, size
+from fleetfit.client.tables.words import ago, condition, count, duration, job_id, shape, significant, size
 from fleetfit.core.digests import short
 from fleetfit.proto.v1 import common_pb2, devices_pb2, jobs_pb2, models_pb2
 
@@ -30,6 +31,8 @@ def device_state(device: devices_pb2.Device) -> str:
     """A device's state in a word or two."""
     state = enum_word(devices_pb2.DeviceState.DESCRIPTOR, device.state)
     closed = bool(device.hours) and not device.within_hours
+    if device.set_aside:
+        state += ", set aside"
     return f"{state}, paused" if device.paused else f"{state}, off hours" if closed else state
 
 
@@ -42,6 +45,7 @@ def device_facts(device: devices_pb2.Device) -> Table:
     facts = [
         ("id", device.device_id),
         ("state", device_state(device)),
+        *([("set aside", device.set_aside)] if device.set_aside else []),
         ("labels", ", ".join(device.labels) or "-"),
         ("hours", ", ".join(device.hours) or "any time"),
         (
@@ -60,15 +64,40 @@ def device_facts(device: devices_pb2.Device) -> Table:
         ("agent", device.agent_version or "-"),
         ("seen", ago(device.last_seen_unix_ms)),
         ("working on", device.current_task_id or "-"),
+        ("health", health_words(device)),
     ]
     for runtime in snapshot.runtimes:
         facts.append((runtime.name, runtime.version if runtime.available else f"not available: {runtime.reason}"))
+    facts += [(ago(event.at_unix_ms), event.text) for event in device.events]
     return table(((device.name, ""), ("", "")), facts)
 
 
 def _emulated(device: devices_pb2.Device) -> str:
     because = device.snapshot.emulated_because
     return f"yes{f' ({because})' if because else ''}: its timings mean nothing" if device.emulated else "no"
+
+
+def health_words(device: devices_pb2.Device) -> str:
+    """What the last health check said of a device, or why there is none."""
+    found = device.last_check
+    if not found.check_id:
+        return f"not checked: {device.no_check_because}" if device.no_check_because else "not checked yet"
+    parts = [f"{_VERDICTS.get(found.verdict, found.verdict)} {ago(found.at_unix_ms)}"]
+    if found.why:
+        parts[0] += f": {found.why}"
+    if found.HasField("p50_ms"):
+        known = found.HasField("low_ms") and found.HasField("high_ms")
+        bounds = f" ({significant(found.low_ms)} to {significant(found.high_ms)})" if known else ""
+        parts.append(f"the golden model took {significant(found.p50_ms)} ms{bounds}")
+    if found.HasField("expected_low_ms"):
+        expected = f"{significant(found.expected_low_ms)} to {significant(found.expected_high_ms)}"
+        parts.append(f"{expected} were expected after {found.history} checks under this condition")
+    if device.no_check_because:
+        parts.append(f"not checked by itself: {device.no_check_because}")
+    return "; ".join(parts)
+
+
+_VERDICTS: Final = {"new": "well so far,", "unclear": "unclear,"}
 
 
 def models_table(models: Sequence[models_pb2.Model]) -> Table:

@@ -65,6 +65,10 @@ class Device(_message.Message):
     PROFILE_JSON_FIELD_NUMBER: _builtins.int
     HOURS_FIELD_NUMBER: _builtins.int
     WITHIN_HOURS_FIELD_NUMBER: _builtins.int
+    SET_ASIDE_FIELD_NUMBER: _builtins.int
+    LAST_CHECK_FIELD_NUMBER: _builtins.int
+    NO_CHECK_BECAUSE_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
     name: _builtins.str
     state: Global___DeviceState.ValueType
@@ -85,6 +89,10 @@ class Device(_message.Message):
     profile_json: _builtins.str
     """The whole profile as JSON, where one device was asked for; else empty."""
     within_hours: _builtins.bool
+    set_aside: _builtins.str
+    """Why it gets no work until a health check passes or a person clears it, as a clause; empty where it does get work."""
+    no_check_because: _builtins.str
+    """Why it gets no health checks, in a sentence; empty where it does."""
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -92,6 +100,14 @@ class Device(_message.Message):
     @_builtins.property
     def hours(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """When it may be given work: `[DAYS] HH:MM-HH:MM [ZONE]`; none is always. And whether that is now."""
+
+    @_builtins.property
+    def last_check(self) -> Global___HealthCheck:
+        """The newest health check that has ended."""
+
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceEvent]:
+        """What happened to it, the newest first, where one device was asked for; else empty."""
 
     def __init__(
         self,
@@ -113,14 +129,247 @@ class Device(_message.Message):
         profile_json: _builtins.str = ...,
         hours: _abc.Iterable[_builtins.str] | None = ...,
         within_hours: _builtins.bool = ...,
+        set_aside: _builtins.str = ...,
+        last_check: Global___HealthCheck | None = ...,
+        no_check_because: _builtins.str = ...,
+        events: _abc.Iterable[Global___DeviceEvent] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_check", b"last_check", "snapshot", b"snapshot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "current_task_id", b"current_task_id", "device_id", b"device_id", "emulated", b"emulated", "enrolled_unix_ms", b"enrolled_unix_ms", "hours", b"hours", "labels", b"labels", "last_seen_unix_ms", b"last_seen_unix_ms", "name", b"name", "paused", b"paused", "profile", b"profile", "profile_json", b"profile_json", "profile_reason", b"profile_reason", "snapshot", b"snapshot", "snapshot_id", b"snapshot_id", "state", b"state", "within_hours", b"within_hours"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "current_task_id", b"current_task_id", "device_id", b"device_id", "emulated", b"emulated", "enrolled_unix_ms", b"enrolled_unix_ms", "events", b"events", "hours", b"hours", "labels", b"labels", "last_check", b"last_check", "last_seen_unix_ms", b"last_seen_unix_ms", "name", b"name", "no_check_because", b"no_check_because", "paused", b"paused", "profile", b"profile", "profile_json", b"profile_json", "profile_reason", b"profile_reason", "set_aside", b"set_aside", "snapshot", b"snapshot", "snapshot_id", b"snapshot_id", "state", b"state", "within_hours", b"within_hours"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Device: _TypeAlias = Device  # noqa: Y015
+
+@_typing.final
+class HealthCheck(_message.Message):
+    """What a device did to the golden model, and how that compares with what it did before under the same condition."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ConditionEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    CHECK_ID_FIELD_NUMBER: _builtins.int
+    AT_UNIX_MS_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    P50_MS_FIELD_NUMBER: _builtins.int
+    LOW_MS_FIELD_NUMBER: _builtins.int
+    HIGH_MS_FIELD_NUMBER: _builtins.int
+    OUTPUTS_RIGHT_FIELD_NUMBER: _builtins.int
+    TRUST_FIELD_NUMBER: _builtins.int
+    EXPECTED_LOW_MS_FIELD_NUMBER: _builtins.int
+    EXPECTED_HIGH_MS_FIELD_NUMBER: _builtins.int
+    HISTORY_FIELD_NUMBER: _builtins.int
+    RUNTIME_FIELD_NUMBER: _builtins.int
+    CONDITION_ID_FIELD_NUMBER: _builtins.int
+    CONDITION_FIELD_NUMBER: _builtins.int
+    check_id: _builtins.str
+    at_unix_ms: _builtins.int
+    verdict: _builtins.str
+    """`passed`, `failed`, `new` (its history is still too short to tell), or `unclear` (to be repeated)."""
+    why: _builtins.str
+    """In a clause, where there is something to say."""
+    p50_ms: _builtins.float
+    """Milliseconds of a call with their 95 % interval; absent where it was not timed."""
+    low_ms: _builtins.float
+    high_ms: _builtins.float
+    outputs_right: _builtins.bool
+    """Whether the outputs were those of the golden model; absent where there were none."""
+    trust: _builtins.str
+    """`clean`, `noisy` or `throttled`."""
+    expected_low_ms: _builtins.float
+    """What was expected of p50, from so many earlier checks under the same condition; absent where they were too few."""
+    expected_high_ms: _builtins.float
+    history: _builtins.int
+    runtime: _builtins.str
+    condition_id: _builtins.str
+    """The digest of what it was made under, and that in words."""
+    @_builtins.property
+    def condition(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        check_id: _builtins.str = ...,
+        at_unix_ms: _builtins.int = ...,
+        verdict: _builtins.str = ...,
+        why: _builtins.str = ...,
+        p50_ms: _builtins.float | None = ...,
+        low_ms: _builtins.float | None = ...,
+        high_ms: _builtins.float | None = ...,
+        outputs_right: _builtins.bool | None = ...,
+        trust: _builtins.str = ...,
+        expected_low_ms: _builtins.float | None = ...,
+        expected_high_ms: _builtins.float | None = ...,
+        history: _builtins.int = ...,
+        runtime: _builtins.str = ...,
+        condition_id: _builtins.str = ...,
+        condition: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_high_ms", b"_expected_high_ms", "_expected_low_ms", b"_expected_low_ms", "_high_ms", b"_high_ms", "_low_ms", b"_low_ms", "_outputs_right", b"_outputs_right", "_p50_ms", b"_p50_ms", "expected_high_ms", b"expected_high_ms", "expected_low_ms", b"expected_low_ms", "high_ms", b"high_ms", "low_ms", b"low_ms", "outputs_right", b"outputs_right", "p50_ms", b"p50_ms"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_high_ms", b"_expected_high_ms", "_expected_low_ms", b"_expected_low_ms", "_high_ms", b"_high_ms", "_low_ms", b"_low_ms", "_outputs_right", b"_outputs_right", "_p50_ms", b"_p50_ms", "at_unix_ms", b"at_unix_ms", "check_id", b"check_id", "condition", b"condition", "condition_id", b"condition_id", "expected_high_ms", b"expected_high_ms", "expected_low_ms", b"expected_low_ms", "high_ms", b"high_ms", "history", b"history", "low_ms", b"low_ms", "outputs_right", b"outputs_right", "p50_ms", b"p50_ms", "runtime", b"runtime", "trust", b"trust", "verdict", b"verdict", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected_high_ms: _TypeAlias = _typing.Literal["expected_high_ms"]  # noqa: Y015
+    _WhichOneofArgType__expected_high_ms: _TypeAlias = _typing.Literal["_expected_high_ms", b"_expected_high_ms"]  # noqa: Y015
+    _WhichOneofReturnType__expected_low_ms: _TypeAlias = _typing.Literal["expected_low_ms"]  # noqa: Y015
+    _WhichOneofArgType__expected_low_ms: _TypeAlias = _typing.Literal["_expected_low_ms", b"_expected_low_ms"]  # noqa: Y015
+    _WhichOneofReturnType__high_ms: _TypeAlias = _typing.Literal["high_ms"]  # noqa: Y015
+    _WhichOneofArgType__high_ms: _TypeAlias = _typing.Literal["_high_ms", b"_high_ms"]  # noqa: Y015
+    _WhichOneofReturnType__low_ms: _TypeAlias = _typing.Literal["low_ms"]  # noqa: Y015
+    _WhichOneofArgType__low_ms: _TypeAlias = _typing.Literal["_low_ms", b"_low_ms"]  # noqa: Y015
+    _WhichOneofReturnType__outputs_right: _TypeAlias = _typing.Literal["outputs_right"]  # noqa: Y015
+    _WhichOneofArgType__outputs_right: _TypeAlias = _typing.Literal["_outputs_right", b"_outputs_right"]  # noqa: Y015
+    _WhichOneofReturnType__p50_ms: _TypeAlias = _typing.Literal["p50_ms"]  # noqa: Y015
+    _WhichOneofArgType__p50_ms: _TypeAlias = _typing.Literal["_p50_ms", b"_p50_ms"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_high_ms) -> _WhichOneofReturnType__expected_high_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_low_ms) -> _WhichOneofReturnType__expected_low_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__high_ms) -> _WhichOneofReturnType__high_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__low_ms) -> _WhichOneofReturnType__low_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__outputs_right) -> _WhichOneofReturnType__outputs_right | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__p50_ms) -> _WhichOneofReturnType__p50_ms | None: ...
+
+Global___HealthCheck: _TypeAlias = HealthCheck  # noqa: Y015
+
+@_typing.final
+class DeviceEvent(_message.Message):
+    """Something that happened to a device."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_UNIX_MS_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    at_unix_ms: _builtins.int
+    text: _builtins.str
+    """For example `15W -> MAXN`, or `set aside: ...`."""
+    def __init__(
+        self,
+        *,
+        at_unix_ms: _builtins.int = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_unix_ms", b"at_unix_ms", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceEvent: _TypeAlias = DeviceEvent  # noqa: Y015
+
+@_typing.final
+class CheckDeviceRequest(_message.Message):
+    """The device to check."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_FIELD_NUMBER: _builtins.int
+    device: _builtins.str
+    def __init__(
+        self,
+        *,
+        device: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckDeviceRequest: _TypeAlias = CheckDeviceRequest  # noqa: Y015
+
+@_typing.final
+class CheckDeviceResponse(_message.Message):
+    """The device as it is now; the check comes later."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def device(self) -> Global___Device: ...
+    def __init__(
+        self,
+        *,
+        device: Global___Device | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckDeviceResponse: _TypeAlias = CheckDeviceResponse  # noqa: Y015
+
+@_typing.final
+class ClearDeviceRequest(_message.Message):
+    """The device to give work again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_FIELD_NUMBER: _builtins.int
+    FORGET_HISTORY_FIELD_NUMBER: _builtins.int
+    device: _builtins.str
+    forget_history: _builtins.bool
+    """What it did before counts no longer: a new history begins under every condition."""
+    def __init__(
+        self,
+        *,
+        device: _builtins.str = ...,
+        forget_history: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "forget_history", b"forget_history"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClearDeviceRequest: _TypeAlias = ClearDeviceRequest  # noqa: Y015
+
+@_typing.final
+class ClearDeviceResponse(_message.Message):
+    """The device as it is now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def device(self) -> Global___Device: ...
+    def __init__(
+        self,
+        *,
+        device: Global___Device | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["device", b"device"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClearDeviceResponse: _TypeAlias = ClearDeviceResponse  # noqa: Y015
 
 @_typing.final
 class SetHoursRequest(_message.Message):

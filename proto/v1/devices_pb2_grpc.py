@@ -70,6 +70,16 @@ class DevicesStub(object):
                 request_serializer=fleetfit_dot_proto_dot_v1_dot_devices__pb2.SetHoursRequest.SerializeToString,
                 response_deserializer=fleetfit_dot_proto_dot_v1_dot_devices__pb2.SetHoursResponse.FromString,
                 _registered_method=True)
+        self.CheckDevice = channel.unary_unary(
+                '/fleetfit.v1.Devices/CheckDevice',
+                request_serializer=fleetfit_dot_proto_dot_v1_dot_devices__pb2.CheckDeviceRequest.SerializeToString,
+                response_deserializer=fleetfit_dot_proto_dot_v1_dot_devices__pb2.CheckDeviceResponse.FromString,
+                _registered_method=True)
+        self.ClearDevice = channel.unary_unary(
+                '/fleetfit.v1.Devices/ClearDevice',
+                request_serializer=fleetfit_dot_proto_dot_v1_dot_devices__pb2.ClearDeviceRequest.SerializeToString,
+                response_deserializer=fleetfit_dot_proto_dot_v1_dot_devices__pb2.ClearDeviceResponse.FromString,
+                _registered_method=True)
 
 
 class DevicesServicer(object):
@@ -121,6 +131,20 @@ class DevicesServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckDevice(self, request, context):
+        """Asks for a health check as soon as the device is free.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ClearDevice(self, request, context):
+        """Gives a device that was set aside work again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DevicesServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -158,6 +182,16 @@ def add_DevicesServicer_to_server(servicer, server):
                     servicer.SetHours,
                     request_deserializer=fleetfit_dot_proto_dot_v1_dot_devices__pb2.SetHoursRequest.FromString,
                     response_serializer=fleetfit_dot_proto_dot_v1_dot_devices__pb2.SetHoursResponse.SerializeToString,
+            ),
+            'CheckDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckDevice,
+                    request_deserializer=fleetfit_dot_proto_dot_v1_dot_devices__pb2.CheckDeviceRequest.FromString,
+                    response_serializer=fleetfit_dot_proto_dot_v1_dot_devices__pb2.CheckDeviceResponse.SerializeToString,
+            ),
+            'ClearDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClearDevice,
+                    request_deserializer=fleetfit_dot_proto_dot_v1_dot_devices__pb2.ClearDeviceRequest.FromString,
+                    response_serializer=fleetfit_dot_proto_dot_v1_dot_devices__pb2.ClearDeviceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -350,6 +384,60 @@ class Devices(object):
             '/fleetfit.v1.Devices/SetHours',
             fleetfit_dot_proto_dot_v1_dot_devices__pb2.SetHoursRequest.SerializeToString,
             fleetfit_dot_proto_dot_v1_dot_devices__pb2.SetHoursResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleetfit.v1.Devices/CheckDevice',
+            fleetfit_dot_proto_dot_v1_dot_devices__pb2.CheckDeviceRequest.SerializeToString,
+            fleetfit_dot_proto_dot_v1_dot_devices__pb2.CheckDeviceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClearDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fleetfit.v1.Devices/ClearDevice',
+            fleetfit_dot_proto_dot_v1_dot_devices__pb2.ClearDeviceRequest.SerializeToString,
+            fleetfit_dot_proto_dot_v1_dot_devices__pb2.ClearDeviceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,10 @@ class DevicesStub:
     ResumeDevice: _grpc.UnaryUnaryMultiCallable[_devices_pb2.ResumeDeviceRequest, _devices_pb2.ResumeDeviceResponse]
     SetHours: _grpc.UnaryUnaryMultiCallable[_devices_pb2.SetHoursRequest, _devices_pb2.SetHoursResponse]
     """Replaces the hours in which devices may be given work; what they hold they finish."""
+    CheckDevice: _grpc.UnaryUnaryMultiCallable[_devices_pb2.CheckDeviceRequest, _devices_pb2.CheckDeviceResponse]
+    """Asks for a health check as soon as the device is free."""
+    ClearDevice: _grpc.UnaryUnaryMultiCallable[_devices_pb2.ClearDeviceRequest, _devices_pb2.ClearDeviceResponse]
+    """Gives a device that was set aside work again."""
 
 @_typing.type_check_only
 class DevicesAsyncStub(DevicesStub):
@@ -59,6 +63,10 @@ class DevicesAsyncStub(DevicesStub):
     ResumeDevice: _aio.UnaryUnaryMultiCallable[_devices_pb2.ResumeDeviceRequest, _devices_pb2.ResumeDeviceResponse]  # type: ignore[assignment]
     SetHours: _aio.UnaryUnaryMultiCallable[_devices_pb2.SetHoursRequest, _devices_pb2.SetHoursResponse]  # type: ignore[assignment]
     """Replaces the hours in which devices may be given work; what they hold they finish."""
+    CheckDevice: _aio.UnaryUnaryMultiCallable[_devices_pb2.CheckDeviceRequest, _devices_pb2.CheckDeviceResponse]  # type: ignore[assignment]
+    """Asks for a health check as soon as the device is free."""
+    ClearDevice: _aio.UnaryUnaryMultiCallable[_devices_pb2.ClearDeviceRequest, _devices_pb2.ClearDeviceResponse]  # type: ignore[assignment]
+    """Gives a device that was set aside work again."""
 
 class DevicesServicer(metaclass=_abc_1.ABCMeta):
     """The fleet, for people."""
@@ -114,5 +122,21 @@ class DevicesServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_devices_pb2.SetHoursResponse, _abc.Awaitable[_devices_pb2.SetHoursResponse]]:
         """Replaces the hours in which devices may be given work; what they hold they finish."""
+
+    @_abc_1.abstractmethod
+    def CheckDevice(
+        self,
+        request: _devices_pb2.CheckDeviceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_devices_pb2.CheckDeviceResponse, _abc.Awaitable[_devices_pb2.CheckDeviceResponse]]:
+        """Asks for a health check as soon as the device is free."""
+
+    @_abc_1.abstractmethod
+    def ClearDevice(
+        self,
+        request: _devices_pb2.ClearDeviceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_devices_pb2.ClearDeviceResponse, _abc.Awaitable[_devices_pb2.ClearDeviceResponse]]:
+        """Gives a device that was set aside work again."""
 
 def add_DevicesServicer_to_server(servicer: DevicesServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -299,6 +299,7 @@ class MeasureTask(_message.Message):
     SCALING_FIELD_NUMBER: _builtins.int
     PRE_FIELD_NUMBER: _builtins.int
     POST_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     threads: _builtins.int
     batch: _builtins.int
@@ -313,6 +314,8 @@ class MeasureTask(_message.Message):
     """The outputs for the split are wanted instead of a metric: somebody else scores them. Needs `measure.outputs`."""
     scaling: _builtins.bool
     """Only scaling curves are wanted: no metric, no pairs. Needs `measure.scaling`."""
+    health: _builtins.bool
+    """A health check: the builds are the golden model, no job waits for it. Only agents with `measure.health` get one."""
     @_builtins.property
     def candidate(self) -> Global___BuildRef: ...
     @_builtins.property
@@ -346,10 +349,11 @@ class MeasureTask(_message.Message):
         scaling: _builtins.bool = ...,
         pre: Global___BuildRef | None = ...,
         post: Global___BuildRef | None = ...,
+        health: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "candidate", b"candidate", "method", b"method", "post", b"post", "pre", b"pre"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "batch", b"batch", "candidate", b"candidate", "data_artifact_name", b"data_artifact_name", "job_id", b"job_id", "method", b"method", "metric", b"metric", "metric_only", b"metric_only", "post", b"post", "pre", b"pre", "return_outputs", b"return_outputs", "scaling", b"scaling", "split", b"split", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "batch", b"batch", "candidate", b"candidate", "data_artifact_name", b"data_artifact_name", "health", b"health", "job_id", b"job_id", "method", b"method", "metric", b"metric", "metric_only", b"metric_only", "post", b"post", "pre", b"pre", "return_outputs", b"return_outputs", "scaling", b"scaling", "split", b"split", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,7 +27,7 @@ from fleetfit.proto.v1 import measurement_pb2 as fleetfit_dot_proto_dot_v1_dot_m
 from fleetfit.proto.v1 import snapshot_pb2 as fleetfit_dot_proto_dot_v1_dot_snapshot__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66leetfit/proto/v1/work.proto\x12\x0b\x66leetfit.v1\x1a\x1e\x66leetfit/proto/v1/common.proto\x1a#fleetfit/proto/v1/measurement.proto\x1a fleetfit/proto/v1/snapshot.proto\"\xa5\x01\n\x0cHelloRequest\x12\x15\n\ragent_version\x18\x01 \x01(\t\x12\x18\n\x10protocol_version\x18\x02 \x01(\x05\x12\x1f\n\x17oldest_protocol_version\x18\x03 \x01(\x05\x12\x14\n\x0c\x63\x61pabilities\x18\x04 \x03(\t\x12-\n\x08snapshot\x18\x05 \x01(\x0b\x32\x1b.fleetfit.v1.DeviceSnapshot\"\x9a\x01\n\rHelloResponse\x12\x16\n\x0esession_number\x18\x01 \x01(\x03\x12\x16\n\x0eserver_version\x18\x02 \x01(\t\x12\x18\n\x10protocol_version\x18\x03 \x01(\x05\x12\x14\n\x0c\x63\x61pabilities\x18\x04 \x03(\t\x12\x13\n\x0b\x64\x65vice_name\x18\x05 \x01(\t\x12\x14\n\x0cprofile_json\x18\x06 \x01(\t\"\'\n\rAttendRequest\x12\x16\n\x0esession_number\x18\x01 \x01(\x03\"\xad\x01\n\x0e\x41ttendResponse\x12\x34\n\x0ework_available\x18\x01 \x01(\x0b\x32\x1a.fleetfit.v1.WorkAvailableH\x00\x12.\n\x0b\x63\x61ncel_task\x18\x02 \x01(\x0b\x32\x17.fleetfit.v1.CancelTaskH\x00\x12-\n\nsuperseded\x18\x03 \x01(\x0b\x32\x17.fleetfit.v1.SupersededH\x00\x42\x06\n\x04kind\"\x0f\n\rWorkAvailable\"\x1d\n\nCancelTask\x12\x0f\n\x07task_id\x18\x01 \x01(\t\"\x0c\n\nSuperseded\"*\n\x10LeaseTaskRequest\x12\x16\n\x0esession_number\x18\x01 \x01(\x03\":\n\x11LeaseTaskResponse\x12%\n\x05lease\x18\x01 \x01(\x0b\x32\x16.fleetfit.v1.TaskLease\"\x97\x01\n\tTaskLease\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x02 \x01(\x03\x12\x10\n\x08lease_ms\x18\x03 \x01(\x03\x12)\n\x07measure\x18\x04 \x01(\x0b\x32\x18.fleetfit.v1.MeasureTask\x12-\n\tartifacts\x18\x05 \x03(\x0b\x32\x1a.fleetfit.v1.NamedArtifact\"t\n\x11RenewLeaseRequest\x12\x16\n\x0esession_number\x18\x01 \x01(\x03\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x03 \x01(\x03\x12\'\n\x08progress\x18\x04 \x01(\x0b\x32\x15.fleetfit.v1.Progress\"9\n\x12RenewLeaseResponse\x12\x10\n\x08lease_ms\x18\x01 \x01(\x03\x12\x11\n\tcancelled\x18\x02 \x01(\x08\"\xa0\x01\n\x11ReportTaskRequest\x12\x16\n\x0esession_number\x18\x01 \x01(\x03\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x03 \x01(\x03\x12(\n\x06result\x18\x04 \x01(\x0b\x32\x18.fleetfit.v1.ArtifactRef\x12)\n\x07outputs\x18\x05 \x01(\x0b\x32\x18.fleetfit.v1.ArtifactRef\"#\n\x12ReportTaskResponse\x12\r\n\x05\x66irst\x18\x01 \x01(\x08\x32\xfa\x02\n\tAgentWork\x12>\n\x05Hello\x12\x19.fleetfit.v1.HelloRequest\x1a\x1a.fleetfit.v1.HelloResponse\x12\x43\n\x06\x41ttend\x12\x1a.fleetfit.v1.AttendRequest\x1a\x1b.fleetfit.v1.AttendResponse0\x01\x12J\n\tLeaseTask\x12\x1d.fleetfit.v1.LeaseTaskRequest\x1a\x1e.fleetfit.v1.LeaseTaskResponse\x12M\n\nRenewLease\x12\x1e.fleetfit.v1.RenewLeaseRequest\x1a\x1f.fleetfit.v1.RenewLeaseResponse\x12M\n\nReportTask\x12\x1e.fleetfit.v1.ReportTaskRequest\x1a\x1f.fleetfit.v1.ReportTaskResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66leetfit/proto/v1/work.proto\x12\x0b\x66leetfit.v1\x1a\x1e\x66leetfit/proto/v1/common.proto\x1a#fleetfit/proto/v1/measurement.proto\x1a fleetfit/proto/v1/snapshot.proto\"\xb3\x01\n\x0cHelloRequest\x12\x15\n\ragent_version\x18\x01 \x01(\t\x12\x18\n\x10protocol_version\x18\x02 \x01(\x05\x12\x1f\n\x17oldest_protocol_version\x18\x03 \x01(\x05\x12\x14\n\x0c\x63\x61pabilities\x18\x04 \x03(\t\x12-\n\x08snapshot\x18\x05 \x01(\x0b\x32\x1b.fleetfit.v1.DeviceSnapshot\x12\x0c\n\x04life\x18\x46 \x01(\t\"\x9a\x01\n\rHelloResponse\x12\x16\n\x0esession_number\x18\x01 \x01(\x03\x12\x16\n\x0eserver_version\x18\x02 \x01(\t\x12\x18\n\x10protocol_version\x18\x03 \x01(\x05\x12\x14\n\x0c\x63\x61pabilities\x18\x04 \x03(\t\x12\x13\n\x0b\x64\x65vice_name\x18\x05 \x01(\t\x12\x14\n\x0cprofile_json\x18\x06 \x01(\t\"\'\n\rAttendRequest\x12\x16\n\x0esession_number\x18\x01 \x01(\x03\"\xad\x01\n\x0e\x41ttendResponse\x12\x34\n\x0ework_available\x18\x01 \x01(\x0b\x32\x1a.fleetfit.v1.WorkAvailableH\x00\x12.\n\x0b\x63\x61ncel_task\x18\x02 \x01(\x0b\x32\x17.fleetfit.v1.CancelTaskH\x00\x12-\n\nsuperseded\x18\x03 \x01(\x0b\x32\x17.fleetfit.v1.SupersededH\x00\x42\x06\n\x04kind\"\x0f\n\rWorkAvailable\"\x1d\n\nCancelTask\x12\x0f\n\x07task_id\x18\x01 \x01(\t\"\x0c\n\nSuperseded\"*\n\x10LeaseTaskRequest\x12\x16\n\x0esession_number\x18\x01 \x01(\x03\":\n\x11LeaseTaskResponse\x12%\n\x05lease\x18\x01 \x01(\x0b\x32\x16.fleetfit.v1.TaskLease\"\x97\x01\n\tTaskLease\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x02 \x01(\x03\x12\x10\n\x08lease_ms\x18\x03 \x01(\x03\x12)\n\x07measure\x18\x04 \x01(\x0b\x32\x18.fleetfit.v1.MeasureTask\x12-\n\tartifacts\x18\x05 \x03(\x0b\x32\x1a.fleetfit.v1.NamedArtifact\"t\n\x11RenewLeaseRequest\x12\x16\n\x0esession_number\x18\x01 \x01(\x03\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x03 \x01(\x03\x12\'\n\x08progress\x18\x04 \x01(\x0b\x32\x15.fleetfit.v1.Progress\"9\n\x12RenewLeaseResponse\x12\x10\n\x08lease_ms\x18\x01 \x01(\x03\x12\x11\n\tcancelled\x18\x02 \x01(\x08\"\xa0\x01\n\x11ReportTaskRequest\x12\x16\n\x0esession_number\x18\x01 \x01(\x03\x12\x0f\n\x07task_id\x18\x02 \x01(\t\x12\r\n\x05\x66\x65nce\x18\x03 \x01(\x03\x12(\n\x06result\x18\x04 \x01(\x0b\x32\x18.fleetfit.v1.ArtifactRef\x12)\n\x07outputs\x18\x05 \x01(\x0b\x32\x18.fleetfit.v1.ArtifactRef\"#\n\x12ReportTaskResponse\x12\r\n\x05\x66irst\x18\x01 \x01(\x08\x32\xfa\x02\n\tAgentWork\x12>\n\x05Hello\x12\x19.fleetfit.v1.HelloRequest\x1a\x1a.fleetfit.v1.HelloResponse\x12\x43\n\x06\x41ttend\x12\x1a.fleetfit.v1.AttendRequest\x1a\x1b.fleetfit.v1.AttendResponse0\x01\x12J\n\tLeaseTask\x12\x1d.fleetfit.v1.LeaseTaskRequest\x1a\x1e.fleetfit.v1.LeaseTaskResponse\x12M\n\nRenewLease\x12\x1e.fleetfit.v1.RenewLeaseRequest\x1a\x1f.fleetfit.v1.RenewLeaseResponse\x12M\n\nReportTask\x12\x1e.fleetfit.v1.ReportTaskRequest\x1a\x1f.fleetfit.v1.ReportTaskResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,33 +35,33 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fleetfit.proto.v1.work_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_HELLOREQUEST']._serialized_start=149
-  _globals['_HELLOREQUEST']._serialized_end=314
-  _globals['_HELLORESPONSE']._serialized_start=317
-  _globals['_HELLORESPONSE']._serialized_end=471
-  _globals['_ATTENDREQUEST']._serialized_start=473
-  _globals['_ATTENDREQUEST']._serialized_end=512
-  _globals['_ATTENDRESPONSE']._serialized_start=515
-  _globals['_ATTENDRESPONSE']._serialized_end=688
-  _globals['_WORKAVAILABLE']._serialized_start=690
-  _globals['_WORKAVAILABLE']._serialized_end=705
-  _globals['_CANCELTASK']._serialized_start=707
-  _globals['_CANCELTASK']._serialized_end=736
-  _globals['_SUPERSEDED']._serialized_start=738
-  _globals['_SUPERSEDED']._serialized_end=750
-  _globals['_LEASETASKREQUEST']._serialized_start=752
-  _globals['_LEASETASKREQUEST']._serialized_end=794
-  _globals['_LEASETASKRESPONSE']._serialized_start=796
-  _globals['_LEASETASKRESPONSE']._serialized_end=854
-  _globals['_TASKLEASE']._serialized_start=857
-  _globals['_TASKLEASE']._serialized_end=1008
-  _globals['_RENEWLEASEREQUEST']._serialized_start=1010
-  _globals['_RENEWLEASEREQUEST']._serialized_end=1126
-  _globals['_RENEWLEASERESPONSE']._serialized_start=1128
-  _globals['_RENEWLEASERESPONSE']._serialized_end=1185
-  _globals['_REPORTTASKREQUEST']._serialized_start=1188
-  _globals['_REPORTTASKREQUEST']._serialized_end=1348
-  _globals['_REPORTTASKRESPONSE']._serialized_start=1350
-  _globals['_REPORTTASKRESPONSE']._serialized_end=1385
-  _globals['_AGENTWORK']._serialized_start=1388
-  _globals['_AGENTWORK']._serialized_end=1766
+  _globals['_HELLOREQUEST']._serialized_end=328
+  _globals['_HELLORESPONSE']._serialized_start=331
+  _globals['_HELLORESPONSE']._serialized_end=485
+  _globals['_ATTENDREQUEST']._serialized_start=487
+  _globals['_ATTENDREQUEST']._serialized_end=526
+  _globals['_ATTENDRESPONSE']._serialized_start=529
+  _globals['_ATTENDRESPONSE']._serialized_end=702
+  _globals['_WORKAVAILABLE']._serialized_start=704
+  _globals['_WORKAVAILABLE']._serialized_end=719
+  _globals['_CANCELTASK']._serialized_start=721
+  _globals['_CANCELTASK']._serialized_end=750
+  _globals['_SUPERSEDED']._serialized_start=752
+  _globals['_SUPERSEDED']._serialized_end=764
+  _globals['_LEASETASKREQUEST']._serialized_start=766
+  _globals['_LEASETASKREQUEST']._serialized_end=808
+  _globals['_LEASETASKRESPONSE']._serialized_start=810
+  _globals['_LEASETASKRESPONSE']._serialized_end=868
+  _globals['_TASKLEASE']._serialized_start=871
+  _globals['_TASKLEASE']._serialized_end=1022
+  _globals['_RENEWLEASEREQUEST']._serialized_start=1024
+  _globals['_RENEWLEASEREQUEST']._serialized_end=1140
+  _globals['_RENEWLEASERESPONSE']._serialized_start=1142
+  _globals['_RENEWLEASERESPONSE']._serialized_end=1199
+  _globals['_REPORTTASKREQUEST']._serialized_start=1202
+  _globals['_REPORTTASKREQUEST']._serialized_end=1362
+  _globals['_REPORTTASKRESPONSE']._serialized_start=1364
+  _globals['_REPORTTASKRESPONSE']._serialized_end=1399
+  _globals['_AGENTWORK']._serialized_start=1402
+  _globals['_AGENTWORK']._serialized_end=1780
 # @@protoc_insertion_point(module_scope)

@@ -32,10 +32,13 @@ class HelloRequest(_message.Message):
     OLDEST_PROTOCOL_VERSION_FIELD_NUMBER: _builtins.int
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     SNAPSHOT_FIELD_NUMBER: _builtins.int
+    LIFE_FIELD_NUMBER: _builtins.int
     agent_version: _builtins.str
     protocol_version: _builtins.int
     """The newest and the oldest protocol version that the agent speaks."""
     oldest_protocol_version: _builtins.int
+    life: _builtins.str
+    """Of the agent's process, drawn anew whenever it starts: a new one is checked before it is given work."""
     @_builtins.property
     def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Named abilities, for example `measure.pair`."""
@@ -50,10 +53,11 @@ class HelloRequest(_message.Message):
         oldest_protocol_version: _builtins.int = ...,
         capabilities: _abc.Iterable[_builtins.str] | None = ...,
         snapshot: _snapshot_pb2.DeviceSnapshot | None = ...,
+        life: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "capabilities", b"capabilities", "oldest_protocol_version", b"oldest_protocol_version", "protocol_version", b"protocol_version", "snapshot", b"snapshot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "capabilities", b"capabilities", "life", b"life", "oldest_protocol_version", b"oldest_protocol_version", "protocol_version", b"protocol_version", "snapshot", b"snapshot"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -19,8 +19,8 @@ from fleetfit.compress.tasks import CudaDevice
 from fleetfit.core.durations import duration
 from fleetfit.core.errors import ChildFailed, Conflict, ExhaustedResource, FleetfitError, NotFound
 from fleetfit.core.waiting import within
-from fleetfit.proto.methods import named_method
-from fleetfit.proto.v1 import jobs_pb2, models_pb2, reports_pb2, scoring_pb2, work_pb2
+from fleetfit.proto.methods import health_method, named_method
+from fleetfit.proto.v1 import devices_pb2, jobs_pb2, models_pb2, reports_pb2, scoring_pb2, work_pb2
 from fleetfit.server.engine.builds import find_build
 from fleetfit.server.engine.compressing import Compressor, jobs_wanting
 from fleetfit.server.engine.estimates import plan_message
@@ -28,6 +28,7 @@ from fleetfit.server.engine.executor import Executor
 from fleetfit.server.engine.facts import read_facts
 from fleetfit.server.engine.fleet import Fleet
 from fleetfit.server.engine.flow import advance
+from fleetfit.server.engine.health import HealthSettings
 from fleetfit.server.engine.ingestion import Ingestion
 from fleetfit.server.engine.jobs import Request, cancel_job, insert_job, job_message, resume_job
 from fleetfit.server.engine.leases import DEFAULT_LEASE_MS, Leases, fail_task
@@ -37,6 +38,7 @@ from fleetfit.server.engine.progress import Pace, job_progress
 from fleetfit.server.engine.scoring import Scoring
 from fleetfit.server.engine.states import ENDED_JOB, JobState, TaskState
 from fleetfit.server.engine.variants import find_variant
+from fleetfit.server.golden import golden
 from fleetfit.server.report.build import build_report
 from fleetfit.server.storage.artifacts import ArtifactStore
 from fleetfit.server.storage.database import Database
@@ -67,6 +69,8 @@ class Settings:
     lease_ms: int = DEFAULT_LEASE_MS
     tick_s: float = 1.0
     """Between two looks at leases and absent devices."""
+    health_every_s: float = 0.0
+    """Between two health checks of a device, which begin when its agent starts; 0: only where a person asks."""
 
 
 class Engine:
@@ -96,7 +100,8 @@ class Engine:
         self._loops: list[asyncio.Task[None]] = []
         self._leased_at: dict[str, float] = {}
         self._measure_s: list[float] = []
-        self.fleet = Fleet(database)
+        check_every_ms = int(self.settings.health_every_s * 1000)
+        self.fleet = Fleet(database, check_every_ms)
         self.library = Library(database, store, executor, self._publish)
         self.leases = Leases(
             database,
@@ -104,6 +109,7 @@ class Engine:
             named_method(self.settings.method),
             lease_ms=self.settings.lease_ms,
             changed=self._may_advance,
+            health=HealthSettings(check_every_ms, health_method(self.settings.method)),
         )
         self.scoring = Scoring(database, store, lease_ms=self.settings.lease_ms, changed=self._may_advance)
         self._compressor = Compressor(
@@ -116,6 +122,8 @@ class Engine:
     async def start(self) -> None:
         """Go on where an earlier life ended."""
         self._store.sweep()
+        for path in (*golden().files.values(), golden().samples):
+            await asyncio.to_thread(self._store.put, path)
         await self._compressor.recover()
         await self.leases.extend_all()
         await self.scoring.extend_all()
@@ -277,7 +285,7 @@ class Engine:
     async def lease(self, device_id: str, session_number: int) -> work_pb2.TaskLease | None:
         """The device's next task. Raises Superseded for an older session."""
         lease = await self.leases.lease(device_id, session_number)
-        if lease is not None:
+        if lease is not None and not lease.measure.health:
             self._leased_at[lease.task_id] = asyncio.get_running_loop().time()
             self._publish(lease.measure.job_id)
         return lease
@@ -300,6 +308,10 @@ class Engine:
     async def may_download(self, device_id: str, sha256: str) -> bool:
         """Whether one of the device's open tasks reads this content."""
         return await self.leases.may_download(device_id, sha256)
+
+    async def set_aside(self) -> list[devices_pb2.Device]:
+        """The devices that get no work until a health check passes or a person clears them."""
+        return [device for device in await self.fleet.all() if device.set_aside]
 
     # Scorers
 
@@ -349,7 +361,13 @@ class Engine:
     # What happens by itself
 
     async def _settle_next(self) -> bool:
-        return await self._ingestion.settle_next() or await self._ingestion.settle_scores_next()
+        if await self._ingestion.settle_next() or await self._ingestion.settle_scores_next():
+            return True
+        checked = await self._ingestion.settle_check_next()
+        if checked:
+            # It waited for the verdict.
+            self.fleet.wake(checked)
+        return bool(checked)
 
     def _message(self, session: Session, job: JobRow) -> jobs_pb2.Job:
         message = job_message(session, job)

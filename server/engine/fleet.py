@@ -16,8 +16,9 @@ from fleetfit.core.digests import sha256_bytes
 from fleetfit.core.errors import InvalidInput, NotFound, PermissionDenied, Superseded
 from fleetfit.device_profiles.loader import load_profiles
 from fleetfit.device_profiles.matching import facts_of, match
-from fleetfit.proto.printable import make_printable
+from fleetfit.proto.printable import make_printable, printable
 from fleetfit.proto.v1 import devices_pb2, snapshot_pb2, work_pb2
+from fleetfit.server.engine.health import clear, describe, snapshot_of, want_check
 from fleetfit.server.engine.hours import parse_window, within_hours
 from fleetfit.server.engine.lookup import find_device, find_devices
 from fleetfit.server.storage.database import Database
@@ -35,8 +36,9 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 class Fleet:
     """The registered devices. Who is connected is known to this process only; everything else is in the database."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, check_every_ms: int = 0) -> None:
         self._database = database
+        self._check_every_ms = check_every_ms
         self._attending: dict[str, tuple[int, asyncio.Queue[work_pb2.AttendResponse]]] = {}
         # Counted from the start of this process: a restarted server must not give devices up that it could not hear.
         self._away_since: dict[str, float] = {}
@@ -89,6 +91,9 @@ class Fleet:
             row.capabilities = sorted(set(request.capabilities))
             row.profile, row.profile_reason = matched.profile.name, matched.reason
             row.last_seen_ms = now_ms()
+            if request.life and request.life != row.life:
+                row.life = printable(request.life)
+                row.check_wanted = row.check_wanted or self._check_every_ms > 0
             return row.session_number, row.name
 
         number, name = await self._database.write(open_session)
@@ -145,7 +150,9 @@ class Fleet:
 
     async def get(self, text: str) -> devices_pb2.Device:
         """One device by name or id."""
-        device = await self._database.read(lambda session: self._message(session, find_device(session, text)))
+        device = await self._database.read(
+            lambda session: self._message(session, find_device(session, text), in_full=True)
+        )
         if device.profile:
             declared = load_profiles().get(device.profile)
             profile = declared or match(facts_of(device.snapshot)).profile
@@ -200,7 +207,32 @@ class Fleet:
             self.wake(device.device_id)
         return devices
 
-    def _message(self, session: Session, row: DeviceRow) -> devices_pb2.Device:
+    async def check(self, text: str) -> devices_pb2.Device:
+        """Ask for a health check as soon as a device is free. Raises NotFound, or Conflict where it cannot be checked."""
+
+        def change(session: Session) -> devices_pb2.Device:
+            row = find_device(session, text)
+            want_check(session, row)
+            return self._message(session, row, in_full=True)
+
+        device = await self._database.write(change)
+        self.wake(device.device_id)
+        return device
+
+    async def clear(self, text: str, *, forget_history: bool = False) -> devices_pb2.Device:
+        """Give a device that was set aside work again. Raises NotFound, or Conflict where it is not set aside."""
+
+        def change(session: Session) -> devices_pb2.Device:
+            row = find_device(session, text)
+            clear(session, row, forget_history=forget_history)
+            session.flush()
+            return self._message(session, row, in_full=True)
+
+        device = await self._database.write(change)
+        self.wake(device.device_id)
+        return device
+
+    def _message(self, session: Session, row: DeviceRow, *, in_full: bool = False) -> devices_pb2.Device:
         state = devices_pb2.DEVICE_STATE_OFFLINE if row.session_number else devices_pb2.DEVICE_STATE_ENROLLED
         message = devices_pb2.Device(
             device_id=row.id,
@@ -223,6 +255,7 @@ class Fleet:
             message.emulated = snapshot.emulated
         task = session.scalars(select(TaskRow.id).where(TaskRow.device_id == row.id, TaskRow.state == "leased")).first()
         message.current_task_id = task or ""
+        describe(session, row, message, self._check_every_ms, in_full=in_full)
         return message
 
 
@@ -255,8 +288,7 @@ def check_labels(labels: Sequence[str]) -> None:
 
 def read_snapshot(session: Session, row: DeviceRow) -> snapshot_pb2.DeviceSnapshot | None:
     """The newest facts about a device."""
-    stored = session.get(DeviceSnapshotRow, row.snapshot_id) if row.snapshot_id else None
-    return None if stored is None else snapshot_pb2.DeviceSnapshot.FromString(stored.content)
+    return snapshot_of(session, row)
 
 
 def snapshot_key(snapshot: snapshot_pb2.DeviceSnapshot) -> str:

@@ -20,6 +20,7 @@ from fleetfit.core.metrics import is_user_metric
 from fleetfit.proto.v1 import jobs_pb2
 from fleetfit.server.engine.comparing import against_of, samples_in_split
 from fleetfit.server.engine.facts import metric_of
+from fleetfit.server.engine.health import UNREAD, keep_check, next_reported
 from fleetfit.server.engine.leases import fail_task
 from fleetfit.server.engine.lowering import build_of
 from fleetfit.server.engine.scoring import keep_scores, next_scores
@@ -102,6 +103,29 @@ class Ingestion:
         await self._database.write(lambda session: keep_scores(session, reported.id, answer))
         self._changed(reported.job_id)
         return True
+
+    async def settle_check_next(self) -> str:
+        """Judge the oldest reported health check; its device. Empty where none was reported."""
+        reported = await self._database.read(next_reported)
+        if reported is None:
+            return ""
+        source = self._folder / f"{new_id()}.check.json"
+        wanted = {"result": str(self._store.path(reported.result_sha256).resolve()), "outputs": None}
+        if reported.outputs_sha256:
+            wanted["outputs"] = str(self._store.path(reported.outputs_sha256).resolve())
+        await asyncio.to_thread(source.write_text, json.dumps(wanted))
+        try:
+            answer = json.loads(await self._child("golden", source))
+            summary = MeasurementSummary.model_validate(answer["summary"])
+            wrong = None if answer["wrong"] is None else str(answer["wrong"])
+        except (FleetfitError, ValueError, KeyError) as error:
+            _log.warning("health check %s: its result cannot be read: %s", reported.check_id, error)
+            # Ours to mend, or its agent's: neither says that the device is ill.
+            summary, wrong = MeasurementSummary(status=UNREAD, message="its result cannot be read"), None
+        finally:
+            source.unlink(missing_ok=True)
+        await self._database.write(lambda session: keep_check(session, reported, summary, wrong))
+        return reported.device_id
 
     async def compare(self, job_id: str, device_id: str, split: str, raw: dict[str, str]) -> None:
         """Compute and keep the paired losses of a device's candidates. Raises ChildFailed."""

@@ -19,6 +19,15 @@ from fleetfit.proto.methods import for_emulated
 from fleetfit.proto.printable import printable
 from fleetfit.proto.v1 import common_pb2, jobs_pb2, measurement_pb2, work_pb2
 from fleetfit.server.engine.fleet import check_session, read_snapshot
+from fleetfit.server.engine.health import (
+    HealthSettings,
+    check_lease,
+    check_reads,
+    fail_check,
+    is_being_judged,
+    leased_check,
+    next_check,
+)
 from fleetfit.server.engine.hours import within_hours
 from fleetfit.server.engine.library import keep_artifact
 from fleetfit.server.engine.lowering import build_of
@@ -28,11 +37,22 @@ from fleetfit.server.engine.states import CandidateState, TaskState
 from fleetfit.server.engine.subsets import given_to_devices
 from fleetfit.server.storage.artifacts import ArtifactStore
 from fleetfit.server.storage.database import Database
-from fleetfit.server.storage.tables import BuildRow, CandidateRow, DatasetRow, DeviceRow, JobRow, ModelRow, TaskRow
+from fleetfit.server.storage.tables import (
+    BuildRow,
+    CandidateRow,
+    DatasetRow,
+    DeviceRow,
+    HealthCheckRow,
+    JobRow,
+    ModelRow,
+    TaskRow,
+)
 
 _log: Final = logging.getLogger(__name__)
 DEFAULT_LEASE_MS: Final = 30_000
 _MOST_ATTEMPTS: Final = 5
+# A measurement for a job, or a health check: leased, renewed and reported alike.
+Leased = TaskRow | HealthCheckRow
 
 
 def monotonic_ms() -> int:
@@ -57,6 +77,7 @@ class Leases:
         clock_ms: Callable[[], int] = monotonic_ms,
         changed: Callable[[str], None] = lambda job_id: None,
         now: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
+        health: HealthSettings = HealthSettings(),  # noqa: B008 - frozen
     ) -> None:
         self._database = database
         self._store = store
@@ -64,6 +85,7 @@ class Leases:
         self._lease_ms = lease_ms
         self._clock_ms = clock_ms
         self._now = now
+        self._health = health
         # Called with the id of a job of which a task failed here.
         self._changed = changed
 
@@ -72,7 +94,7 @@ class Leases:
         deadline = self._clock_ms() + self._lease_ms
 
         def extend(session: Session) -> None:
-            for task in session.scalars(select(TaskRow).where(TaskRow.state == TaskState.LEASED)):
+            for task in _leased(session):
                 task.lease_deadline_ms = deadline
 
         await self._database.write(extend)
@@ -108,6 +130,20 @@ class Leases:
                 .order_by(TaskRow.job_id, TaskRow.id)
             )
             open_now = not device.paused and within_hours(device.hours, self._now())
+            if task is None:
+                check = leased_check(session, device_id)
+                if check is not None and check.attempts >= _MOST_ATTEMPTS:
+                    fail_check(session, check, f"it began {check.attempts} health checks and came to no result")
+                    session.flush()
+                    check = None
+                if check is None and is_being_judged(session, device_id):
+                    return None
+                if check is None and open_now:
+                    check = next_check(session, device, self._health)
+                if check is not None:
+                    return self._hand_out(session, check, deadline)
+                if device.set_aside:
+                    return None
             while task is not None or open_now:
                 task = task or session.scalars(waiting).first()
                 if task is None:
@@ -128,8 +164,11 @@ class Leases:
             self._changed(job_id)
         return lease
 
-    def _hand_out(self, session: Session, task: TaskRow, deadline: int) -> work_pb2.TaskLease:
-        message = self._message(session, task)
+    def _hand_out(self, session: Session, task: Leased, deadline: int) -> work_pb2.TaskLease:
+        if isinstance(task, HealthCheckRow):
+            message = check_lease(task, self._health, self._lease_ms)
+        else:
+            message = self._message(session, task)
         task.state = TaskState.LEASED
         task.fence += 1
         task.attempts += 1
@@ -147,7 +186,7 @@ class Leases:
             check_session(session, device_id, request.session_number)
             task = self._held(session, device_id, request.task_id, request.fence)
             if task.state == TaskState.CANCELLED:
-                return 0, True, task.job_id
+                return 0, True, "" if isinstance(task, HealthCheckRow) else task.job_id
             if task.state == TaskState.WAITING:
                 # The lease ran out unheard but nobody else has it yet: the same holder may go on.
                 task.state = TaskState.LEASED
@@ -155,7 +194,7 @@ class Leases:
                 raise LeaseLost(f"the task {request.task_id} has ended; drop it")
             task.lease_deadline_ms = deadline
             task.progress = {"activity": printable(said.activity), "fraction": said.fraction}
-            return self._lease_ms, False, task.job_id
+            return self._lease_ms, False, "" if isinstance(task, HealthCheckRow) else task.job_id
 
         return await self._database.write(extend)
 
@@ -177,6 +216,8 @@ class Leases:
                 keep_artifact(session, outputs, outputs_size)
             task.state = TaskState.REPORTED
             task.result_sha256, task.result_fence = request.result.sha256, request.fence
+            if isinstance(task, HealthCheckRow):
+                task.outputs_sha256 = outputs
             return True
 
         return await self._database.write(accept)
@@ -184,20 +225,21 @@ class Leases:
     async def expire(self) -> set[str]:
         """Make tasks free whose leases ran out; the devices that should be told."""
         now = self._clock_ms()
-        late = select(TaskRow).where(TaskRow.state == TaskState.LEASED, TaskRow.lease_deadline_ms < now)
         # Looked for by a reader first: writers take turns, and mostly there is nothing to write.
-        if not await self._database.read(lambda session: session.scalars(late).first() is not None):
+        if not await self._database.read(lambda session: bool(_leased(session, now))):
             return set()
         lost: list[str] = []
 
         def free(session: Session) -> set[str]:
             devices = set()
-            for task in session.scalars(late):
-                if task.attempts >= _MOST_ATTEMPTS:
+            for task in _leased(session, now):
+                if task.attempts < _MOST_ATTEMPTS:
+                    task.state = TaskState.WAITING
+                elif isinstance(task, HealthCheckRow):
+                    fail_check(session, task, f"it was lost in the middle of a health check {task.attempts} times")
+                else:
                     fail_task(session, task, f"the device was lost {task.attempts} times while it measured this build")
                     lost.append(task.job_id)
-                else:
-                    task.state = TaskState.WAITING
                 devices.add(task.device_id)
             return devices
 
@@ -218,13 +260,14 @@ class Leases:
             for task in session.scalars(tasks):
                 if any(named.artifact.sha256 == sha256 for named in self._message(session, task).artifacts):
                     return True
-            return False
+            check = leased_check(session, device_id)
+            return check is not None and sha256 in check_reads(check)
 
         return await self._database.read(look)
 
     @staticmethod
-    def _held(session: Session, device_id: str, task_id: str, fence: int) -> TaskRow:
-        task = session.get(TaskRow, task_id)
+    def _held(session: Session, device_id: str, task_id: str, fence: int) -> Leased:
+        task = session.get(TaskRow, task_id) or session.get(HealthCheckRow, task_id)
         if task is None or task.device_id != device_id:
             raise NotFound(f"this device has no task {task_id}; drop it")
         if task.fence != fence:
@@ -287,6 +330,15 @@ def _declared_mode(session: Session, device_id: str) -> str:
     """The power mode that the device's profile declares, empty where it declares none."""
     profile = load_profiles().get(session.get_one(DeviceRow, device_id).profile)
     return (profile.conditions.power_mode or "") if profile is not None else ""
+
+
+def _leased(session: Session, before_ms: int = 2**62) -> list[Leased]:
+    """What is leased by whichever device, with a deadline before that."""
+    tasks = select(TaskRow).where(TaskRow.state == TaskState.LEASED, TaskRow.lease_deadline_ms < before_ms)
+    checks = select(HealthCheckRow).where(
+        HealthCheckRow.state == TaskState.LEASED, HealthCheckRow.lease_deadline_ms < before_ms
+    )
+    return [*session.scalars(tasks), *session.scalars(checks)]
 
 
 def fail_task(session: Session, task: TaskRow, reason: str) -> None:

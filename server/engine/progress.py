@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from fleetfit.compress.tasks import TaskProgress
 from fleetfit.proto.v1 import common_pb2
 from fleetfit.server.engine.fleet import read_snapshot
+from fleetfit.server.engine.health import waiting_words
 from fleetfit.server.engine.hours import within_hours
 from fleetfit.server.engine.states import ENDED_CANDIDATE, ENDED_TASK, JobState, TaskState, VariantState
 from fleetfit.server.storage.tables import BuildRow, CandidateRow, DeviceRow, JobRow, TaskRow, VariantRow
@@ -135,5 +136,6 @@ def _words(
     paused = sorted(device.name for device in devices if device.paused and device.id in waiting)
     if paused:
         parts.append(f"waiting for {', '.join(paused)}, which {'is' if len(paused) == 1 else 'are'} paused")
+    parts += waiting_words(session, [device for device in devices if device.id in waiting])
     counted = f"{ended[0]} of {ended[1]} candidates done"
     return "; ".join([*parts, counted])

@@ -55,3 +55,14 @@ class Devices(devices_pb2_grpc.DevicesServicer):
 
     async def SetHours(self, request: devices_pb2.SetHoursRequest, context: Context) -> devices_pb2.SetHoursResponse:
         return devices_pb2.SetHoursResponse(devices=await self._fleet.set_hours(request.device, request.hours))
+
+    async def CheckDevice(
+        self, request: devices_pb2.CheckDeviceRequest, context: Context
+    ) -> devices_pb2.CheckDeviceResponse:
+        return devices_pb2.CheckDeviceResponse(device=await self._fleet.check(request.device))
+
+    async def ClearDevice(
+        self, request: devices_pb2.ClearDeviceRequest, context: Context
+    ) -> devices_pb2.ClearDeviceResponse:
+        device = await self._fleet.clear(request.device, forget_history=request.forget_history)
+        return devices_pb2.ClearDeviceResponse(device=device)

@@ -113,6 +113,14 @@ class DeviceRow(Base):
     snapshot_id: Mapped[str | None] = mapped_column(ForeignKey("device_snapshot.id"))
     capabilities: Mapped[list[str]] = mapped_column(default=list)
     hours: Mapped[list[str]] = mapped_column(default=list)
+    # Why it gets no work until a check passes or a person clears it; empty where it does.
+    set_aside: Mapped[str] = mapped_column(default="")
+    # A check is wanted as soon as the device is free; and the agent's process that said Hello last.
+    check_wanted: Mapped[bool] = mapped_column(default=False)
+    life: Mapped[str] = mapped_column(default="")
+    # When a person called it well, and since when checks count as its history.
+    cleared_ms: Mapped[int] = mapped_column(default=0)
+    history_from_ms: Mapped[int] = mapped_column(default=0)
     enrolled_ms: Mapped[int]
     last_seen_ms: Mapped[int]
 
@@ -282,6 +290,51 @@ class SubsetRow(Base):
     size_bytes: Mapped[int]
     rows_sha256: Mapped[str]
     rows_size_bytes: Mapped[int]
+
+
+class HealthCheckRow(Base):
+    """The golden model on a device: leased as a `TaskRow` is, in whose states it is, and judged when it was reported.
+
+    `verdict` is `server.engine.verdicts.Verdict`, empty until then; times are milliseconds of a call.
+    """
+
+    __tablename__ = "health_check"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    device_id: Mapped[str] = mapped_column(ForeignKey("device.id"), index=True)
+    snapshot_id: Mapped[str] = mapped_column(ForeignKey("device_snapshot.id"))
+    condition_id: Mapped[str | None] = mapped_column(ForeignKey("condition.id"))
+    runtime: Mapped[str]
+    format: Mapped[str]
+    state: Mapped[str] = mapped_column(index=True)
+    fence: Mapped[int]
+    lease_deadline_ms: Mapped[int]
+    attempts: Mapped[int]
+    result_sha256: Mapped[str]
+    result_fence: Mapped[int]
+    outputs_sha256: Mapped[str]
+    progress: Mapped[dict[str, Any] | None]
+    verdict: Mapped[str]
+    why: Mapped[str]
+    outputs_right: Mapped[bool | None]
+    p50_ms: Mapped[float | None]
+    low_ms: Mapped[float | None]
+    high_ms: Mapped[float | None]
+    expected_low_ms: Mapped[float | None]
+    expected_high_ms: Mapped[float | None]
+    history: Mapped[int]
+    trust: Mapped[str]
+    created_ms: Mapped[int]
+    finished_ms: Mapped[int]
+
+
+class DeviceEventRow(Base):
+    """Something that happened to a device, in words."""
+
+    __tablename__ = "device_event"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    device_id: Mapped[str] = mapped_column(ForeignKey("device.id"), index=True)
+    text: Mapped[str]
+    at_ms: Mapped[int]
 
 
 class DropsRow(Base):

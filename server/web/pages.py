@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fleetfit.core.digests import sha256_bytes
 from fleetfit.core.errors import Conflict
-from fleetfit.proto.v1 import jobs_pb2
+from fleetfit.proto.v1 import devices_pb2, jobs_pb2
 from fleetfit.server.services.edge import explain
 from fleetfit.server.web.security import COMMON_HEADERS, OWN_PAGE_POLICY, is_own_host, report_policy
 
@@ -52,6 +52,10 @@ class Source(Protocol):
 
     async def job(self, text: str) -> jobs_pb2.Job:
         """One job."""
+        ...
+
+    async def set_aside(self) -> list[devices_pb2.Device]:
+        """The devices that get no work for their health."""
         ...
 
     async def report_json(self, text: str, device: str = "") -> str:
@@ -111,7 +115,8 @@ def make_app(source: Source) -> ASGIApp:
 
     async def index(request: Request) -> Response:
         jobs = await source.jobs(_SHOWN_JOBS)
-        return page("index.html", jobs=jobs, refresh=10 if any(map(_is_open, jobs)) else 0)
+        ill = await source.set_aside()
+        return page("index.html", jobs=jobs, ill=ill, refresh=10 if any(map(_is_open, jobs)) else 0)
 
     async def job(request: Request) -> Response:
         found = await source.job(request.path_params["job"])

@@ -39,6 +39,23 @@ def test_a_task_is_leased_measured_and_reported(tmp_path: Path) -> None:
     play(tmp_path, scene)
 
 
+def test_a_health_check_is_not_the_one_task_and_a_life_has_one_name(tmp_path: Path, paper: PaperChild) -> None:
+    async def scene(stage: Stage, desk: Desk) -> None:
+        desk.offer("check", measurement_pb2.MeasureTask(health=True))
+        agent = stage.begin(once=True)
+        await desk.until(lambda: desk.reports)
+        # The connection is lost, not the process.
+        desk.end_stream()
+        await desk.until(lambda: len(desk.hellos) == 2)
+        desk.offer("t1", measurement_pb2.MeasureTask())
+        desk.say(work_available=work_pb2.WorkAvailable())
+        await agent
+        assert [report.task_id for report in desk.reports] == ["check", "t1"]
+        assert desk.hellos[0].life == desk.hellos[1].life != ""
+
+    play(tmp_path, scene)
+
+
 def test_a_lease_is_renewed_with_progress_while_the_child_works(tmp_path: Path, paper: PaperChild) -> None:
     async def scene(stage: Stage, desk: Desk) -> None:
         paper.gate.clear()

@@ -195,6 +195,29 @@ def test_markdown_rows_have_as_many_cells_as_their_heading(report: dict[str, Any
     assert "<b>" not in text.replace("\\<b\\>", "")
 
 
+def test_a_device_s_health_is_told_in_words() -> None:
+    check = devices_pb2.HealthCheck(
+        check_id="c", at_unix_ms=1, verdict="failed", why="it is 50 % slower than before", p50_ms=1.5, low_ms=1.49,
+        high_ms=1.51, outputs_right=True, expected_low_ms=0.9, expected_high_ms=1.1, history=7,
+    )  # fmt: skip
+    device = devices_pb2.Device(
+        name="pi", state=devices_pb2.DEVICE_STATE_ONLINE, set_aside="it is 50 % slower than before", last_check=check
+    )
+    device.events.add(at_unix_ms=1, text="15W -> MAXN")
+    assert lists.device_state(device) == "online, set aside"
+    said = lists.health_words(device)
+    assert re.fullmatch(
+        r"failed \d+ d ago: it is 50 % slower than before; the golden model took 1.50 ms \(1.49 to 1.51\); 0.900 to 1.10 were "
+        r"expected after 7 checks under this condition",
+        said,
+    )
+    shown = printed([lists.device_facts(device)])
+    assert "15W -> MAXN" in shown and max(map(len, shown.splitlines())) <= 80
+    old = devices_pb2.Device(no_check_because="its agent (0.0.9) knows no health checks; update it")
+    assert lists.health_words(old) == "not checked: its agent (0.0.9) knows no health checks; update it"
+    assert lists.health_words(devices_pb2.Device()) == "not checked yet"
+
+
 def test_every_list_fits_80_columns_with_long_names() -> None:
     device = devices_pb2.Device(
         name=LONG, device_id="d" * 26, labels=[LONG, LONG], state=devices_pb2.DEVICE_STATE_ONLINE, paused=True, emulated=True,

@@ -228,6 +228,10 @@ async def paper_child(self: Ingestion, module: str, source: Path, *more: str) ->
         Path(wanted["data"]).write_bytes(f"{wanted['count']} of {Path(wanted['path']).name}".encode())
         Path(wanted["rows"]).write_bytes(f"rows of {Path(wanted['path']).name}".encode())
         return json.dumps({"count": wanted["count"], "of": 10})
+    if module == "golden":
+        # A paper agent that notes something about its outputs has got them wrong.
+        summary = json.loads(await asyncio.to_thread(Path(json.loads(text)["result"]).read_text))
+        return json.dumps({"summary": summary, "wrong": (summary["notes"] or [""])[0]})
     if module == "drops":
         candidates = json.loads(text)["candidates"]
         figure = Figure(value=0.1, low=0.0, high=0.2)
@@ -271,11 +275,15 @@ class PaperAgent:
         self.measured: Counter[tuple[str, str]] = Counter()
         self.answer: Callable[[work_pb2.TaskLease], MeasurementSummary] = measured
         self.session = 0
+        self.life = ""
+        self.checks = 0
 
     async def work(self, house: House) -> None:
         """Connect, report what is spooled, and do tasks until cancelled."""
         engine = house.engine
-        request = work_pb2.HelloRequest(agent_version="1", snapshot=self.snapshot, capabilities=AGENT_CAPABILITIES)
+        request = work_pb2.HelloRequest(
+            agent_version="1", snapshot=self.snapshot, capabilities=AGENT_CAPABILITIES, life=self.life
+        )
         self.session, _, _ = await engine.fleet.hello(self.device_id, request)
         messages = engine.fleet.attend(self.device_id, self.session)
         try:
@@ -291,7 +299,10 @@ class PaperAgent:
                 for named in lease.artifacts:
                     assert await engine.may_download(self.device_id, named.artifact.sha256)
                 content = self.answer(lease).model_dump_json().encode()
-                self.measured[lease.measure.candidate.build_id, lease.measure.split] += 1
+                if lease.measure.health:
+                    self.checks += 1
+                else:
+                    self.measured[lease.measure.candidate.build_id, lease.measure.split] += 1
                 self.spool.append((lease, content))
                 await self._report(house, lease, content)
                 self.spool.remove((lease, content))

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleetfit.core.errors import ChildFailed, Conflict, NotFound
-from fleetfit.proto.v1 import common_pb2, jobs_pb2
+from fleetfit.proto.v1 import common_pb2, devices_pb2, jobs_pb2
 from fleetfit.server.web.pages import make_app
 from fleetfit.server.web.security import is_own_host, report_policy
 from fleetfit.server.web.serving import serve_pages
@@ -41,6 +41,7 @@ class Jobs:
             ),
             "job-failed": job("job-failed", jobs_pb2.JOB_STATE_FAILED, reason=HOSTILE),
         }
+        self.ill = [devices_pb2.Device(name=HOSTILE, set_aside=HOSTILE)]
         self.json = '{"schema": 1}'
         self.rendered = 0
         self.render_error: Exception | None = None
@@ -52,6 +53,9 @@ class Jobs:
         if text not in self.found:
             raise NotFound(f"there is no job '{text}'; `fleetfit jobs list` shows them")
         return self.found[text]
+
+    async def set_aside(self) -> list[devices_pb2.Device]:
+        return self.ill
 
     async def report_json(self, text: str, device: str = "") -> str:
         if (await self.job(text)).state == jobs_pb2.JOB_STATE_RUNNING:
@@ -97,9 +101,16 @@ def test_the_list_leads_to_reports_and_to_running_jobs() -> None:
     assert 'value="0.25"' in text
 
 
+def test_the_list_names_devices_that_are_set_aside() -> None:
+    source = Jobs()
+    source.ill = [devices_pb2.Device(name="pi", set_aside="it is 50 % slower than before")]
+    text = browse(source, lambda client: client.get("/")).text
+    assert re.search(r"Set aside.*pi.*it is 50 % slower than before.*Jobs", text, re.S)
+
+
 def test_no_job_yet() -> None:
     source = Jobs()
-    source.found = {}
+    source.found, source.ill = {}, []
     text = browse(source, lambda client: client.get("/")).text
     assert "fleetfit compress" in text and "refresh" not in text
 
