@@ -333,7 +333,11 @@ def _processor(arm_cores: Mapping[str, str]) -> str:
     for line in _text("/proc/cpuinfo").splitlines():
         key, _, value = line.partition(":")
         first.setdefault(key.strip(), value.strip())
-    arm = arm_cores.get(first.get("CPU part", ""), "") if first.get("CPU implementer") == "0x41" else ""
+    implementer, part = first.get("CPU implementer", ""), first.get("CPU part", "")
+    register = _text("/sys/devices/system/cpu/cpu0/regs/identification/midr_el1")
+    if not part and register:
+        implementer, part = f"0x{int(register, 16) >> 24 & 0xFF:02x}", f"0x{int(register, 16) >> 4 & 0xFFF:03x}"
+    arm = arm_cores.get(part, "") if implementer == "0x41" else ""
     return arm or first.get("model name") or first.get("Hardware") or first.get("Model", "")
 
 

@@ -16,4 +16,7 @@ ARM_CORES: Final = {
     "0xd42": "Cortex-A78AE",
     "0xd49": "Neoverse-N2",
     "0xd4f": "Neoverse-V2",
+    "0xd83": "Neoverse-V3AE",
+    "0xd84": "Neoverse-V3",
+    "0xd8e": "Neoverse-N3",
 }

@@ -13,6 +13,10 @@ from fleetfit.agent.probe.files import Tree
 _FILES: Final = {"power_meter": "power1_average"} | dict.fromkeys(
     ("ina219", "ina220", "ina226", "ina230", "ina231", "ina228", "ina237", "ina238"), "power1_input"
 )
+# On a Jetson Thor this chip stands before the whole board. Source: NVIDIA, forums.developer.nvidia.com/t/366461 ("Removing
+# INA238 is technically possible [...] but you lose total VIN monitoring").
+_THOR: Final = "nvidia,tegra264"
+_THORS_CHIP: Final = "ina238"
 # Of a server's power meter that does not tell; they average over about a second.
 _SLOW_S: Final = 2.0
 
@@ -31,8 +35,13 @@ class Supply(Meter):
             self.lag_s = milliseconds(tree, f"{folder}/power1_average_interval", _SLOW_S)
         else:
             self.lag_s = milliseconds(tree, f"{folder}/update_interval", 0.0)
-        self.reach: Reach = "device" if chip == "power_meter" else "module"
-        self.covers = "the whole machine (ACPI power meter)" if chip == "power_meter" else f"what {chip} is wired to"
+        thors = chip == _THORS_CHIP and _THOR in tree.lines("/proc/device-tree/compatible")
+        self.reach: Reach = "device" if chip == "power_meter" or thors else "module"
+        self.covers = f"what {chip} is wired to"
+        if chip == "power_meter":
+            self.covers = "the whole machine (ACPI power meter)"
+        elif thors:
+            self.covers = "the board's input (VIN)"
 
     @classmethod
     def find(cls, tree: Tree) -> Supply | str | None:

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import math
 import os
+from typing import Final
 
 from fleetfit.agent.probe.files import Tree
 from fleetfit.core.arm import ARM_CORES
 from fleetfit.proto.v1 import snapshot_pb2
 
+_MIDR: Final = "/sys/devices/system/cpu/cpu0/regs/identification/midr_el1"
+
 
 def read_processor(tree: Tree) -> snapshot_pb2.Processor:
     """Everything that names the processor, and how much of it this process may use."""
     first, count = _cpuinfo(tree)
+    implementer, part = _arm_ids(tree, first)
     flags = (first.get("flags") or first.get("Features") or "").split()
     processor = snapshot_pb2.Processor(
         model=processor_name(tree),
         vendor=first.get("vendor_id", ""),
         flags=sorted(set(flags)),
-        arm_implementer=first.get("CPU implementer", ""),
-        arm_part=first.get("CPU part", ""),
+        arm_implementer=implementer,
+        arm_part=part,
         usable_cores=_usable(tree, count),
         physical_cores=_physical(tree) or count,
     )
@@ -32,10 +36,23 @@ def read_processor(tree: Tree) -> snapshot_pb2.Processor:
 def processor_name(tree: Tree) -> str:
     """The model's name; on Arm the core's, where its part number is known."""
     first, _ = _cpuinfo(tree)
-    part = first.get("CPU part", "")
-    arm = ARM_CORES.get(part, "") if first.get("CPU implementer") == "0x41" else ""
+    implementer, part = _arm_ids(tree, first)
+    arm = ARM_CORES.get(part, "") if implementer == "0x41" else ""
     # The kernels of some boards say no more as a model than that it is an Arm ("ARMv7 Processor rev 3 (v7l)").
     return arm or first.get("model name") or first.get("Hardware") or first.get("Model", "")
+
+
+def _arm_ids(tree: Tree, first: dict[str, str]) -> tuple[str, str]:
+    """Implementer and part of an Arm core, empty elsewhere.
+
+    From /proc/cpuinfo, else from the register that it prints: bits 31 to 24 and 15 to 4. Source: Linux,
+    Documentation/arch/arm64/cpu-feature-registers.rst, MIDR_EL1.
+    """
+    implementer, part = first.get("CPU implementer", ""), first.get("CPU part", "")
+    register = tree.number(_MIDR)
+    if part or register is None:
+        return implementer, part
+    return f"0x{register >> 24 & 0xFF:02x}", f"0x{register >> 4 & 0xFFF:03x}"
 
 
 def _cpuinfo(tree: Tree) -> tuple[dict[str, str], int]:

@@ -20,6 +20,9 @@ from fleetfit.runtimes.base import Availability
 from fleetfit.runtimes.registry import runtimes
 
 _DMI: Final = "/sys/devices/virtual/dmi/id"
+# A Jetson's own GPU among the devices whose clock changes: by the chip's name up to JetPack 5, `gpu` since. Source:
+# jetson-stats, jtop/core/gpu.py (names gv11b, gp10b, ga10b, gpu); on Thor `gpu-gpc-0`, as people read its clock there.
+_INTEGRATED_GPU: Final = re.compile(r"[0-9a-f]+\.(gpu|gp10b|gv11b|ga10b)|gpu-gpc-\d+")
 _EC2_INSTANCE: Final = re.compile(r"i-(?:[0-9a-f]{8}|[0-9a-f]{17})")
 
 
@@ -122,6 +125,7 @@ def _accelerators(tree: Tree) -> list[snapshot_pb2.Accelerator]:
                 found.append(snapshot_pb2.Accelerator(kind="gpu", name=line.partition(":")[2].strip()))
     # Its place in the tree differs between releases of the board's system.
     integrated = tree.paths("/sys/devices/platform/*gpu*") or tree.paths("/sys/devices/platform/bus@0/*gpu*")
-    if not found and integrated and tree.text("/etc/nv_tegra_release"):
+    scaled = [path for path in tree.paths("/sys/class/devfreq/*") if _INTEGRATED_GPU.fullmatch(path.rpartition("/")[2])]
+    if not found and (integrated or scaled) and tree.text("/etc/nv_tegra_release"):
         found.append(snapshot_pb2.Accelerator(kind="gpu", name="NVIDIA Tegra (integrated)"))
     return found
