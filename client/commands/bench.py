@@ -15,6 +15,7 @@ from fleetfit.client.commands.options import (
     Plan,
     PowerMode,
     Runtime,
+    Scaling,
     Seed,
     Server,
     SeveralValues,
@@ -38,6 +39,7 @@ def measure(
     threads: Threads = [],  # noqa: B006 - typer reads it
     batch: Batch = [],  # noqa: B006 - typer reads it
     runtime: Runtime = [],  # noqa: B006 - typer reads it
+    scaling: Scaling = False,
     sustained: Sustained = "",
     device_samples: DeviceSamples = 0,
     if_not_quiet: IfNotQuiet = "mark",
@@ -58,6 +60,7 @@ def measure(
         batch=batch,
         runtimes=runtime,
         seed=seed,
+        scaling=scaling,
         sustained=sustained,
         device_samples=device_samples,
         if_not_quiet=if_not_quiet,

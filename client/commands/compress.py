@@ -17,6 +17,7 @@ from fleetfit.client.commands.options import (
     Plan,
     PowerMode,
     Runtime,
+    Scaling,
     Seed,
     Server,
     SeveralValues,
@@ -67,6 +68,7 @@ def fit(
     threads: Threads = [],  # noqa: B006 - typer reads it
     batch: Batch = [],  # noqa: B006 - typer reads it
     runtime: Runtime = [],  # noqa: B006 - typer reads it
+    scaling: Scaling = False,
     sustained: Sustained = "",
     device_samples: DeviceSamples = 0,
     if_not_quiet: IfNotQuiet = "mark",
@@ -116,7 +118,7 @@ def fit(
         if recovered:
             raise UsageError("--recovered is for a server's jobs; leave it out with --local", field="recovered")
         limited = any(limit is not None for limit in (p95_ms, p95_end_to_end_ms, max_memory_mb))
-        measures = limited or budget or sustained or device_samples
+        measures = limited or budget or sustained or device_samples or scaling
         if measures or if_not_quiet != "mark" or power_mode:
             raise UsageError(
                 "--local measures nothing; of the limits give only --max-drop and --max-size-mb with it", field="local"
@@ -163,6 +165,7 @@ def fit(
         budget=budget,
         seed=seed,
         metric=metric,
+        scaling=scaling,
         sustained=sustained,
         device_samples=device_samples,
         if_not_quiet=if_not_quiet,

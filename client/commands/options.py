@@ -22,6 +22,13 @@ Threads = Annotated[
     list[int], typer.Option("--threads", metavar="N...", help="Threads to measure with; else the device's own.")
 ]
 Batch = Annotated[list[int], typer.Option("--batch", metavar="N...", help="Batch sizes to measure with; else 1.")]
+Scaling = Annotated[
+    bool,
+    typer.Option(
+        "--scaling",
+        help="Measure last how the chosen build and its original scale: threads, batches, processes at once.",
+    ),
+]
 Sustained = Annotated[
     str,
     typer.Option(

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fleetfit.client.tables.report_rows import Row, Span, rows_of
+from fleetfit.client.tables.scaling import scaling_parts
 from fleetfit.client.tables.words import condition, job_id, significant, size
 from fleetfit.core.figures import joules
 
@@ -81,6 +82,7 @@ def _device_parts(report: Mapping[str, Any], device: Mapping[str, Any]) -> Itera
     yield Text()
     yield from _ends(rows)
     yield from _energies(rows)
+    yield from scaling_parts(device)
     if device.get("doubt"):
         yield Text(str(device["doubt"]), style="bold yellow")
     for warning in device.get("warnings") or []:

@@ -203,6 +203,7 @@ class Engine:
                 self._pace(),
                 request.notes,
                 sustained_s=spec.sustained_ms / 1000,
+                scaling_s=named_method(self.settings.method).scaling_limit_ns / 1e9 if spec.scaling else 0.0,
             )
 
         return await self._database.read(read)

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 
 from fleetfit.compress.export.registry import DEFAULT
+from fleetfit.core.durations import duration
 from fleetfit.proto.v1 import jobs_pb2
 from fleetfit.server.engine.planning import (
     PlannedCandidate,
@@ -26,10 +27,11 @@ def plan_message(
     notes: Sequence[str] = (),
     *,
     sustained_s: float = 0.0,
+    scaling_s: float = 0.0,
 ) -> jobs_pb2.Plan:
     """The plan as the protocol has it. `made` are the keys of the variants that exist already; `notes` come first.
 
-    `sustained_s` comes on top of what a measurement usually takes.
+    `sustained_s` comes on top of what a measurement usually takes; `scaling_s` is the most that the curves of one build take.
     """
     plan = jobs_pb2.Plan(notes=notes)
     compress_s: dict[str, float] = {}
@@ -67,6 +69,14 @@ def plan_message(
         each_s = pace.measure_s + sustained_s
         message.expected_measure_ms = int(each_s * 1000)
         measure_s[candidate.device.snapshot.host_digest or candidate.device.id] += each_s
+    for host in measure_s:
+        # The chosen build and its original.
+        measure_s[host] += 2 * scaling_s
+    if scaling_s:
+        plan.notes.append(
+            f"last, it is measured how the chosen build and its original scale, for at most {duration(scaling_s)} each on every "
+            "device"
+        )
     total_s = sum(compress_s.values()) + max(measure_s.values(), default=0.0)
     plan.expected_total_ms = int(total_s * 1000)
     shared = len(candidates) - len({candidate.variant_key for candidate in candidates})

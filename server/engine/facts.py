@@ -16,7 +16,7 @@ from fleetfit.server.engine.fleet import read_snapshot
 from fleetfit.server.engine.lowering import build_of
 from fleetfit.server.engine.messages import parts_of
 from fleetfit.server.engine.planning import OBJECTIVES, limits_of
-from fleetfit.server.engine.states import CandidateState
+from fleetfit.server.engine.states import SCALING, CandidateState
 from fleetfit.server.report.facts import CandidateFacts, DeviceFacts, JobFacts, RecoveredFrom
 from fleetfit.server.report.summary import Drops, MeasurementSummary
 from fleetfit.server.storage.tables import (
@@ -83,6 +83,7 @@ def read_facts(session: Session, job: JobRow) -> JobFacts:
         created_ms=job.created_ms,
         sustained_ms=spec.sustained_ms,
         parts=parts,
+        scaling=spec.scaling,
         devices=tuple(_device(session, job, device_id, candidates) for device_id, candidates in devices.items()),
     )
 
@@ -126,7 +127,7 @@ def _candidate(session: Session, row: CandidateRow, beside: str, title: str) -> 
     rows = session.scalars(select(MeasurementRow).where(MeasurementRow.candidate_id == row.id)).all()
     measured = {m.split: MeasurementSummary.model_validate(m.summary) for m in rows}
     raw = {
-        "test" if m.split == "test" else "measured": (m.raw_sha256, artifact.size_bytes)
+        m.split if m.split in ("test", SCALING) else "measured": (m.raw_sha256, artifact.size_bytes)
         for m in rows
         if (artifact := session.get(ArtifactRow, m.raw_sha256)) is not None
     }
@@ -155,6 +156,7 @@ def _candidate(session: Session, row: CandidateRow, beside: str, title: str) -> 
         lineage=tuple(step.model_dump() for step in facts.lineage) if facts is not None else (),
         validation=measured.get("validation") or measured.get(""),
         test=measured.get("test"),
+        scaling=measured.get(SCALING),
         raw=raw,
         notes=tuple(facts.notes) if facts is not None else (),
         recovered=_recovered(session, variant),

@@ -12,10 +12,12 @@ from fleetfit.proto.v1 import jobs_pb2
 from fleetfit.server.engine.facts import metric_of, read_facts
 from fleetfit.server.engine.leases import original_of
 from fleetfit.server.engine.lowering import readiness
+from fleetfit.server.engine.scaling import scaling_left
 from fleetfit.server.engine.scoring import scores_of_job
 from fleetfit.server.engine.states import (
     ENDED_CANDIDATE,
     ENDED_TASK,
+    SCALING,
     CandidateState,
     JobState,
     TaskState,
@@ -70,7 +72,13 @@ def advance(session: Session, job: JobRow) -> Wanted:
             row.reason = f"the job's budget of {duration(spec.budget_ms / 1000)} was used up before it was measured"
         elif row.state in (CandidateState.WAITING, CandidateState.COMPRESSING):
             _prepare(session, job, row, judged, wanted)
-    finished = [_device_finished(session, job, device_id, judged, wanted) for device_id, _ in by_device.items()]
+    curves = spec.scaling and not over_budget
+    # Every device is looked at: each may have something to do next.
+    finished = [
+        _device_finished(session, job, device_id, judged, wanted)
+        and (not curves or _scaled(session, job, device_id, wanted))
+        for device_id in by_device
+    ]
     wanted.report = all(finished)
     return wanted
 
@@ -147,6 +155,15 @@ def _device_finished(session: Session, job: JobRow, device_id: str, judged: bool
     if missing or any(task.state not in ENDED_TASK for task in tasks):
         return False
     return not tasks or _compared(session, job, device_id, "test", wanted)
+
+
+def _scaled(session: Session, job: JobRow, device_id: str, wanted: Wanted) -> bool:
+    """Whether it is known how a device's finalists scale; asks for it where not."""
+    missing, measuring = scaling_left(session, job, device_id)
+    for row in missing:
+        _add_task(session, job, row, SCALING, metric_only=True)
+        wanted.wake.add(device_id)
+    return not missing and not measuring
 
 
 def _to_test(session: Session, job: JobRow, device: DeviceFacts) -> set[str]:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -33,7 +33,7 @@ from fleetfit.server.engine.library import keep_artifact
 from fleetfit.server.engine.lowering import build_of
 from fleetfit.server.engine.messages import tensor_messages
 from fleetfit.server.engine.parts import add_parts
-from fleetfit.server.engine.states import CandidateState, TaskState
+from fleetfit.server.engine.states import SCALING, CandidateState, TaskState
 from fleetfit.server.engine.subsets import given_to_devices
 from fleetfit.server.storage.artifacts import ArtifactStore
 from fleetfit.server.storage.database import Database
@@ -284,21 +284,24 @@ class Leases:
         spec = jobs_pb2.JobSpec.FromString(job.spec)
         build = _build_of(session, candidate)
         artifacts = {"candidate": build}
+        scaling = task.split == SCALING
+        split = "validation" if scaling else task.split
         measure = measurement_pb2.MeasureTask(
             job_id=task.job_id,
             candidate=_ref(build, "candidate"),
             threads=candidate.threads,
             batch=candidate.batch,
-            split=task.split,
+            split=split,
             method=self._method_for(session, task),
-            metric_only=task.metric_only,
+            metric_only=task.metric_only and not scaling,
+            scaling=scaling,
         )
         if not task.metric_only:
             measure.method.sustained_ns = spec.sustained_ms * 1_000_000
             measure.method.refuse_unfit = spec.refuse_unfit
             measure.method.power_mode = spec.power_mode or _declared_mode(session, task.device_id)
         facts = (session.get_one(DatasetRow, job.dataset_id).facts or {}) if job.dataset_id and task.split else {}
-        judged = known_metric(spec.metric or facts.get("metric", ""))
+        judged = None if scaling else known_metric(spec.metric or facts.get("metric", ""))
         returns = judged is not None and judged.is_user
         compares = judged is not None and not judged.needs_targets and not returns
         if not task.metric_only or compares:
@@ -311,12 +314,12 @@ class Leases:
         if not task.metric_only:
             named += add_parts(measure, session.get_one(ModelRow, job.model_id))
         data = session.get(DatasetRow, job.dataset_id) if job.dataset_id else None
-        if data is not None and task.split:
-            split = given_to_devices(session, job, task.split)
-            measure.data_artifact_name = f"{task.split}.npz"
+        if data is not None and split:
+            stored: dict[str, Any] = given_to_devices(session, job, split)
+            measure.data_artifact_name = f"{split}.npz"
             named.append(
                 common_pb2.NamedArtifact(
-                    name=measure.data_artifact_name, artifact=_artifact(split["sha256"], split["size_bytes"])
+                    name=measure.data_artifact_name, artifact=_artifact(stored["sha256"], stored["size_bytes"])
                 )
             )
             measure.return_outputs = returns

@@ -21,7 +21,15 @@ from fleetfit.proto.v1 import common_pb2, jobs_pb2, scoring_pb2
 from fleetfit.server.engine.facts import metric_of
 from fleetfit.server.engine.leases import DEFAULT_LEASE_MS, fail_task, monotonic_ms
 from fleetfit.server.engine.library import keep_artifact
-from fleetfit.server.engine.states import CandidateState, JobState, ScoringState, TaskState, follow, follow_scoring
+from fleetfit.server.engine.states import (
+    SCALING,
+    CandidateState,
+    JobState,
+    ScoringState,
+    TaskState,
+    follow,
+    follow_scoring,
+)
 from fleetfit.server.engine.subsets import given_to_devices
 from fleetfit.server.report.summary import MeasurementSummary, MetricSummary
 from fleetfit.server.storage.artifacts import ArtifactStore
@@ -298,7 +306,7 @@ def rescore(session: Session, job: JobRow, tasks: Sequence[TaskRow]) -> set[str]
     job.scorer_id = ""
     candidates = set()
     for task in tasks:
-        if task.id not in rows:
+        if task.id not in rows or task.split == SCALING:
             continue
         task.state = TaskState.SCORING
         candidate = session.get_one(CandidateRow, task.candidate_id)

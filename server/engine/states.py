@@ -60,6 +60,9 @@ class ScoringState(StrEnum):
     FAILED = "failed"
 
 
+# In place of a split, where a task measures how its candidate scales.
+SCALING: Final = "scaling"
+
 _SCORING: Final = {
     ScoringState.WAITING: {ScoringState.LEASED},
     # Lost and free again; reported; failed where it was lost too often, or its metric raised.

@@ -34,6 +34,7 @@ from fleetfit.server.report.chain_summary import summarize_chain
 from fleetfit.server.report.energy import energy_of_a_call
 from fleetfit.server.report.engines import engines_of, what_engines_left
 from fleetfit.server.report.gaps import Against, with_gap
+from fleetfit.server.report.scaling_figures import scaling_of
 from fleetfit.server.report.summary import (
     EnergySummary,
     Figure,
@@ -95,6 +96,7 @@ def summarize(raw: measurement_pb2.MeasurementResult) -> MeasurementSummary:
         energy=_energy(raw, notes),
         metric=_metric(raw, notes),
         outputs=_outputs(raw),
+        scaling=scaling_of(raw),
         trust=_trust(raw, notes),
         runtime=raw.runtime,
         runtime_version=raw.runtime_version,

@@ -37,8 +37,10 @@ from fleetfit.server.report.model import (
     SpeedupReport,
     SustainedFigure,
 )
+from fleetfit.server.report.scaling_report import scaling_notes, scaling_report
 from fleetfit.server.report.summary import Drops, Figure, MeasurementSummary
 from fleetfit.server.selection.choose import Verdict, select_variant
+from fleetfit.server.selection.finalists import finalists
 from fleetfit.server.selection.ratios import UNITY, is_a_tie
 from fleetfit.server.selection.words import TRAINED_ELSEWHERE, USERS_ORIGINAL, interval
 
@@ -79,6 +81,7 @@ def _limits(limits: LimitFacts) -> LimitsReport:
 def _device(job: JobFacts, device: DeviceFacts) -> DeviceReport:
     choice = select_variant(job, device)
     variants = {c.id: c.variant for c in device.candidates}
+    last = finalists(device, choice)
     return DeviceReport(
         device=device.name,
         profile=device.profile,
@@ -87,7 +90,7 @@ def _device(job: JobFacts, device: DeviceFacts) -> DeviceReport:
         selected=variants[choice.selected] if choice.selected else None,
         why=choice.why,
         candidates=[
-            _candidate(job, device, c, choice.verdicts[c.id], selected=c.id == choice.selected)
+            _candidate(job, device, c, choice.verdicts[c.id], selected=c.id == choice.selected, finalist=c.id in last)
             for c in device.candidates
         ],
         closest=variants[choice.closest] if choice.closest else None,
@@ -98,7 +101,7 @@ def _device(job: JobFacts, device: DeviceFacts) -> DeviceReport:
 
 
 def _candidate(
-    job: JobFacts, device: DeviceFacts, c: CandidateFacts, verdict: Verdict, *, selected: bool
+    job: JobFacts, device: DeviceFacts, c: CandidateFacts, verdict: Verdict, *, selected: bool, finalist: bool
 ) -> CandidateReport:
     summary = c.validation if c.state == "measured" else None
     drop = _drop(device, c, device.validation_drops)
@@ -123,7 +126,7 @@ def _candidate(
         tie_with=list(verdict.tie_with),
         meets_limits=verdict.meets_limits,
         rejected_because=list(verdict.rejected_because),
-        notes=_notes(job, device, c, summary, drop),
+        notes=[*_notes(job, device, c, summary, drop), *scaling_notes(job, device, c, finalist=finalist)],
         role=cast(Literal["original", "control", "recipe"], c.role),
         selected=selected,
         drop=drop,
@@ -137,6 +140,7 @@ def _candidate(
         lineage=[dict(step) for step in c.lineage],
         raw={kind: RawSamples(sha256=sha256, size_bytes=size) for kind, (sha256, size) in c.raw.items()},
         sustained_ms=_sustained(c, summary),
+        scaling=scaling_report(c),
         sampling=SamplingReport.model_validate(summary.sampling.model_dump()) if summary and summary.sampling else None,
         engines=EnginesReport.model_validate(summary.engines.model_dump()) if summary and summary.engines else None,
         end_to_end_ms=end_to_end_figure(c, summary),

@@ -61,9 +61,11 @@ class CandidateFacts:
     lineage: tuple[Mapping[str, Any], ...] = ()
     validation: MeasurementSummary | None = None
     test: MeasurementSummary | None = None
+    scaling: MeasurementSummary | None = None
+    """How it scales, which is measured last and only of those worth it."""
     notes: tuple[str, ...] = ()
     raw: Mapping[str, tuple[str, int]] = field(default_factory=dict)
-    """Where the raw samples are: digest and bytes, of what was `measured` and of the metric on the `test` split."""
+    """Where the raw samples are: digest and bytes, of what was `measured`, of the metric on the `test` split, of `scaling`."""
     warm_counts: bool = False
     """On this kind of device what a build does when it is warm decides, where that was measured."""
     recovered: RecoveredFrom | None = None
@@ -126,3 +128,5 @@ class JobFacts:
     """For how long each build was to be called without a pause; 0 is not at all."""
     parts: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     """What stands before and behind the model, `pre` and `post`: digest and bytes."""
+    scaling: bool = False
+    """Whether scaling curves were asked for."""

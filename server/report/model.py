@@ -283,6 +283,53 @@ class RecoveredReport(_Part):
     file: str
 
 
+class ScaledFigure(_Part):
+    """A figure of a scaling point, with its 95 % interval over rounds of fresh processes; null twice after one round."""
+
+    value: float
+    ci95: Bounds
+
+
+class ScalingPointReport(_Part):
+    """`instances` processes at once, each with `threads` threads and batches of `batch`; figures are null where not `measured`.
+
+    `throughput` is in samples a second of all processes together, and `gain` that over the throughput of the curve's first
+    point. `p50_ms` and `p95_ms` are of a call while the others run; `memory_bytes` is what one process holds, shared pages
+    in part (PSS). `message` says what happened where `status` is not `measured`.
+    """
+
+    threads: int
+    batch: int
+    instances: int
+    status: str
+    message: str
+    throughput: ScaledFigure | None
+    gain: ScaledFigure | None
+    p50_ms: ScaledFigure | None
+    p95_ms: ScaledFigure | None
+    memory_bytes: ScaledFigure | None
+    rounds: int
+    calls: int
+
+
+class ScalingCurveReport(_Part):
+    """Points in their order, and why there is no further one, as a clause."""
+
+    points: list[ScalingPointReport]
+    ended: str
+
+
+class ScalingReport(_Part):
+    """More threads, larger batches, more processes that share the device's `cores`."""
+
+    threads: ScalingCurveReport
+    batch: ScalingCurveReport
+    instances: ScalingCurveReport
+    cores: int
+    trust: Literal["clean", "noisy", "throttled"]
+    notes: list[str]
+
+
 class CandidateReport(_Part):
     """One variant under one condition on one device."""
 
@@ -319,9 +366,11 @@ class CandidateReport(_Part):
     sustained_ms: SustainedFigure | None = None
     """Null where it was not asked for."""
     raw: dict[str, RawSamples] = {}
-    """The samples behind the figures: `measured`, and `test` where the test split was run."""
+    """The samples behind the figures: `measured`, `test` where the test split was run, `scaling` where that was measured."""
     sampling: SamplingReport | None = None
     """Null where no precision was asked for."""
+    scaling: ScalingReport | None = None
+    """Null where it was not asked for, and for all but the chosen candidate and its original."""
     engines: EnginesReport | None = None
     """Null of a runtime that builds none."""
     recovered: RecoveredReport | None = None

@@ -171,6 +171,43 @@ class GapSummary(_Frozen):
     runtime_version: str = ""
 
 
+class ScalingPoint(_Frozen):
+    """So many processes, each with so many threads and so large a batch; figures are None where it was not `measured`.
+
+    Throughput is in samples a second of all processes together, gain that over the curve's first point's, memory what one
+    process holds with shared pages in part (PSS).
+    """
+
+    threads: int
+    batch: int
+    instances: int
+    status: str
+    message: str = ""
+    throughput: Figure | None = None
+    gain: Figure | None = None
+    p50_ms: Figure | None = None
+    p95_ms: Figure | None = None
+    memory_bytes: Figure | None = None
+    rounds: int = 0
+    calls: int = 0
+
+
+class ScalingCurve(_Frozen):
+    """Points in their order, and why there is no further one."""
+
+    points: list[ScalingPoint]
+    ended: str
+
+
+class Scaling(_Frozen):
+    """What a build does with more threads, larger batches, and several processes that share the device's cores."""
+
+    threads: ScalingCurve
+    batch: ScalingCurve
+    instances: ScalingCurve
+    cores: int
+
+
 class MetricSummary(_Frozen):
     """The metric, computed on the device over `n` samples of `split`, which has `of` (None: all of it)."""
 
@@ -215,6 +252,8 @@ class MeasurementSummary(_Frozen):
     energy: EnergySummary | None = None
     metric: MetricSummary | None = None
     outputs: OutputsSummary | None = None
+    scaling: Scaling | None = None
+    """None where it was not asked for."""
     trust: str = "clean"
     """`clean`, `noisy` or `throttled`."""
     runtime: str = ""

@@ -240,7 +240,11 @@ class CandidateRow(Base):
 
 
 class TaskRow(Base):
-    """A measurement that an agent leases. `fence` grows with each lease; a report with an older one is refused."""
+    """A measurement that an agent leases. `fence` grows with each lease; a report with an older one is refused.
+
+    `split` is what its metric is computed on, or `scaling` where it measures how its candidate scales; `metric_only` is false
+    for the candidate's own measurement only.
+    """
 
     __tablename__ = "task"
     __table_args__ = (UniqueConstraint("candidate_id", "split"),)

@@ -88,10 +88,16 @@ def test_from_a_models_source_to_a_build_that_runs(fleet: Any, example: Callable
 
 def test_a_report_in_every_form(fleet: Any, example: Callable[[str], Path]) -> None:
     folder = example("regression")
-    fleet.run("bench", "regression", "--data", "regression", "--on", "edge", "--sustained", "10s", "--wait")
+    fleet.run(
+        "bench", "regression", "--data", "regression", "--on", "edge", "--sustained", "10s", "--scaling", "--wait"
+    )
     table = fleet.run("report", "last").out
     assert "A/A control: timed beside itself the original came out" in " ".join(table.split())
     assert "after 10 s without a pause a call takes" in " ".join(table.split())
+    (device,) = fleet.run("report", "last", "--json").json["devices"]
+    scaling = device["candidates"][0]["scaling"]
+    assert scaling["threads"]["points"][0]["throughput"]["value"] > 0 and "How original scales:" in table
+    assert all(scaling[curve]["ended"] for curve in ("threads", "batch", "instances"))
     assert ": all come out as printed" in fleet.run("report", "last", "--verify").out
     assert max(map(len, table.splitlines())) <= 80
     rows = list(csv.DictReader(io.StringIO(fleet.run("report", "last", "--format", "csv").out)))
@@ -100,6 +106,7 @@ def test_a_report_in_every_form(fleet: Any, example: Callable[[str], Path]) -> N
     fleet.run("report", "last", "-o", str(folder / "report.html"))
     page = (folder / "report.html").read_text()
     assert page.startswith("<!doctype html>") or page.startswith("<!DOCTYPE html>")
+    assert "How it scales" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert json.loads(fleet.run("report", "last", "--format", "json").out)["kind"] == "bench"
 

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from fleetfit.client.tables.scaling import scaling_parts
+from fleetfit.server.report.analyse import summarize
+from fleetfit.server.report.build import build_report
+
+from ..server.report.invented import job_facts
+from ..server.report.scaled import scaling_result
+
+
+def shown(device: dict[str, Any]) -> str:
+    out = io.StringIO()
+    console = Console(file=out, width=80, no_color=True)
+    for part in scaling_parts(device):
+        console.print(part)
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def device() -> dict[str, Any]:
+    facts = job_facts()
+    first = facts.devices[0]
+    candidates = tuple(dataclasses.replace(c, scaling=summarize(scaling_result(123.456))) for c in first.candidates[:2])
+    first = dataclasses.replace(first, candidates=candidates)
+    report = build_report(dataclasses.replace(facts, devices=(first,), scaling=True))
+    written: dict[str, Any] = json.loads(report.devices[0].model_dump_json())
+    return written
+
+
+def test_every_point_has_a_line_and_fits_80_columns(device: dict[str, Any]) -> None:
+    text = shown(device)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "How original scales:" in text and "How original-retrained scales:" in text
+    rows = [line.split() for line in lines if "MB" in line]
+    # Of either, three by threads, two by batch and three by processes were measured.
+    assert len(rows) == 2 * 8
+    assert rows[0][:4] == ["threads", "1", "1", "1"]
+    assert rows[7][:3] == ["4", "1", "1"] and rows[7][-2:] == ["36.0", "MB"]
+    assert "- threads: that is all 4 usable cores" in text
+    assert "- 1 x 1 thr batch 4: the build needs more memory" in text
+    assert any(line.strip().startswith("-") and "…" in line for line in lines) is False
+
+
+def test_nothing_is_said_where_nothing_was_measured(device: dict[str, Any]) -> None:
+    assert shown({"candidates": [{"recipe": "original"}]}) == ""
+    assert shown({}) == ""
+
+
+def test_one_round_is_shown_without_an_interval() -> None:
+    point = {
+        "instances": 1, "threads": 1, "batch": 1, "status": "measured", "message": "",
+        "throughput": {"value": 812.0, "ci95": [None, None]}, "gain": {"value": 1.0, "ci95": [1.0, 1.0]},
+        "p50_ms": {"value": 1.23, "ci95": [None, None]}, "p95_ms": None, "memory_bytes": None,
+    }  # fmt: skip
+    candidate = {"recipe": "a", "scaling": {"threads": {"points": [point], "ended": ""}, "trust": "noisy"}}
+    text = shown({"candidates": [candidate]})
+    assert "812" in text and "None" not in text and "measured on a noisy device" in text
