@@ -7,12 +7,13 @@ PROTO_VENV := .venv-proto
 JETSON_VENV := .venv-jetson
 INPUTS := pyproject.toml constraints.txt .ci/install_torch.py
 
-.PHONY: demo test test-jetson check released proto proto-tools ci-deps clean format links
+.PHONY: demo test test-standin test-jetson check released proto proto-tools ci-deps clean format links
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     the whole job on this machine, with real data"
 	@echo "make test     all tests        make check    ruff, mypy, import-linter"
+	@echo "make test-standin  the whole path with an emulated Raspberry Pi 4, and its record"
 	@echo "make test-jetson  on a Jetson: TensorRT, the probe and a measurement on the real board"
 	@echo "make proto    regenerate the protocol's code"
 	@echo "make released  at a release: keep the protocol's promises for the tests"
@@ -24,6 +25,11 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev $(PROTO_VENV)/.done
 	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup --no-loadscope-reorder $(TESTS)
+
+# Needs what ci-deps installs, and no privilege.
+test-standin: $(VENV)/.dev
+	FLEETFIT_TEST_STANDIN=1 $(BIN)/python -m pytest tests/system/test_standin.py
+	@echo "The record: benchmarks/results/run-raspberry-pi-4-emulated.json"
 
 # TensorRT's module is for the Python of the board's system, which may be older than what the other targets need. No torch.
 test-jetson: $(JETSON_VENV)/.done

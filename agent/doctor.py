@@ -59,6 +59,9 @@ def examine(state: Path) -> list[Finding]:
 def examine_device(state: Path, snapshot: snapshot_pb2.DeviceSnapshot) -> list[Finding]:
     """Look at the device itself, as it was probed, whatever server there is or not."""
     findings = _runtimes(snapshot)
+    if snapshot.emulated:
+        advice = "Its timings mean nothing, and nothing is chosen for it unless a job says --accept-emulated."
+        findings.append(Finding("emulated", "note", snapshot.emulated_because, advice))
     findings.append(_disk(state))
     findings += _memory(snapshot)
     findings.append(_quiet(snapshot))

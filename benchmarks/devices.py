@@ -87,7 +87,7 @@ def _native(profile: DeviceProfile, runtime: str) -> str:
 
 def _basis(profile: DeviceProfile) -> str:
     links = [f"[{at}]({source.url})" for at, source in enumerate(profile.agent.sources, 1)]
-    ran = [f"[{Path(run.by).name}](../../{run.by})" for run in profile.runs.values()]
+    ran = [f"[{Path(by).name}](../../{by})" for by in dict.fromkeys(run.by for run in profile.runs.values())]
     return f" ({', '.join([*links, *ran])})" if links or ran else ""
 
 

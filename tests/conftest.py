@@ -59,9 +59,9 @@ def no_leaks() -> Iterator[None]:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     """On CI a skipped test is a failed one, except where the hardware is missing."""
     report = yield
-    if report.skipped and os.environ.get("FLEETFIT_TEST_JETSON"):
+    if report.skipped and (os.environ.get("FLEETFIT_TEST_JETSON") or os.environ.get("FLEETFIT_TEST_STANDIN")):
         report.outcome = "failed"
-        report.longrepr = f"skipped on the board that was to prove it: {report.longrepr}"
+        report.longrepr = f"skipped where it was to be proven: {report.longrepr}"
     elif report.skipped and os.environ.get("FLEETFIT_CI") and not hasattr(report, "wasxfail"):
         if not _MAY_BE_SKIPPED & {mark.name for mark in item.iter_markers()}:
             report.outcome = "failed"
@@ -72,6 +72,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
 # Modules that share a session's fixtures (a fleet, a standing server), and what takes longest: these run first.
 _GROUPS = {
     "undisturbed": ("test_killed", "test_overlap", "test_stopping"),
+    "standin": ("test_standin",),
     "journey": ("test_journey",),
     "standing": ("test_bad_data", "test_bad_devices", "test_bad_identity", "test_bad_models", "test_bad_requests"),
     "wheel": ("test_wheel",),

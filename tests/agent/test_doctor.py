@@ -52,6 +52,13 @@ def found(state: Path, what: str) -> Finding:
     return finding
 
 
+def test_an_emulated_device_is_told_so(tmp_path: Path, device: snapshot_pb2.DeviceSnapshot) -> None:
+    assert not [finding for finding in examine(tmp_path) if finding.what == "emulated"]
+    device.emulated, device.emulated_because = True, "QEMU_CPU is set"
+    finding = found(tmp_path, "emulated")
+    assert (finding.verdict, finding.found) == ("note", "QEMU_CPU is set") and "--accept-emulated" in finding.advice
+
+
 def enrolled(folder: Path, change: Callable[[Identity], Identity] = lambda identity: identity, *, up: bool) -> Any:
     """The verdict on a device that enrolled at a server which is up, or was."""
 

@@ -92,8 +92,10 @@ class Fleet:
         said = wait_for(ready, "the server's addresses")
         self.address, self.agent_address = said["listen"], said["agent_listen"]
 
-    def start_agent(self, name: str, threads: int = 1, *more: str) -> None:
-        """Start an agent; the first time it enrols."""
+    def start_agent(
+        self, name: str, threads: int = 1, *more: str, python: Path | None = None, ready_s: float = READY_S
+    ) -> None:
+        """Start an agent, by another device's Python where one is given; the first time it enrols."""
         self.threads[name] = threads
         state = self.root / "agents" / name
         arguments = ["-m", "fleetfit", "agent", "--state", str(state), "--threads", str(threads), "--json", *more]
@@ -102,13 +104,13 @@ class Fleet:
             arguments += ["--server", self.address, "--token", token]
         # The log keeps what earlier lives said.
         before = self.log(name).count("connected to")
-        process = self._spawn(name, arguments)
+        process = self._spawn(name, arguments, python)
 
         def connected() -> bool:
             assert process.poll() is None, f"the agent {name} ended: {self.log(name)}"
             return self.log(name).count("connected to") > before
 
-        wait_for(connected, f"agent {name} to connect")
+        wait_for(connected, f"agent {name} to connect", ready_s)
 
     def enrol(self, name: str, agent_address: str = "") -> Path:
         """Enrol a device without starting its agent; it will connect to `agent_address`, such as a link's. Its folder."""
@@ -189,10 +191,10 @@ class Fleet:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
 
-    def _spawn(self, name: str, arguments: list[str]) -> subprocess.Popen[bytes]:
+    def _spawn(self, name: str, arguments: list[str], python: Path | None = None) -> subprocess.Popen[bytes]:
         with (self.root / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, *arguments],
+                [str(python or sys.executable), *arguments],
                 env=self.environment | self.surroundings.get(name, {}),
                 stdout=log,
                 stderr=log,
