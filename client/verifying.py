@@ -255,6 +255,9 @@ def _memory(row: _Row) -> Iterator[tuple[str, Any, Any]]:
             printed.get("load_bytes"),
             max(0, solo.load_peak_memory_bytes - solo.floor_memory_bytes),
         )
+        if "gpu_bytes" in printed:
+            told = solo.gpu_memory_bytes if solo.HasField("gpu_memory_bytes") else None
+            yield "memory.gpu_bytes", printed["gpu_bytes"], told
         yield "memory.run_bytes", printed.get("run_bytes"), max(0, solo.run_peak_memory_bytes - solo.floor_memory_bytes)
 
 

@@ -168,6 +168,7 @@ def figures_of(raw: Raw) -> dict[str, Any]:
         "same_build": _figure(ratio),
         "load_ms": raw.solo.load_ns * 1e-6 if raw.HasField("solo") else None,
         "peak_memory_bytes": peak_memory(raw),
+        "gpu_memory_bytes": raw.solo.gpu_memory_bytes if raw.solo.HasField("gpu_memory_bytes") else None,
         "joules": energy.joules.value if energy else None,
         "quiet": raw.quiet,
         "throttled": any(look.throttled for look in looks),

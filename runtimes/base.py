@@ -59,10 +59,16 @@ class Runtime(ABC):
     formats: ClassVar[Sequence[str]]
     compiles: ClassVar[bool] = False
     """Whether `prepare` makes something that comes out faster or slower from one time to the next, as engines do."""
+    uses_gpu: ClassVar[bool] = False
+    """Whether builds run on a GPU."""
 
     @abstractmethod
     def availability(self) -> Availability:
         """Whether it can be used here. Never raises."""
+
+    def gpu_free_bytes(self) -> int | None:
+        """Bytes of the GPU's memory that are free now; None where no GPU is used, or nothing tells. Never raises."""
+        return None
 
     def prepare(  # noqa: B027 - most have nothing to do
         self,

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from fleetfit.core.errors import InvalidModel, UnsupportedHere
+from fleetfit.core.errors import FleetfitError, InvalidModel, UnsupportedHere
 
 _INT, _SIZE, _POINTER = ctypes.POINTER(c_int), ctypes.POINTER(c_size_t), ctypes.POINTER(c_void_p)
 SIGNATURES: Final[Mapping[str, tuple[Any, ...]]] = {
@@ -148,6 +148,14 @@ def find_cuda() -> Cuda:
     raise UnsupportedHere(
         f"CUDA's runtime library ({_NAMES[-1]}) is not here; on a Jetson: sudo apt install nvidia-jetpack"
     )
+
+
+def free_bytes() -> int | None:
+    """Bytes of the first GPU's memory that are free; None where CUDA does not tell."""
+    try:
+        return find_cuda().free_memory()
+    except (FleetfitError, MemoryError):
+        return None
 
 
 def open_library(path: str) -> Any:

@@ -20,7 +20,7 @@ from fleetfit.core.digests import sha256_bytes
 from fleetfit.core.errors import FleetfitError, InvalidModel, UnsupportedHere
 from fleetfit.runtimes.base import Arrays, Availability, LoadedModel, Runtime, ignore_progress
 from fleetfit.runtimes.building import BUILD_LIMIT_S, Shapes, Tell, build_apart, memory_limit, serve
-from fleetfit.runtimes.cuda import Cuda, find_cuda
+from fleetfit.runtimes.cuda import Cuda, find_cuda, free_bytes
 from fleetfit.runtimes.engines import Engines
 from fleetfit.runtimes.onnxruntime import CPU, Provider, Session, open_session, package_with, session_options
 from fleetfit.runtimes.onnxruntime_profile import Placement, placement_of
@@ -43,6 +43,7 @@ class _OnGpu(Runtime):
     """One provider first, and the others for operators that it does not take."""
 
     formats: ClassVar[Sequence[str]] = ("onnx",)
+    uses_gpu: ClassVar[bool] = True
     providers: ClassVar[Sequence[str]]
 
     def availability(self) -> Availability:
@@ -55,6 +56,10 @@ class _OnGpu(Runtime):
         except FleetfitError as error:
             return Availability(False, error.message)
         return Availability(True, "", self._version(found.version), found.providers)
+
+    def gpu_free_bytes(self) -> int | None:
+        """As CUDA tells."""
+        return free_bytes()
 
     def prepare(
         self, build: bytes, feeds: Arrays, *, threads: int, attempt: int = 0, progress: Tell = ignore_progress

@@ -13,7 +13,7 @@ from fleetfit.core.digests import sha256_bytes
 from fleetfit.core.errors import FleetfitError, InvalidModel, UnsupportedHere
 from fleetfit.runtimes.base import Arrays, Availability, LoadedModel, Runtime, ignore_progress
 from fleetfit.runtimes.building import BUILD_LIMIT_S, Shapes, Tell, memory_limit
-from fleetfit.runtimes.cuda import Cuda, find_cuda
+from fleetfit.runtimes.cuda import Cuda, find_cuda, free_bytes
 from fleetfit.runtimes.engines import Engines
 from fleetfit.runtimes.pieces import pieces
 from fleetfit.runtimes.refusal import Port, check_feeds, lines
@@ -39,6 +39,7 @@ class TensorRt(Runtime):
     name: ClassVar[str] = "tensorrt"
     formats: ClassVar[Sequence[str]] = ("onnx",)
     compiles: ClassVar[bool] = True
+    uses_gpu: ClassVar[bool] = True
 
     def availability(self) -> Availability:
         """Whether TensorRT's module, CUDA's library and a GPU are here."""
@@ -47,6 +48,10 @@ class TensorRt(Runtime):
         except FleetfitError as error:
             return Availability(False, error.message)
         return Availability(True, "", here.version, (here.gpu,))
+
+    def gpu_free_bytes(self) -> int | None:
+        """As CUDA tells."""
+        return free_bytes()
 
     def prepare(
         self, build: bytes, feeds: Arrays, *, threads: int, attempt: int = 0, progress: Tell = ignore_progress

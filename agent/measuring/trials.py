@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from fleetfit.agent.measuring.chain import time_chain
 from fleetfit.agent.measuring.energy import LAG_VARIABLE, rest_and_work
+from fleetfit.agent.measuring.gpu import GpuMemory
 from fleetfit.agent.measuring.inputs import fixed_batch, metric_batches
 from fleetfit.agent.measuring.kept import Batch, kept_scores
 from fleetfit.agent.measuring.memory import memory_bytes, reset_peak
@@ -84,6 +85,7 @@ class Trial:
             run.engine, run.engine_ns = prepared(
                 adapter, build, feeds, task.threads, 0, lambda done: self._step(_PREPARED * done)
             )
+            gpu = GpuMemory(adapter)
             run.floor_memory_bytes = memory_bytes("VmRSS")
             reset_peak()
             run.window.begin_monotonic_ns = time.monotonic_ns()
@@ -104,6 +106,7 @@ class Trial:
             run.run_peak_memory_bytes = memory_bytes("VmHWM")
             run.peak_memory_bytes = max(run.load_peak_memory_bytes, run.run_peak_memory_bytes)
             run.shared_in_part_bytes = memory_bytes("Pss")
+            gpu.tell(run)
             if method.sustained_ns > 0:
                 self._sustain(call, run.sustained)
             del call

@@ -435,6 +435,8 @@ class SoloRun(_message.Message):
     LOAD_PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     RUN_PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     SHARED_IN_PART_BYTES_FIELD_NUMBER: _builtins.int
+    GPU_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    NO_GPU_MEMORY_BECAUSE_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
     ENGINE_NS_FIELD_NUMBER: _builtins.int
     load_ns: _builtins.int
@@ -450,6 +452,9 @@ class SoloRun(_message.Message):
     run_peak_memory_bytes: _builtins.int
     shared_in_part_bytes: _builtins.int
     """At the end of the samples: with pages that are shared, such as a runtime's library, counted in part (PSS)."""
+    gpu_memory_bytes: _builtins.int
+    """What less of the GPU's memory was free after the samples than before loading; where it is not known, why, as a clause."""
+    no_gpu_memory_because: _builtins.str
     engine: _builtins.int
     """Which engine of the build it was, counted from 1, and what it took to make it or to find it made; 0: the runtime makes none."""
     engine_ns: _builtins.int
@@ -478,14 +483,18 @@ class SoloRun(_message.Message):
         load_peak_memory_bytes: _builtins.int = ...,
         run_peak_memory_bytes: _builtins.int = ...,
         shared_in_part_bytes: _builtins.int = ...,
+        gpu_memory_bytes: _builtins.int | None = ...,
+        no_gpu_memory_because: _builtins.str = ...,
         engine: _builtins.int = ...,
         engine_ns: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["sustained", b"sustained", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "gpu_memory_bytes", b"gpu_memory_bytes", "sustained", b"sustained", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "engine_ns", b"engine_ns", "first_inference_ns", b"first_inference_ns", "floor_memory_bytes", b"floor_memory_bytes", "latency_ns", b"latency_ns", "load_ns", b"load_ns", "load_peak_memory_bytes", b"load_peak_memory_bytes", "peak_memory_bytes", b"peak_memory_bytes", "run_peak_memory_bytes", b"run_peak_memory_bytes", "shared_in_part_bytes", b"shared_in_part_bytes", "steady", b"steady", "sustained", b"sustained", "warmup_samples", b"warmup_samples", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "engine", b"engine", "engine_ns", b"engine_ns", "first_inference_ns", b"first_inference_ns", "floor_memory_bytes", b"floor_memory_bytes", "gpu_memory_bytes", b"gpu_memory_bytes", "latency_ns", b"latency_ns", "load_ns", b"load_ns", "load_peak_memory_bytes", b"load_peak_memory_bytes", "no_gpu_memory_because", b"no_gpu_memory_because", "peak_memory_bytes", b"peak_memory_bytes", "run_peak_memory_bytes", b"run_peak_memory_bytes", "shared_in_part_bytes", b"shared_in_part_bytes", "steady", b"steady", "sustained", b"sustained", "warmup_samples", b"warmup_samples", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__gpu_memory_bytes: _TypeAlias = _typing.Literal["gpu_memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__gpu_memory_bytes: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gpu_memory_bytes) -> _WhichOneofReturnType__gpu_memory_bytes | None: ...
 
 Global___SoloRun: _TypeAlias = SoloRun  # noqa: Y015
 

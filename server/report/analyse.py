@@ -56,6 +56,10 @@ _ENDS: Final = {
     measurement_pb2.SAMPLING_END_PROCESSES: "processes",
     measurement_pb2.SAMPLING_END_ENGINES: "engines",
 }
+_GPU_MEMORY: Final = (
+    "GPU memory is what less of it was free after the samples than before loading; where the GPU shares the processor's memory, "
+    "as on a Jetson, what others took or gave back meanwhile is in it"
+)
 # The same bounds by which an agent calls its device quiet.
 _OTHERS_PERCENT: Final = 20.0
 _STEAL_PERCENT: Final = 5.0
@@ -193,6 +197,8 @@ def _memory(raw: measurement_pb2.MeasurementResult, notes: list[str]) -> int | N
     found = peak_memory(raw)
     if found is None and raw.HasField("solo"):
         notes.append("peak memory is not given: the device does not tell it")
+    if raw.solo.HasField("gpu_memory_bytes"):
+        notes.append(_GPU_MEMORY)
     return found
 
 
@@ -204,6 +210,8 @@ def _memory_apart(raw: measurement_pb2.MeasurementResult) -> MemorySummary | Non
         load_bytes=max(0, solo.load_peak_memory_bytes - solo.floor_memory_bytes),
         run_bytes=max(0, solo.run_peak_memory_bytes - solo.floor_memory_bytes),
         proportional_bytes=solo.shared_in_part_bytes or None,
+        gpu_bytes=solo.gpu_memory_bytes if solo.HasField("gpu_memory_bytes") else None,
+        no_gpu_bytes_because=solo.no_gpu_memory_because,
     )
 
 

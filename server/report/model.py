@@ -200,11 +200,16 @@ class EnergyFigure(_Part):
 
 
 class MemoryReport(_Part):
-    """Peaks over the runtime's own floor, in bytes: of loading, of everything after; and the whole process's PSS at the end."""
+    """Peaks over the runtime's own floor, in bytes: of loading, of everything after; and the whole process's PSS at the end.
+
+    `gpu_bytes` is what less of the GPU's memory was free at the end than before loading; where null, why.
+    """
 
     load_bytes: int
     run_bytes: int
     proportional_bytes: int | None = None
+    gpu_bytes: int | None = None
+    no_gpu_bytes_because: str = ""
 
 
 class SeenReport(_Part):

@@ -111,12 +111,15 @@ class EnergySummary(_Frozen):
 class MemorySummary(_Frozen):
     """Peaks over what the runtime needs without a model, in bytes: of loading, and of everything after it.
 
-    `proportional_bytes` is the process at the end, with pages that others use too counted in part (PSS).
+    `proportional_bytes` is the process at the end, with pages that others use too counted in part (PSS); `gpu_bytes` what less of
+    the GPU's memory was free then than before loading.
     """
 
     load_bytes: int
     run_bytes: int
     proportional_bytes: int | None = None
+    gpu_bytes: int | None = None
+    no_gpu_bytes_because: str = ""
 
 
 class Seen(_Frozen):

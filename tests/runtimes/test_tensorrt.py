@@ -358,3 +358,22 @@ def test_formats_are_those_of_the_build(members: list[str], flags: tuple[str, ..
     assert creation_flags(members) == flags
     assert allowed_formats(flags, ["QUANTIZE", "OTHER"], ["HALF", "FLOAT"]) == allowed
     assert allowed_formats(flags, ["OTHER"], ["FLOAT", "INT32"]) == ()
+
+
+def test_free_memory_of_the_gpu_is_less_while_a_build_is_loaded(built_here: list[dict[str, Any]]) -> None:
+    before = ADAPTER.gpu_free_bytes()
+    model = ADAPTER.load(affine(), threads=1)
+    call = model.bind({"x": rows(1)})
+    call()
+    meanwhile = ADAPTER.gpu_free_bytes()
+    assert before is not None and meanwhile is not None and meanwhile < before
+    model.close()
+    assert ADAPTER.gpu_free_bytes() == before
+
+
+def test_without_cuda_nothing_tells_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(path: str) -> Any:
+        raise OSError(path)
+
+    monkeypatch.setattr(cuda, "open_library", none)
+    assert TensorRt.uses_gpu and ADAPTER.gpu_free_bytes() is None

@@ -271,11 +271,7 @@ JETSONS: Final = (
             **_rails(1, ("VDD_IN", 4984, 1100), ("VDD_CPU_GPU_CV", 4984, 160), ("VDD_SOC", 4984, 280)),
             **_cpus("schedutil", 729_600, 1_728_000),
         },
-        sources=(
-            f"{DTS}tegra234-p3767.dtsi",
-            f"{DTS}tegra234-p3768-0000+p3767-0005.dts",
-            DEVFREQ,
-        ),
+        sources=(f"{DTS}tegra234-p3767.dtsi", "https://forums.developer.nvidia.com/t/200883", DEVFREQ),
         processor="Cortex-A78AE",
         power_mode="25W",
         energy="module input (VDD_IN)",

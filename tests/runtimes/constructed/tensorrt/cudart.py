@@ -37,7 +37,7 @@ def _set(pointer, value):
 
 
 def _memory(free, total):
-    ctypes.cast(free, ctypes.POINTER(c_size_t))[0] = FREE
+    ctypes.cast(free, ctypes.POINTER(c_size_t))[0] = FREE - sum(ctypes.sizeof(one) for one in _HELD.values())
     ctypes.cast(total, ctypes.POINTER(c_size_t))[0] = 2 * FREE
     return 0
 
