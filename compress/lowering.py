@@ -12,7 +12,7 @@ from fleetfit.compress.arrays import read_split
 from fleetfit.compress.evidence import Judged, first_samples, with_evidence
 from fleetfit.compress.export.base import Exporter
 from fleetfit.compress.export.registry import exporter
-from fleetfit.compress.exporter import OnnxSession, prove_session
+from fleetfit.compress.exporter import OnnxSession, predict_onnx, prove_session
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.graph.batches import outputs_over
 from fleetfit.compress.intake.pt2 import load_pt2
@@ -25,8 +25,19 @@ Report = Callable[[float, str], None]
 _LOADED, _BUILT = 0.4, 0.8
 
 
-def lower(work: Lower, model: Path, onnx: Path, validation: Path | None, out: Path, report: Report) -> Build:
-    """Write the build to `out`. Raises InvalidModel where the format cannot express the model or computes something else."""
+def lower(
+    work: Lower,
+    model: Path,
+    onnx: Path,
+    validation: Path | None,
+    out: Path,
+    report: Report,
+    original: Path | None = None,
+) -> Build:
+    """Write the build to `out`. Raises InvalidModel where the format cannot express the model or computes something else.
+
+    `original` is the original's build for ONNX Runtime, for evidence of metrics that compare with it.
+    """
     import torch
 
     one = exporter(work.runtime)
@@ -46,8 +57,12 @@ def lower(work: Lower, model: Path, onnx: Path, validation: Path | None, out: Pa
     judged = judged_here(work.metric, data)
     if judged is not None:
         floats = {name: value.numpy() for name, value in outputs_over(layered, judged).items()}
-    samples = first_samples(layered.inputs, data, None if layered.dynamic_batch else layered.sample_batch())
-    known = Judged(work.metric, judged, floats if judged is not None else None)
+    batch = None if layered.dynamic_batch else layered.sample_batch()
+    samples = first_samples(layered.inputs, data, batch)
+    reference = None
+    if judged is not None and original is not None:
+        reference = predict_onnx(original.read_bytes(), judged, batch)
+    known = Judged(work.metric, judged, floats if judged is not None else None, reference)
     return with_evidence(build, session, known, samples, layered_outputs(layered), one.availability().version, out)
 
 

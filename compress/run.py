@@ -118,7 +118,8 @@ def _carry_out(task: Task, taskdir: Path, progress: _Progress) -> TaskResult:
     if isinstance(work, Lower):
         from fleetfit.compress.lowering import lower
 
-        build = lower(work, given / "model", given / "build.onnx", existing("validation.npz"), taskdir / "out", report)
+        onnx, original = given / "build.onnx", existing("original.onnx")
+        build = lower(work, given / "model", onnx, existing("validation.npz"), taskdir / "out", report, original)
         return TaskResult(task_id=task.task_id, build=build)
     assert isinstance(work, Compress)  # noqa: S101 - the union has six members
     from fleetfit.compress.pipeline import Sources, run_recipe

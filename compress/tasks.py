@@ -134,8 +134,8 @@ class FindDevice(_Strict):
 class Lower(_Strict):
     """Make a finished variant's build for another runtime than ONNX Runtime.
 
-    Reads `model`, the variant as a layered `.pt2`, `build.onnx`, its build for ONNX Runtime, and, where there is one,
-    `validation.npz` to compare outputs on. Makes one file.
+    Reads `model`, the variant as a layered `.pt2`, `build.onnx`, its build for ONNX Runtime, and, where they are there,
+    `validation.npz` to compare outputs on and `original.onnx`, the original's build, for metrics that compare with it.
     """
 
     kind: Literal["lower"] = "lower"

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from fleetfit.compress.export.registry import DEFAULT
 from fleetfit.compress.tasks import Build, CompressFacts, Lower, Task
 from fleetfit.core.errors import IntegrityError
+from fleetfit.core.metrics import known_metric
 from fleetfit.server.engine.library import keep_artifact
 from fleetfit.server.engine.states import CandidateState, JobState, VariantState
 from fleetfit.server.engine.targets import targets
@@ -117,8 +118,9 @@ def take_build(session: Session, threads: int, metric_of: Callable[[Session, Job
             if made.trainable is None or onnx is None:
                 build.state, build.reason = VariantState.FAILED, _TOO_OLD
             else:
+                metric = metric_of(session, found[2])
                 inputs = {"model": made.trainable.sha256, "build.onnx": onnx} | _validation(session, variant)
-                return _begin(build, threads, inputs, metric_of(session, found[2]))
+                return _begin(build, threads, inputs | _original(session, found[2], metric), metric)
         session.flush()
     return None
 
@@ -136,6 +138,22 @@ def _validation(session: Session, variant: VariantRow) -> dict[str, str]:
     if data is None or "validation" not in data.splits:
         return {}
     return {"validation.npz": data.splits["validation"]["sha256"]}
+
+
+def _original(session: Session, job: JobRow, metric: str) -> dict[str, str]:
+    """The original's build for ONNX Runtime, where the metric compares with it and it is there."""
+    info = known_metric(metric)
+    if info is None or info.needs_targets:
+        return {}
+    query = (
+        select(VariantRow)
+        .join(CandidateRow, CandidateRow.variant_key == VariantRow.key)
+        .where(CandidateRow.job_id == job.id, CandidateRow.role == "original", VariantRow.state == VariantState.DONE)
+    )
+    row = session.scalars(query).first()
+    made = CompressFacts.model_validate(row.facts).builds if row is not None else []
+    digest = next((one.sha256 for one in made if one.runtime == DEFAULT), None)
+    return {"original.onnx": digest} if digest is not None else {}
 
 
 def _rename(session: Session, build: BuildRow, name: str) -> None:

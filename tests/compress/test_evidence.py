@@ -131,8 +131,10 @@ def test_what_nobody_asked_for_is_not_made(folder: Path, tmp_path: Path) -> None
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["build.onnx", "variant.pt2"]
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "agreement"])
-def test_a_build_for_another_runtime_has_its_own_evidence(folder: Path, tmp_path: Path, metric: str) -> None:
+@pytest.mark.parametrize(("metric", "beside"), [("accuracy", False), ("agreement", False), ("agreement", True)])
+def test_a_build_for_another_runtime_has_its_own_evidence(
+    folder: Path, tmp_path: Path, metric: str, beside: bool
+) -> None:
     here = declared("openvino").availability()
     if not here.available:
         pytest.skip(here.reason)
@@ -140,8 +142,13 @@ def test_a_build_for_another_runtime_has_its_own_evidence(folder: Path, tmp_path
     exported.write_bytes(export_onnx(load_pt2(folder / "model.pt2")))
     out.mkdir()
     work = Lower(runtime="openvino", metric=metric, evidence=True)
-    build = lower(work, folder / "model.pt2", exported, folder / "data.npz", out, lambda part, activity: None)
+    original = affine(tmp_path / "original.onnx", "N") if beside else None
+    files = folder / "model.pt2", exported, folder / "data.npz", out
+    build = lower(work, *files, lambda part, activity: None, original)
     found = held(out, build)
     np.testing.assert_allclose(found["outputs"], X @ WEIGHTS, atol=1e-3)
-    # Whether it agrees with the original is not known where only the variant is.
-    assert build.evidence is not None and build.evidence.scored == (metric == "accuracy") == ("scores" in found)
+    # Whether it agrees with the original is known only beside it.
+    scored = metric == "accuracy" or beside
+    assert build.evidence is not None and build.evidence.scored == scored == ("scores" in found)
+    if beside:
+        assert found["scores"].mean() > 0.97

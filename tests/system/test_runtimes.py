@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -50,6 +51,10 @@ def test_a_job_in_all_runtimes_ends_with_measured_candidates_in_each(
         assert c["speedup"]["best_uncompressed"]["ratio"] > 0
         # What is proven equal to one PyTorch model scores alike.
         assert c["metric"]["value"] == pytest.approx(found[recipe, ORT]["metric"]["value"], abs=1)
+        # And each runtime gives here what it gave where the build was made.
+        gap = c["metric"]["gap"]
+        assert gap["compared"] == c["metric"]["n"] and not gap["flagged"], gap
+    assert device["warnings"] == []
     assert sum(c["speedup"]["best_uncompressed"]["ratio"] == 1 for c in found.values() if c["baseline"]) == 1
     assert len({c["variant"] for (recipe, _), c in found.items() if recipe == "flat"}) == 1
 
@@ -65,6 +70,11 @@ def test_a_job_in_all_runtimes_ends_with_measured_candidates_in_each(
         variant = found["flat", runtime]["variant"]
         fleet.run("pull", job, "--variant", variant, "--runtime", runtime, "-o", str(folder))
         assert _outputs(folder, goods / "pictures.npz").shape == (1, 4)
+        checked = subprocess.run(
+            [sys.executable, "run.py", "--check", "--no-time", "--json"], cwd=folder, capture_output=True
+        )
+        assert checked.returncode == 0, checked
+        assert [one["same"] for one in json.loads(checked.stdout)["outputs"]] == [True]
     one, other = (_outputs(tmp_path / runtime, goods / "pictures.npz") for runtime in (ORT, NCNN))
     np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
     assert "Traceback" not in fleet.log("server") + fleet.log("left")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fleetfit.compress.recipe import CONTROL, Recipe
-from fleetfit.compress.tasks import Task, TaskError
+from fleetfit.compress.tasks import Lower, Task, TaskError
 from fleetfit.core.errors import InvalidInput, InvalidRecipe
 from fleetfit.proto.v1 import jobs_pb2, measurement_pb2, snapshot_pb2, work_pb2
 from fleetfit.proto.versions import PAIRS_RUNTIMES
@@ -230,6 +230,27 @@ def test_a_job_in_two_runtimes_makes_each_variant_once_and_ends_with_both(tmp_pa
             again = await house.engine.create_job(request(PRUNED, runtimes=[VINO]), "r2", "ada")
             assert (await house.ended(again.job_id)).state == jobs_pb2.JOB_STATE_DONE
             assert house.executor.runs["for openvino"] == 2
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("metric", "beside"), [("", False), ("agreement", True), ("user:mine", False)])
+def test_a_build_is_judged_where_it_is_made_as_the_job_is_judged(tmp_path: Path, metric: str, beside: bool) -> None:
+    async def run() -> None:
+        async with House(tmp_path / "state") as house:
+            await house.furnish("pi", runtimes=(ORT, VINO))
+            await house.engine.create_job(request(PRUNED, runtimes=["all"], metric=metric), "r1", "ada")
+            async with asyncio.timeout(20):
+                while house.executor.runs["for openvino"] < 2:
+                    await asyncio.sleep(0.01)
+            task, inputs = house.executor.last["for openvino"]
+            assert isinstance(task.work, Lower) and task.work.evidence
+            # A user's own metric is computed by nobody here.
+            assert task.work.metric == ("" if metric.startswith("user:") else metric or "accuracy")
+            assert ("original.onnx" in inputs) == beside
+            if beside:
+                content = house.store.path(inputs["original.onnx"]).read_bytes()
+                assert b"activation_pruning" not in content
 
     asyncio.run(run())
 
