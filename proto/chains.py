@@ -35,7 +35,8 @@ def chain_ratio(raw: measurement_pb2.MeasurementResult) -> Interval | None:
             [milliseconds(b.latency_ns) for b in run.blocks if b.link == link and len(b.latency_ns)]
             for link in (Link.CHAIN_LINK_WHOLE, Link.CHAIN_LINK_BASELINE)
         )
-        if ours and len(ours) == len(theirs):
+        # One more of ours at the end has no neighbour, and only the percentiles need it.
+        if theirs and len(theirs) <= len(ours) <= len(theirs) + 1:
             pairs.append((ours, theirs))
             candidate_first.append(run.candidate_loaded_first)
     return ratio_interval(pairs, candidate_first) if pairs else None

@@ -593,7 +593,9 @@ Global___ChainBlock: _TypeAlias = ChainBlock  # noqa: Y015
 
 @_typing.final
 class ChainRun(_message.Message):
-    """The whole chain and each of its parts in turn, in one fresh process. Round by round every link has one block."""
+    """The whole chain and each of its parts in turn, in one fresh process. Round by round every link has one block; a last block of the
+    whole chain alone may follow, where its samples are too few for percentiles.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from typing import Final
 
 from fleetfit.compress.export.registry import DEFAULT
 from fleetfit.core.durations import duration
@@ -16,6 +17,9 @@ from fleetfit.server.engine.planning import (
     expected_size_bytes,
 )
 from fleetfit.server.engine.progress import LOWER_S, Pace
+
+# Six fresh processes that load two builds and the parts, and call them in turn.
+_CHAIN_S: Final = 15.0
 
 
 def plan_message(
@@ -66,7 +70,7 @@ def plan_message(
         if candidate.runtime != DEFAULT:
             compress_s[build] = LOWER_S
             message.expected_compress_ms += int(LOWER_S * 1000)
-        each_s = pace.measure_s + sustained_s
+        each_s = pace.measure_s + sustained_s + (_CHAIN_S if model.facts.parts else 0.0)
         message.expected_measure_ms = int(each_s * 1000)
         measure_s[candidate.device.snapshot.host_digest or candidate.device.id] += each_s
     for host in measure_s:

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from fleetfit.client.pushing import check_npz, is_factory, open_source, read_samples
-from fleetfit.core.errors import FleetfitError, InvalidData, InvalidInput, InvalidModel, NotFound
+from fleetfit.client.client import Client
+from fleetfit.client.pushing import check_npz, is_factory, open_source, part_file, read_samples
+from fleetfit.core.errors import FleetfitError, InvalidData, InvalidInput, InvalidModel, NotFound, UnsupportedHere
+from fleetfit.proto.v1 import common_pb2, models_pb2
 
 
 def quiet(activity: str, fraction: float | None, remaining_s: float | None) -> None: ...
@@ -118,3 +122,66 @@ def test_what_is_no_data(tmp_path: Path, content: bytes | None) -> None:
 def test_an_empty_folder_is_no_data(tmp_path: Path) -> None:
     with pytest.raises(InvalidData, match=r"holds no \.npy files"), check_npz(tmp_path):
         pass
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind", "words"),
+    [
+        (
+            "pre.pt2",
+            b"x",
+            InvalidModel,
+            "cannot be the pre part, which is an .onnx file; make one with torch.onnx.export",
+        ),
+        ("pre.onnx", None, InvalidInput, "there is no file"),
+        ("pre.onnx", b"", InvalidInput, "is empty"),
+    ],
+)
+def test_what_is_no_part(
+    tmp_path: Path, name: str, content: bytes | None, kind: type[FleetfitError], words: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(kind, match=words) as refused:
+        part_file(tmp_path / name, "pre")
+    assert refused.value.field == "pre"
+
+
+class Answering:
+    """The connection to a server that answers a push in its way, whatever is sent."""
+
+    def __init__(self, answer: Callable[[models_pb2.PushModelRequest], models_pb2.Model]) -> None:
+        self._answer = answer
+        self.uploaded: list[str] = []
+
+    def stub(self, kind: Any) -> Any:
+        return type("Stub", (), {"__getattr__": lambda self, name: name})()
+
+    def upload(self, path: Path, told: Any) -> common_pb2.ArtifactRef:
+        self.uploaded.append(path.name)
+        return common_pb2.ArtifactRef(sha256=path.stem, size_bytes=path.stat().st_size)
+
+    def follow(self, call: Any, request: models_pb2.PushModelRequest) -> Iterator[models_pb2.PushModelResponse]:
+        yield models_pb2.PushModelResponse(model=self._answer(request))
+
+
+def accepted(request: models_pb2.PushModelRequest) -> models_pb2.Model:
+    model = models_pb2.Model(name=request.name, state=models_pb2.INTAKE_STATE_ACCEPTED)
+    for name, artifact in (("pre", request.pre), ("post", request.post)):
+        if artifact.sha256:
+            (model.pre if name == "pre" else model.post).artifact.CopyFrom(artifact)
+    return model
+
+
+def test_parts_are_sent_with_the_model_and_an_older_server_is_told_apart(tmp_path: Path) -> None:
+    for name in ("net", "scale", "boxes"):
+        (tmp_path / f"{name}.onnx").write_bytes(b"content")
+    parts = {"pre": tmp_path / "scale.onnx", "post": tmp_path / "boxes.onnx"}
+    today = Answering(accepted)
+    model = Client(cast(Any, today)).push_model(tmp_path / "net.onnx", **parts)
+    assert (model.pre.artifact.sha256, model.post.artifact.sha256) == ("scale", "boxes")
+    assert sorted(today.uploaded) == ["boxes.onnx", "net.onnx", "scale.onnx"]
+    older = Client(cast(Any, Answering(lambda request: models_pb2.Model(state=models_pb2.INTAKE_STATE_ACCEPTED))))
+    with pytest.raises(UnsupportedHere, match="the server is older and has left --pre and --post out"):
+        older.push_model(tmp_path / "net.onnx", **parts)
+    assert older.push_model(tmp_path / "net.onnx").state == models_pb2.INTAKE_STATE_ACCEPTED

@@ -164,3 +164,11 @@ def test_a_name_made_from_a_file_fits_the_server(stem: str) -> None:
 
 def test_names_are_kept_once_and_in_order() -> None:
     assert split_names(["b,a", "a", " c ,"]) == ["b", "a", "c"]
+
+
+def test_each_latency_has_its_own_limit() -> None:
+    limits = job_spec(Wanted("net", on=["pi"], p95_ms=5, p95_end_to_end_ms=8.5)).limits
+    assert (limits.p95_ms, limits.p95_end_to_end_ms) == (5, 8.5)
+    assert not job_spec(Wanted("net", on=["pi"], p95_ms=5)).limits.HasField("p95_end_to_end_ms")
+    with pytest.raises(UsageError, match="--p95-end-to-end-ms 0 is no limit"):
+        job_spec(Wanted("net", on=["pi"], p95_end_to_end_ms=0))

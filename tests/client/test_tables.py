@@ -308,6 +308,40 @@ def test_energy_is_listed_where_it_was_measured(report: dict[str, Any]) -> None:
     assert first[at : at + 3] == ["0.0124", "0.0121", "0.0127"]
 
 
+def test_a_model_with_parts_shows_both_latencies(report: dict[str, Any]) -> None:
+    plain = printed(report_parts(report))
+    assert "End to end" not in plain and "end to end" not in report_markdown(report)
+    whole: dict[str, Any] = {"p50": 8.13, "p95": 9.5, "p99": None, "ci95": [8.0, 8.25], "samples": 700, "processes": 6}
+    whole["speedup"] = {"ratio": 1.31, "ci95": [1.29, 1.33], "tie": False}
+    parts = {name: {"p50": ms, "ci95": [ms, ms], "samples": 700} for name, ms in (("pre", 2.0), ("core", 0.41))}
+    for at in (0, 1):
+        report["devices"][0]["candidates"][at] |= {"end_to_end_ms": whole, "parts_ms": parts | {"post": None}}
+    report |= {"parts": {"pre": {"sha256": "a" * 64, "size_bytes": 10}}}
+    report["limits"] |= {"p95_ms": 1.0, "p95_end_to_end_ms": 10.0}
+    text = printed(report_parts(report))
+    assert max(map(len, text.splitlines())) <= 80
+    flat = one_line(text)
+    assert "p95 of the model alone at most 1 ms, p95 end to end at most 10 ms" in flat
+    chosen = "pruned-int8: 8.13 (8.00-8.25) ms, p95 9.50 ms, 1.31 (1.29-1.33) times as fast as the original's; alone pre 2.00"
+    assert chosen in flat and "core 0.410 ms" in flat
+    assert "original: 8.13 (8.00-8.25) ms, p95 9.50 ms; alone" in flat
+    header, first = list(csv.reader(io.StringIO(report_csv(report))))[:2]
+    at = header.index("end_to_end_ms")
+    assert first[at : at + 4] == ["8.13", "8.0", "8.25", "9.5"] and first[header.index("post_ms")] == ""
+    lines = [line for line in report_markdown(report).splitlines() if line.startswith("|")]
+    assert "end to end ms" in lines[0] and len({line.count(" | ") for line in lines}) == 1
+
+
+def test_a_model_lists_its_parts() -> None:
+    part = models_pb2.ModelPart(artifact=common_pb2.ArtifactRef(sha256="a" * 64, size_bytes=1234))
+    part.inputs.add(name="pixels", dtype="uint8", shape=[-1, 224, 224, 3])
+    part.outputs.add(name="x", dtype="float32", shape=[-1, 3, 224, 224])
+    model = models_pb2.Model(name="net", version=1, format="onnx", pre=part)
+    text = printed([lists.model_facts(model)])
+    assert "pre part" in text and "pixels" in text and "post part" not in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def test_a_recovered_network_says_whose_it_is_and_what_changed() -> None:
     found = models_pb2.Recovered(
         recovered="ab" * 32, variant="cd" * 32, model="net:3", recipe=LONG, parameters=30_000, changed=3, tensors=8,

@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from fleetfit.agent.measuring import chain
+from fleetfit.proto.chains import chain_ratio
 from fleetfit.proto.v1 import common_pb2, measurement_pb2
 from fleetfit.runtimes.samples import WEIGHTS, ncnn_affine
 
@@ -68,7 +69,8 @@ def test_every_link_has_a_block_in_every_round(tmp_path: Path) -> None:
     run = chain_here(tmp_path)
     links = {Link.CHAIN_LINK_WHOLE, Link.CHAIN_LINK_BASELINE, Link.CHAIN_LINK_PRE, Link.CHAIN_LINK_CORE}
     links.add(Link.CHAIN_LINK_POST)
-    rounds = [run.blocks[at : at + len(links)] for at in range(0, len(run.blocks), len(links))]
+    assert len(run.blocks) % len(links) <= 1
+    rounds = [run.blocks[at : at + len(links)] for at in range(0, len(run.blocks) - 1, len(links))]
     assert len(rounds) >= 3
     for blocks in rounds:
         assert {block.link for block in blocks} == links
@@ -78,6 +80,24 @@ def test_every_link_has_a_block_in_every_round(tmp_path: Path) -> None:
     spent = sum(sum(block.latency_ns) for block in run.blocks)
     assert spent < run.window.end_monotonic_ns - run.window.begin_monotonic_ns
     assert run.parts_runtime_version
+
+
+def test_the_whole_chain_has_samples_enough_for_a_p95(tmp_path: Path) -> None:
+    """A round that takes one sample of each link stands for a slow chain."""
+    few = {"chain_processes": 1, "solo_samples": 1, "block_ns": 1}
+    add_parts(tmp_path, prepare(tmp_path, affine(), baseline=affine(WIDE), method=few))
+    run = chain_here(tmp_path)
+    assert sum(len(block.latency_ns) for block in run.blocks if block.link == Link.CHAIN_LINK_WHOLE) >= 130
+    assert len(run.blocks) % 5 == 1 and run.blocks[-1].link == Link.CHAIN_LINK_WHOLE
+    ratio = chain_ratio(measurement_pb2.MeasurementResult(chains=[run]))
+    assert ratio is not None and ratio.value > 0
+
+
+def test_a_chain_that_is_late_keeps_the_fewest_rounds(tmp_path: Path) -> None:
+    late = {"chain_processes": 1, "blocks_per_process": 500, "solo_limit_ns": 0}
+    add_parts(tmp_path, prepare(tmp_path, affine(), method=late))
+    run = chain_here(tmp_path, "chain-alone")
+    assert sum(block.link == Link.CHAIN_LINK_PRE for block in run.blocks) == 3
 
 
 @pytest.mark.parametrize("number", [0, 1])

@@ -81,6 +81,11 @@ def test_a_job_times_the_chain_and_its_build_comes_with_the_parts(tmp_path: Path
             limits = jobs_pb2.Limits(p95_ms=3.0, p95_end_to_end_ms=6.0)
             plan = await house.engine.plan(request(PRUNED, limits=limits))
             assert any("the limit of 3 ms on p95 is on the model alone" in note for note in plan.notes)
+            without = request(PRUNED)
+            without.model = "net:1"
+            plain = await house.engine.plan(without)
+            assert plan.candidates[0].download_bytes - plain.candidates[0].download_bytes == 12
+            assert plan.expected_total_ms > plain.expected_total_ms
             job = await house.engine.create_job(request(PRUNED, limits=limits), "r")
             await house.ended(job.job_id)
             report = await house.report(job.job_id)
