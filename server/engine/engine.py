@@ -203,7 +203,7 @@ class Engine:
                 self._pace(),
                 request.notes,
                 sustained_s=spec.sustained_ms / 1000,
-                scaling_s=named_method(self.settings.method).scaling_limit_ns / 1e9 if spec.scaling else 0.0,
+                scaling_s=self._pace().scaling_s if spec.scaling else 0.0,
             )
 
         return await self._database.read(read)
@@ -287,7 +287,9 @@ class Engine:
         """The device's next task. Raises Superseded for an older session."""
         lease = await self.leases.lease(device_id, session_number)
         if lease is not None and not lease.measure.health:
-            self._leased_at[lease.task_id] = asyncio.get_running_loop().time()
+            if not lease.measure.scaling:
+                # Curves take minutes, which says nothing about the next measurement.
+                self._leased_at[lease.task_id] = asyncio.get_running_loop().time()
             self._publish(lease.measure.job_id)
         return lease
 
@@ -379,9 +381,10 @@ class Engine:
         return message
 
     def _pace(self) -> Pace:
+        scaling_s = named_method(self.settings.method).scaling_limit_ns / 1e9
         if not self._measure_s:
-            return Pace()
-        return Pace(measure_s=sum(self._measure_s) / len(self._measure_s))
+            return Pace(scaling_s=scaling_s)
+        return Pace(measure_s=sum(self._measure_s) / len(self._measure_s), scaling_s=scaling_s)
 
     def _publish(self, name: str) -> None:
         for event in self._news.get(name, ()):

@@ -12,11 +12,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from fleetfit.compress.tasks import TaskProgress
-from fleetfit.proto.v1 import common_pb2
+from fleetfit.proto.v1 import common_pb2, jobs_pb2
 from fleetfit.server.engine.fleet import read_snapshot
 from fleetfit.server.engine.health import waiting_words
 from fleetfit.server.engine.hours import within_hours
-from fleetfit.server.engine.states import ENDED_CANDIDATE, ENDED_TASK, JobState, TaskState, VariantState
+from fleetfit.server.engine.states import ENDED_CANDIDATE, ENDED_TASK, SCALING, JobState, TaskState, VariantState
 from fleetfit.server.storage.tables import BuildRow, CandidateRow, DeviceRow, JobRow, TaskRow, VariantRow
 
 # Before anything was seen: what a variant and a measurement take, in seconds.
@@ -30,10 +30,11 @@ _COMING: Final = (VariantState.WAITING, VariantState.RUNNING)
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds that a variant and a measurement took lately."""
+    """Seconds that a variant and a measurement took lately, and the most that the curves of one build take."""
 
     compress_s: float = DEFAULT_COMPRESS_S
     measure_s: float = DEFAULT_MEASURE_S
+    scaling_s: float = 0.0
 
 
 def job_progress(
@@ -73,7 +74,12 @@ def job_progress(
     for task in tasks:
         if task.state not in ENDED_TASK:
             part = float((task.progress or {}).get("fraction", 0.0)) if task.state == TaskState.LEASED else 0.0
-            left_measure[hosts[task.device_id]] += pace.measure_s * (1 - min(max(part, 0.0), 1.0))
+            whole_s = pace.scaling_s if task.split == SCALING else pace.measure_s
+            left_measure[hosts[task.device_id]] += whole_s * (1 - min(max(part, 0.0), 1.0))
+    if jobs_pb2.JobSpec.FromString(job.spec).scaling:
+        for device_id in hosts.keys() - {task.device_id for task in tasks if task.split == SCALING}:
+            # Still to come: the chosen build's and its original's.
+            left_measure[hosts[device_id]] += 2 * pace.scaling_s
     made = sum(v.state == VariantState.DONE for v in variants)
     ended = sum(row.state in ENDED_CANDIDATE for row in rows)
     done_s = made * pace.compress_s + ended * pace.measure_s

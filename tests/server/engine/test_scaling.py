@@ -15,6 +15,7 @@ from fleetfit.proto.v1 import jobs_pb2, snapshot_pb2, work_pb2
 from fleetfit.proto.versions import AGENT_CAPABILITIES, SCALES
 from fleetfit.server.engine.ingestion import Ingestion
 from fleetfit.server.engine.leases import Leases
+from fleetfit.server.engine.progress import Pace, job_progress
 from fleetfit.server.engine.scoring import rescore
 from fleetfit.server.engine.states import SCALING
 from fleetfit.server.report.analyse import summarize
@@ -106,6 +107,26 @@ def test_curves_are_not_asked_for(scaled: Any, why: str) -> None:
         scaled.change(JobRow, scaled.job, spec=spec.SerializeToString())
     assert step(scaled).report
     assert not tasks(scaled, SCALING)
+
+
+def left_ms(world: Any) -> int:
+    def read(session: Session) -> int:
+        pace = Pace(measure_s=7.0, scaling_s=100.0)
+        return job_progress(session, session.get_one(JobRow, world.job), pace, {}, {world.device: True}).remaining_ms
+
+    left: int = world.database.read_now(read)
+    return left
+
+
+def test_what_is_left_of_a_job_has_its_curves_in_it(scaled: Any) -> None:
+    assert left_ms(scaled) == 2 * 100_000, "the chosen build's and its original's are still to come"
+    step(scaled)
+    (first, *others) = tasks(scaled, SCALING)
+    assert left_ms(scaled) == (1 + len(others)) * 100_000
+    scaled.change(TaskRow, first, state="leased", progress={"fraction": 0.25})
+    assert left_ms(scaled) == 75_000 + len(others) * 100_000
+    end(scaled, "done")
+    assert left_ms(scaled) == 0
 
 
 def test_a_job_without_data_is_scaled_too(scaled: Any) -> None:
