@@ -6,23 +6,30 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fleetfit.compress.arrays import read_split
 from fleetfit.compress.evidence import Judged, first_samples, with_evidence
 from fleetfit.compress.export.base import Exporter
 from fleetfit.compress.export.registry import exporter
-from fleetfit.compress.exporter import OnnxSession, predict_onnx, prove_session
+from fleetfit.compress.exporter import OnnxSession, Session, predict_onnx, prove_session
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.graph.batches import outputs_over
 from fleetfit.compress.intake.pt2 import load_pt2
 from fleetfit.compress.passes.base import Arrays
+from fleetfit.compress.quantization.error import output_errors
+from fleetfit.compress.quantization.symmetric import numbers_of
 from fleetfit.compress.tasks import Build, Lower
 from fleetfit.core.digests import sha256_file
+from fleetfit.core.errors import InvalidModel
 from fleetfit.core.metrics import metric_info
 
 Report = Callable[[float, str], None]
 _LOADED, _BUILT = 0.4, 0.8
+# A quantized build in another dialect may be so many times as far from the float model as the first, and so much farther.
+_TIMES, _FARTHER = 2.0, 0.05
+_HELD = 64
 
 
 def lower(
@@ -90,9 +97,13 @@ def layered_outputs(model: LayeredModel) -> Callable[[Mapping[str, NDArray[Any]]
 
 def build_for(one: Exporter, model: LayeredModel, onnx: bytes, validation: Arrays | None, out: Path) -> Build:
     """The exporter's build in `out`, proven on real inputs where there are any. `onnx` is the same model."""
-    content = one.export(model, onnx)
+    quantized = bool(numbers_of(onnx))
+    content = one.export_quantized(onnx) if quantized else one.export(model, onnx)
     session = one.session(content, OnnxSession(onnx).input_names, [tensor.name for tensor in model.outputs])
-    difference = prove_session(model, session, validation, one.title)
+    if quantized:
+        difference = _hold_to(model, OnnxSession(onnx), session, validation, one.title)
+    else:
+        difference = prove_session(model, session, validation, one.title)
     path = out / one.file
     path.write_bytes(content)
     return Build(
@@ -105,3 +116,23 @@ def build_for(one: Exporter, model: LayeredModel, onnx: bytes, validation: Array
         outputs=model.outputs,
         largest_difference=difference,
     )
+
+
+def _hold_to(model: LayeredModel, first: OnnxSession, session: Session, validation: Arrays | None, title: str) -> float:
+    """The largest difference of a quantized build from the float model. Raises InvalidModel where it errs far more than `first`.
+
+    `first` is what was quantized, and judged against the float model, before: a dialect may be coarser, and no other function.
+    """
+    samples = first_samples(model.inputs, validation, None if model.dynamic_batch else model.sample_batch())
+    if validation is not None and model.dynamic_batch:
+        samples = validation.head(_HELD).inputs
+    expected = layered_outputs(model)(samples)
+    found = session.run({name: samples[name] for name in session.input_names})
+    before = max(output_errors(expected, first.run({name: samples[name] for name in first.input_names})).values())
+    error = max(output_errors(expected, found).values())
+    if not error <= _TIMES * before + _FARTHER:
+        raise InvalidModel(
+            f"quantized for {title} the outputs err by {error:.3g} of their variation, against {before:.3g} for ONNX Runtime; "
+            "keep more in floats (keep_float), or use calibration: percentile"
+        )
+    return max(float(np.abs(expected[name].astype(np.float64) - found[name]).max(initial=0.0)) for name in expected)

@@ -102,13 +102,16 @@ def _exporters(recipe: Recipe, work: Compress) -> list[Exporter]:
         raise InvalidModel(
             f"builds for {others[0]} are proven against PyTorch, which cannot run an ONNX file; give the model as a .pt2"
         )
-    if others and recipe.steps and recipe.steps[-1].must_be_last:
-        raise InvalidRecipe(
-            f"the recipe '{recipe.name}' ends with {recipe.steps[-1].pass_name()}, which builds for ONNX Runtime alone; leave "
-            f"the step out for {others[0]}",
-            field="runtime",
-        )
-    return [exporter(name) for name in others]
+    found = [exporter(name) for name in others]
+    last = recipe.steps[-1] if recipe.steps and recipe.steps[-1].must_be_last else None
+    for one in found:
+        if last is not None and last.numbers() not in one.quantized:
+            raise InvalidRecipe(
+                f"the recipe '{recipe.name}' ends with {last.pass_name()}, whose {last.numbers()} builds are not for "
+                f"{one.title}; leave the step out for {one.runtime}",
+                field="runtime",
+            )
+    return found
 
 
 def _from_layers(

@@ -31,6 +31,9 @@ class Exporter(ABC):
     packages: ClassVar[Sequence[str]] = ()
     """The distributions it makes builds with, whose versions count in a build's name."""
 
+    quantized: ClassVar[frozenset[str]] = frozenset()
+    """The numbers (`Pass.numbers`) of quantized ONNX files that it makes builds of, too."""
+
     @abstractmethod
     def availability(self) -> Availability:
         """Whether builds can be made and proven here; if not, what to install. Never raises."""
@@ -45,6 +48,10 @@ class Exporter(ABC):
 
         The same model gives the same bytes. Raises InvalidModel where the format cannot express it.
         """
+
+    def export_quantized(self, onnx: bytes) -> bytes:
+        """The build of an ONNX file whose numbers are among `quantized`. Raises InvalidModel where it cannot be expressed."""
+        raise InvalidModel(f"builds for {self.title} are made of floats; leave the quantizing step out")
 
     def session(self, build: bytes, inputs: Sequence[str], outputs: Sequence[str]) -> Session:
         """The build as its runtime runs it, with one thread, to be compared with PyTorch."""

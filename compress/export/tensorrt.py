@@ -31,6 +31,12 @@ class _AsItIs(Exporter):
         """The same bytes."""
         return onnx
 
+    def export_quantized(self, onnx: bytes) -> bytes:
+        """Half floats as they are; QDQ files in TensorRT's dialect."""
+        from fleetfit.compress.quantization.symmetric import numbers_of, to_symmetric
+
+        return to_symmetric(onnx) if numbers_of(onnx) == "int8-static" else onnx
+
     def session(self, build: bytes, inputs: Sequence[str], outputs: Sequence[str]) -> Session:
         """In ONNX Runtime: a server has no Jetson."""
         return OnnxSession(build)
@@ -42,6 +48,7 @@ class TensorRtExporter(_AsItIs):
     runtime: ClassVar[str] = "tensorrt"
     file: ClassVar[str] = "build.tensorrt.onnx"
     title: ClassVar[str] = "TensorRT"
+    quantized: ClassVar[frozenset[str]] = frozenset({"int8-static", "fp16"})
 
 
 class OnnxRuntimeCudaExporter(_AsItIs):
@@ -50,6 +57,8 @@ class OnnxRuntimeCudaExporter(_AsItIs):
     runtime: ClassVar[str] = "onnxruntime-cuda"
     file: ClassVar[str] = "build.onnxruntime-cuda.onnx"
     title: ClassVar[str] = "ONNX Runtime's CUDA provider"
+    # It has no kernels for integers: pairs would be computed, and the products in floats.
+    quantized: ClassVar[frozenset[str]] = frozenset({"fp16"})
 
 
 class OnnxRuntimeTensorRtExporter(_AsItIs):
@@ -58,3 +67,5 @@ class OnnxRuntimeTensorRtExporter(_AsItIs):
     runtime: ClassVar[str] = "onnxruntime-tensorrt"
     file: ClassVar[str] = "build.onnxruntime-tensorrt.onnx"
     title: ClassVar[str] = "ONNX Runtime's TensorRT provider"
+    # It has a switch for half floats, which would take float layers along.
+    quantized: ClassVar[frozenset[str]] = frozenset({"int8-static"})

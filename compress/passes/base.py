@@ -155,6 +155,10 @@ class Pass(BaseModel):
         """
         return 0.0
 
+    def numbers(self) -> str:
+        """What the build computes with after a pass that works on the built file, such as `int8-static`; else empty."""
+        return ""
+
     def fitted(self, round_to: int) -> Self:
         """The step for a device whose kernels like widths in multiples of `round_to`; itself where no width changes."""
         return self

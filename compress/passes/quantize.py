@@ -90,6 +90,10 @@ class Quantize(Pass):
         static = self.dtype == "int8" and self.mode == "static"
         return self.needs if static or self.keep_float == "auto" or self.max_error is not None else frozenset()
 
+    def numbers(self) -> str:
+        """The dtype, and for int8 how ranges are found."""
+        return f"int8-{self.mode}" if self.dtype == "int8" else self.dtype
+
     def least_share(self) -> float:
         """What is left in floats makes it more."""
         return {"int4": 4, "int8": 8}.get(self.dtype, 16) / 32

@@ -220,8 +220,11 @@ def _conditions(spec: jobs_pb2.JobSpec, model: PlannedModel, device: PlannedDevi
 
 
 def can_have(runtime: str, recipe: Recipe) -> bool:
-    """Whether a recipe's builds can be made for a runtime: what quantizes makes ONNX files."""
-    return runtime == DEFAULT or not (recipe.steps and recipe.steps[-1].must_be_last)
+    """Whether a recipe's builds can be made for a runtime: what quantizes makes ONNX files, which some take in their dialect."""
+    if runtime == DEFAULT or not (recipe.steps and recipe.steps[-1].must_be_last):
+        return True
+    target = targets().get(runtime)
+    return target is not None and recipe.steps[-1].numbers() in target.quantized
 
 
 def runtimes_for(
@@ -294,12 +297,16 @@ def runtime_notes(candidates: Sequence[PlannedCandidate]) -> list[str]:
     runtimes: dict[str, set[str]] = {}
     for c in candidates:
         runtimes.setdefault(c.device.name, set()).add(c.runtime)
-    alone = {
-        c.recipe.name: None
-        for c in candidates
-        if c.role == "recipe" and any(not can_have(runtime, c.recipe) for runtime in runtimes[c.device.name])
-    }
-    return [f"{', '.join(alone)}: built for {DEFAULT} alone, because quantization makes ONNX files"] if alone else []
+    found: dict[tuple[str, ...], dict[str, None]] = {}
+    for c in candidates:
+        there = sorted(runtimes[c.device.name], key=lambda name: name != DEFAULT)
+        some = tuple(name for name in there if can_have(name, c.recipe))
+        if c.role == "recipe" and len(some) < len(there):
+            found.setdefault(some, {})[c.recipe.name] = None
+    return [
+        f"{', '.join(recipes)}: built for {' and '.join(some)} alone, because quantization makes ONNX files"
+        for some, recipes in found.items()
+    ]
 
 
 def emulation_notes(spec: jobs_pb2.JobSpec, devices: Sequence[PlannedDevice]) -> list[str]:

@@ -20,6 +20,8 @@ class Target:
     format: str
     versions: Mapping[str, str] = field(default_factory=dict)
     missing: str = ""
+    quantized: frozenset[str] = frozenset()
+    """The numbers of quantized recipes that builds are made of, as `Pass.numbers` says them."""
 
     def build_key(self, variant_key: str) -> str:
         """The name of a variant's build."""
@@ -45,5 +47,5 @@ def targets() -> Mapping[str, Target]:
             except PackageNotFoundError:
                 absent.append(package)
         missing = f"install {' and '.join(absent)} there and start it again" if absent else ""
-        found[name] = Target(name, exporter.format, versions, missing)
+        found[name] = Target(name, exporter.format, versions, missing, exporter.quantized)
     return found

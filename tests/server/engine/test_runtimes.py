@@ -106,6 +106,27 @@ def test_every_recipe_that_a_runtime_can_have_is_measured_in_it(
     assert runtime_notes(found) == ["int8: built for onnxruntime alone, because quantization makes ONNX files"]
 
 
+def test_quantized_recipes_go_where_their_numbers_are_taken(
+    planned_model: PlannedModel,
+    planned_data: PlannedData,
+    make_snapshot: MakeSnapshot,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known = {ORT: targets()[ORT], "tensorrt": targets()["tensorrt"]}
+    monkeypatch.setattr("fleetfit.server.engine.planning.targets", lambda: known)
+    capabilities = frozenset({PAIRS_RUNTIMES})
+    board = PlannedDevice("d", "orin", make_snapshot(runtimes=[ORT, "tensorrt"]), capabilities=capabilities)
+    recipes = [
+        Recipe.from_yaml(f"{{name: {name}, steps: [quantize: {{{how}}}]}}")
+        for name, how in (("static", "dtype: int8"), ("dynamic", "dtype: int8, mode: dynamic"), ("half", "dtype: fp16"))
+    ]
+    found = plan(spec("all"), planned_model, planned_data, board, *recipes)
+    there = {c.recipe.name for c in found if c.runtime == "tensorrt" and c.role == "recipe"}
+    assert there == {"static", "half"}
+    assert runtime_notes(found) == ["dynamic: built for onnxruntime alone, because quantization makes ONNX files"]
+    assert (targets()["onnxruntime-cuda"].quantized, targets()["openvino"].quantized) == ({"fp16"}, set())
+
+
 def test_a_runtime_alone_comes_with_its_own_original_and_control(
     planned_model: PlannedModel, planned_data: PlannedData, both: PlannedDevice
 ) -> None:
