@@ -9,9 +9,18 @@ import pytest
 
 from .contract import ADAPTERS, RuntimeContract
 
-# These are on no machine without a GPU; test_tensorrt.py and others have their adapters beside constructed libraries.
-ON_A_GPU = ("tensorrt", "onnxruntime-cuda", "onnxruntime-tensorrt")
-NAMES = [pytest.param(name, marks=pytest.mark.jetson) if name in ON_A_GPU else name for name in ADAPTERS]
+# On no machine without a GPU; test_tensorrt.py and test_onnxruntime_gpu.py have their adapters beside constructed libraries.
+PROVIDERS = ("onnxruntime-cuda", "onnxruntime-tensorrt")
+
+
+def marks(name: str) -> list[pytest.MarkDecorator]:
+    """A board has TensorRT, and proves ONNX Runtime's providers too where somebody has installed them."""
+    if name in PROVIDERS:
+        return [pytest.mark.gpu, *([pytest.mark.jetson] if ADAPTERS[name].availability().available else [])]
+    return [pytest.mark.jetson] if name == "tensorrt" else []
+
+
+NAMES = [pytest.param(name, marks=marks(name)) for name in ADAPTERS]
 
 
 @pytest.mark.parametrize("name", NAMES)

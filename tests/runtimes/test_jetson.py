@@ -19,7 +19,7 @@ from fleetfit.proto.v1 import measurement_pb2, snapshot_pb2
 from fleetfit.runtimes.samples import WEIGHTS
 from fleetfit.runtimes.tensorrt import TensorRt
 
-from ..agent.measuring.tasks import measure, prepare
+from ..agent.measuring.tasks import MS, measure, prepare
 from .builds import affine
 
 pytestmark = pytest.mark.jetson
@@ -55,14 +55,15 @@ def test_a_build_is_measured_beside_the_original_in_onnx_runtime(
 ) -> None:
     rows = np.random.default_rng(0).standard_normal((40, 4)).astype(np.float32)
     data = {"x": rows, "y": (rows @ WEIGHTS).argmax(axis=1).astype(np.int64)}
-    prepare(tmp_path, affine(), baseline=affine(), data=data, runtime="tensorrt")
+    engines = {"engines": 2, "pair_processes": 4, "engines_limit_ns": 600_000 * MS}
+    prepare(tmp_path, affine(), baseline=affine(), data=data, runtime="tensorrt", method=engines)
     began = time.monotonic()
     result = measure(tmp_path, **{ENGINES_VARIABLE: str(tmp_path / "engines")})
     assert result.status == measurement_pb2.MEASUREMENT_STATUS_MEASURED, result.message
     assert result.runtime_version == TensorRt().availability().version
-    assert min(result.solo.latency_ns) > 0 and len(result.pairs) == 2
+    assert min(result.solo.latency_ns) > 0 and [run.candidate_engine for run in result.pairs] == [1, 1, 2, 2]
     # The build is exact: another answer would be another computation.
     assert (result.metric.value, result.metric.count) == (1.0, 40)
     # The engine was built before anything was timed.
     assert result.solo.load_ns < (time.monotonic() - began) * 1e9 / 2
-    assert len(list((tmp_path / "engines").glob("*.engine"))) == 1
+    assert len(list((tmp_path / "engines").glob("*.engine"))) == 2 and result.solo.engine_ns > result.solo.load_ns
