@@ -14,6 +14,7 @@ from fleetfit.client.tables.words import significant, size
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+_WIDTH: Final = 11
 _CURVES: Final = (("threads", "threads"), ("batch", "batch"), ("instances", "processes"))
 
 
@@ -33,7 +34,7 @@ def scaling_parts(device: Mapping[str, Any]) -> Iterator[RenderableType]:
 def _table(scaling: Mapping[str, Any]) -> Table:
     made = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     made.add_column(Text("MORE"))
-    for heading in ("PROC.", "THR.", "BATCH", "SAMPLES/S", "x FIRST", "P50 MS", "P95 MS", "MEMORY EACH"):
+    for heading in ("PROC.", "THR.", "BATCH", "SAMPLES/S", "x FIRST", "P50 MS", "P95 MS", "EACH HOLDS"):
         made.add_column(Text(heading), justify="right", overflow="fold")
     for key, name in _CURVES:
         for at, point in enumerate((scaling.get(key) or {}).get("points") or []):
@@ -54,7 +55,10 @@ def _cell(figure: Mapping[str, Any] | None) -> Text:
     low, high = figure.get("ci95") or (None, None)
     text = Text(significant(figure["value"], 3))
     if low is not None and high is not None and low != high:
-        text.append(f"\n{significant(low, 3)}-{significant(high, 3)}", style="dim")
+        ends = f"{significant(low, 3)}-", significant(high, 3)
+        # Two rounds may have an interval over decades, which would be parted within a number.
+        wide = sum(map(len, ends)) > _WIDTH
+        text.append("\n" + ("\n" if wide else "").join(ends), style="dim")
     return text
 
 

@@ -50,6 +50,19 @@ def test_every_point_has_a_line_and_fits_80_columns(device: dict[str, Any]) -> N
     assert any(line.strip().startswith("-") and "…" in line for line in lines) is False
 
 
+def test_an_interval_over_decades_is_parted_between_its_ends() -> None:
+    point = {
+        "instances": 16, "threads": 16, "batch": 256, "status": "measured", "message": "",
+        "throughput": {"value": 1822.0, "ci95": [0.000744, 204220.0]}, "gain": {"value": 0.509, "ci95": [0.00546, 47.4]},
+        "p50_ms": {"value": 0.0758, "ci95": [0.00326, 1.76]}, "p95_ms": {"value": 0.204, "ci95": [0.0546, 0.765]},
+        "memory_bytes": {"value": 158e6, "ci95": [150e6, 160e6]},
+    }  # fmt: skip
+    candidate = {"recipe": "a", "scaling": {"batch": {"points": [point], "ended": ""}, "trust": "clean"}}
+    text = shown({"candidates": [candidate]})
+    assert {"0.000744-", "204220", "0.00546-", "47.4", "0.00326-", "1.76", "0.0546-", "0.765"} <= set(text.split())
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def test_nothing_is_said_where_nothing_was_measured(device: dict[str, Any]) -> None:
     assert shown({"candidates": [{"recipe": "original"}]}) == ""
     assert shown({}) == ""
