@@ -9,14 +9,17 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fleetfit.core.children import limit_self
 
 if __name__ == "__main__":
     limit_self()
 
-from fleetfit.agent.selfproof.making import Maker
-from fleetfit.core.errors import FleetfitError
+from fleetfit.core.errors import FleetfitError, UnsupportedHere
+
+if TYPE_CHECKING:
+    from fleetfit.agent.selfproof.making import Maker
 
 
 def main(arguments: list[str]) -> int:
@@ -37,8 +40,9 @@ def main(arguments: list[str]) -> int:
             print(json.dumps({"activity": activity, "fraction": round(done, 3)}), flush=True)
 
     try:
+        maker_of = _maker()
         with tempfile.TemporaryDirectory(prefix="fleetfit-") as folder:
-            maker = Maker(
+            maker = maker_of(
                 Path(folder), threads=options.threads, emulated=options.emulated, method=options.method, tell=tell
             )
             content = asyncio.run(maker.make(options.runtime))
@@ -49,6 +53,19 @@ def main(arguments: list[str]) -> int:
     fresh.write_bytes(content)
     os.replace(fresh, options.out)
     return 0
+
+
+def _maker() -> type[Maker]:
+    """Comes with the runtimes: they need NumPy, an agent without any has none. Raises UnsupportedHere."""
+    try:
+        from fleetfit.agent.selfproof.making import Maker
+    except ModuleNotFoundError as error:
+        if error.name != "numpy":
+            raise
+        raise UnsupportedHere(
+            'no inference runtime is installed here, so there is nothing to check; pip install "fleetfit[onnxruntime]"'
+        ) from error
+    return Maker
 
 
 if __name__ == "__main__":

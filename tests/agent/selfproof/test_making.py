@@ -7,6 +7,8 @@ import io
 import json
 import os
 import socket
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -101,6 +103,17 @@ def test_a_runtime_that_crashes_is_told_of_and_named_no_folder(
     assert found.raw["crashing"].status != measurement_pb2.MEASUREMENT_STATUS_MEASURED
     assert "gwendolyn" not in json.dumps(found.statement.model_dump(mode="json"))
     assert b"gwendolyn" not in found.raw["crashing"].SerializeToString()
+
+
+def test_without_any_runtime_it_says_what_to_install(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['numpy'] = None\n"
+        "from fleetfit.agent.selfproof.__main__ import main; sys.exit(main(['made.zip']))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert (ended.returncode, ended.stderr) == (1, "")
+    assert 'pip install "fleetfit[onnxruntime]"' in json.loads(ended.stdout)["refused"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_runtime_that_nobody_knows_is_refused(tmp_path: Path) -> None:
