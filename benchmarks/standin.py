@@ -116,8 +116,11 @@ def _ready(folder: Path) -> StandIn:
     site = _site(folder)
     for name, content in _own_metadata().items():
         _write(site / name, content)
-    if not (site / "fleetfit").is_symlink():
-        (site / "fleetfit").symlink_to(_REPOSITORY / "fleetfit")
+    package = site / "fleetfit"
+    # A checkout that was moved has taken its cache along.
+    if not package.is_symlink() or package.readlink() != _REPOSITORY / "fleetfit":
+        package.unlink(missing_ok=True)
+        package.symlink_to(_REPOSITORY / "fleetfit")
     _write(device / "pyvenv.cfg", f"home = /usr/bin\ninclude-system-site-packages = false\nversion = {_dotted()}\n")
     python = device / "bin" / "python3"
     # Children are started by the name in argv[0]. What the guest compiles must not land where the emulating machine's own
