@@ -186,12 +186,24 @@ def _check_parts(answer: reports_pb2.GetBuildResponse, manifest: dict[str, Any],
         )
 
 
+# Runtimes that no extra of fleetfit's installs: they have to fit the GPU's own libraries.
+_NO_EXTRA: Final = {
+    "tensorrt": "TensorRT's Python module",
+    "onnxruntime-cuda": "onnxruntime-gpu",
+    "onnxruntime-tensorrt": "onnxruntime-gpu",
+}
+
+
 def needed(pulled: Pulled) -> str:
     """What `run.py` needs to be installed."""
     if _in_onnxruntime(pulled.manifest):
         return "onnxruntime and numpy"
-    extras = [pulled.manifest["runtime"], *(["onnxruntime"] if pulled.manifest.get("parts") else [])]
-    return f"fleetfit[{','.join(extras)}]"
+    runtime = pulled.manifest["runtime"]
+    elsewhere = _NO_EXTRA.get(runtime, "")
+    parts = pulled.manifest.get("parts") and elsewhere != "onnxruntime-gpu"
+    extras = [*([] if elsewhere else [runtime]), *(["onnxruntime"] if parts else [])]
+    ours = f"fleetfit[{','.join(extras)}]" if extras else "fleetfit, numpy"
+    return f"{ours} and {elsewhere}" if elsewhere else ours
 
 
 def _in_onnxruntime(manifest: dict[str, Any]) -> bool:
