@@ -53,6 +53,9 @@ def explain(out: Path, outcome: ChildOutcome) -> TrialFailed:
     kind = outcome.kind
     if kind in ("failed", "crashed") and any(words in outcome.stderr_tail for words in _OUT_OF_MEMORY_WORDS):
         kind = "out_of_memory"
-    status, sentence = _SENTENCES.get(kind, _SENTENCES["failed"])
-    last = (outcome.stderr_tail.strip().splitlines() or [""])[-1]
-    return TrialFailed(status, f"{sentence} ({last[:200]})" if kind == "failed" and last else sentence)
+    known = kind if kind in _SENTENCES else "failed"
+    status, sentence = _SENTENCES[known]
+    if known == "failed":
+        last = (outcome.stderr_tail.strip().splitlines() or [""])[-1]
+        sentence += f" ({last[:200] or f'exit code {outcome.exit_code}, and not a word'})"
+    return TrialFailed(status, sentence)

@@ -13,6 +13,7 @@ import os
 import random
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any, Final
 
@@ -324,6 +325,11 @@ def main(arguments: list[str]) -> int:
     except FleetfitError as error:
         out.with_suffix(".error").write_text(json.dumps({"code": error.code, "message": error.message}))
         return EXIT_NOT_LOADABLE
+    except Exception as error:
+        traceback.print_exc()
+        # The last line is what people get, and a runtime's own words may have many.
+        print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
     fresh = out.with_suffix(".new")
     fresh.write_bytes(message.SerializeToString())
     fresh.replace(out)

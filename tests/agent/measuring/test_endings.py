@@ -29,7 +29,7 @@ TRACE = "Traceback (most recent call last):\n  File 'x.py', line 3\n"
         ("failed", "OSError: [Errno 12] Cannot allocate memory", OUT_OF_MEMORY, "more memory"),
         ("failed", TRACE + "RuntimeException: Failed to allocate memory for requested buffer", OUT_OF_MEMORY, "memory"),
         ("failed", TRACE + "KeyError: 'x'", CRASHED, r"unexpected error \(KeyError: 'x'\)"),
-        ("failed", "", CRASHED, "unexpected error$"),
+        ("failed", "", CRASHED, r"unexpected error \(exit code 1, and not a word\)$"),
         ("cancelled", "", CRASHED, "stopped from outside"),
         ("a kind of a later version", "", CRASHED, "unexpected error"),
         ("ok", "", CRASHED, "unexpected error"),
