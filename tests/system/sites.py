@@ -1,0 +1,77 @@
+"""Folders for PYTHONPATH: a third party's runtime that does harm on request, and a server that is less patient than ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+# The name of our own adapter, for servers build for runtimes that they know; what comes first on the path is found first.
+_HARMFUL: Final = """
+import ctypes, os, sys, time
+from pathlib import Path
+from fleetfit.runtimes.onnxruntime import OnnxRuntime
+
+def nothing(): pass
+
+def segfault(): ctypes.string_at(0)
+
+def leave(): os._exit(7)
+
+def leave_content(): os._exit(0)
+
+def eat():
+    kept = []
+    while True:
+        kept.append(bytearray(16 << 20))
+        kept[-1][::4096] = bytes(len(kept[-1]) // 4096)
+
+def stay():
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            time.sleep(600)
+        os._exit(0)
+    os.wait()
+
+def talk_for_ever():
+    stay()
+    while True:
+        for descriptor in (1, 2):
+            os.write(descriptor, b"x" * 4096)
+
+def complain(): raise RuntimeError("no such kernel\\nin 3 lines\\nof text")
+
+class Harmful(OnnxRuntime):
+    def load(self, build, *, threads):
+        globals()[Path(os.environ["HARM"]).read_text()]()
+        return super().load(build, threads=threads)
+"""
+_IMPATIENT: Final = """
+from fleetfit.proto import methods
+
+ours = methods.named_method
+
+def named_method(name):
+    method = ours(name)
+    method.child_limit_ns = {seconds} * 10**9
+    return method
+
+methods.named_method = named_method
+"""
+
+
+def harmful_runtime(folder: Path) -> Path:
+    """A site with an adapter that does, when it loads a build, what the file says that HARM names."""
+    facts = folder / "harmful-1.0.dist-info"
+    facts.mkdir(parents=True)
+    (folder / "harmful_adapter.py").write_text(_HARMFUL)
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: harmful\nVersion: 1.0\n")
+    (facts / "entry_points.txt").write_text("[fleetfit.runtimes]\nonnxruntime = harmful_adapter:Harmful\n")
+    return folder
+
+
+def impatient_server(folder: Path, seconds: int) -> Path:
+    """A site with which a server gives a trial so many seconds between two signs of life, not minutes."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(_IMPATIENT.format(seconds=seconds))
+    return folder
