@@ -119,6 +119,20 @@ def test_a_link_that_falls_silent_in_the_middle_of_a_download_is_given_up_and_an
     assert link.connections >= before + 2 and (task["fence"], task["attempts"]) == (1, 1)
 
 
+def test_a_slow_link_carries_a_download_over_one_connection(linked: tuple[Fleet, Link]) -> None:
+    """What waits in its buffers for longer than a ping is no sign of death."""
+    fleet, link = linked
+    size = push(fleet, "slow", 1000)
+    before = link.connections
+    link.bytes_per_s = 64_000
+    try:
+        with carried(link, size + TALK_BYTES):
+            task = ended(fleet, begin(fleet, "slow"))
+    finally:
+        link.bytes_per_s = None
+    assert link.connections == before + 1 and (task["fence"], task["attempts"]) == (1, 1)
+
+
 def test_over_a_slow_link_that_comes_and_goes_a_download_gets_on(linked: tuple[Fleet, Link]) -> None:
     fleet, link = linked
     size = push(fleet, "flaps", 1200)
