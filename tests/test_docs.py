@@ -16,6 +16,7 @@ DOCUMENTS = [
     "CHANGELOG.md",
     "docs/decisions.md",
     "docs/devices/README.md",
+    "docs/faults.md",
     "docs/architectures.md",
     "docs/measurement.md",
     "docs/jetson.md",
@@ -63,3 +64,10 @@ def test_every_pass_has_a_page(repository: Path) -> None:
     index = (repository / "docs/techniques/README.md").read_text()
     for name in project["entry-points"]["fleetfit.passes"]:
         assert f"`{name}`" in index, f"docs/techniques/README.md does not name the pass {name}"
+
+
+def test_every_fault_is_proven_by_a_test_that_is_there(repository: Path) -> None:
+    named = re.findall(r"`(tests/\S+\.py)::(\w+)`", (repository / "docs/faults.md").read_text())
+    assert len(named) > 15
+    for path, name in named:
+        assert f"def {name}(" in (repository / path).read_text(), f"{path} has no {name}"

@@ -58,6 +58,18 @@ def named_method(name):
 
 methods.named_method = named_method
 """
+_SHIFTED: Final = """
+import os, time
+
+real_time, real_time_ns = time.time, time.time_ns
+
+def ahead():
+    with open(os.environ["CLOCK"]) as file:
+        return int(file.read())
+
+time.time = lambda: real_time() + ahead()
+time.time_ns = lambda: real_time_ns() + ahead() * 10**9
+"""
 
 
 def harmful_runtime(folder: Path) -> Path:
@@ -75,3 +87,24 @@ def impatient_server(folder: Path, seconds: int) -> Path:
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(_IMPATIENT.format(seconds=seconds))
     return folder
+
+
+class Clock:
+    """A wall clock that Python's processes see instead of the machine's. The monotonic clock stays as it is.
+
+    Not for certificates, which TLS holds against the machine's: tests/agent and tests/server try those. Nor behind the machine's,
+    for gRPC's Python half computes deadlines by this clock and its core waits by the other.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "sitecustomize.py").write_text(_SHIFTED)
+        self._file = folder / "seconds"
+        self.surroundings = {"PYTHONPATH": str(folder), "CLOCK": str(self._file)}
+        self.set(0)
+
+    def set(self, days: float) -> None:
+        """So many days ahead of the machine's clock."""
+        fresh = self._file.with_suffix(".new")
+        fresh.write_text(f"{days * 86400:.0f}")
+        fresh.replace(self._file)
