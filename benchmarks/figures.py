@@ -350,6 +350,70 @@ def agreement() -> str:
     )
 
 
+def difference() -> str:
+    """A small difference beside a noisy neighbour; nothing before both occasions were measured."""
+    result = _result("difference")
+    if result is None:
+        return ""
+    figures, naive = result["figures"], result["figures"]["naive"]
+    rows = (
+        ("builds that differ, called right", figures["called_right"], naive["called_right"], "different"),
+        (
+            "builds that differ, called the wrong way",
+            figures["called_the_wrong_way"],
+            naive["called_the_wrong_way"],
+            "different",
+        ),
+        ("equal builds, called different", figures["equal_called_different"], naive["equal_called_different"], "equal"),
+    )
+    lines = [
+        f"`python -m benchmarks.difference`, {_machine(result['machine'])}. Two chains of {figures['operators']['baseline']} and "
+        f"{figures['operators']['candidate']} operators, about {figures['baseline_p50_ms']:.1f} ms long, while a seeded load works "
+        f"and rests beside them; runs of {figures['median_seconds']:.0f} s on two occasions, "
+        f"{figures['hours_between_begins']:.1f} hours from begin to begin; called at 99 % confidence:",
+        "",
+        "| | as agents measure | each build alone, Welch's test |",
+        "| --- | --- | --- |",
+    ]
+    lines += [
+        f"| {what} | {ours} of {figures['runs'][kind]} | {theirs} of {naive['runs'][kind]} |"
+        for what, ours, theirs, kind in rows
+    ]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"The 95 % interval held the pooled ratio ({figures['pooled_ratio']['different']:.3f} and "
+            f"{figures['pooled_ratio']['equal']:.3f}) in {figures['held_pooled']} of {figures['intervals']}. {_verdict(result)}",
+            "",
+        ]
+    )
+
+
+def roots() -> str:
+    """The installer in clean systems; nothing before the benchmark was run in full."""
+    result = _result("roots")
+    if result is None:
+        return ""
+    lines = [
+        "`sudo python -m benchmarks.roots`: clean x86_64 systems with python3 alone, read-only but for one folder, in "
+        "a network that holds the server only.",
+        "",
+        "| system | Python, glibc | install, s | a model measured there | again | uninstalled |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for one in result["figures"]["systems"]:
+        again = "renewed" if one["again_renewed"] else "nothing to do"
+        cells = (
+            f"{one['python']}, {one['glibc']}",
+            f"{one['install_seconds']:.0f}",
+            f"{one['measured']}, {one['runtime']}",
+            again,
+        )
+        lines.append(f"| {one['system']} | {' | '.join(cells)} | {len(one['left'])} files left |")
+    return "\n".join([*lines, "", _verdict(result), ""])
+
+
 def footprint() -> str:
     """What an agent at rest takes; nothing before the benchmark was run in full."""
     result = _result("footprint")
@@ -379,8 +443,8 @@ SECTIONS: Final[dict[str, dict[str, Callable[[], str]]]] = {
     "docs/techniques/distillation.md": {"distillation": distillation},
     "docs/techniques/composition.md": {"peers": composition},
     "docs/architectures.md": {"breadth": architectures},
-    "docs/measurement.md": {"stopping": measurement, "agreement": agreement},
-    "docs/devices/README.md": {"footprint": footprint},
+    "docs/measurement.md": {"stopping": measurement, "agreement": agreement, "difference": difference},
+    "docs/devices/README.md": {"roots": roots, "footprint": footprint},
 }
 """What stands between a document's marks, by the marks' name."""
 

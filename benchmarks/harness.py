@@ -72,7 +72,11 @@ class Parts:
 
     def reachable(self, name: str) -> bool:
         """Whether the part is known, or there is time left to make it."""
-        return name in self._known or time.monotonic() < self._end
+        return self.known(name) or time.monotonic() < self._end
+
+    def known(self, name: str) -> bool:
+        """Whether the part was made by an earlier run, or in this one."""
+        return name in self._known
 
     def part(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The figures of the part with this name, made where they are not known; the name says all that decides them."""

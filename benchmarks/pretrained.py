@@ -54,7 +54,7 @@ RECIPES = {
     ),
     "redundancy": "[{redundancy_pruning: {energy: 0.99, round_to: 8, samples: 128}}]",
     "redundancy, recovered": (
-        "[{redundancy_pruning: {energy: 0.97, round_to: 8, samples: 128}}, {reestimate_norms: {samples: 256}},"
+        "[{redundancy_pruning: {energy: 0.999, round_to: 8, samples: 128}}, {reestimate_norms: {samples: 256}},"
         " {distill: {epochs: 2, batch: 32, learning_rate: 0.0003}}]"
     ),
     "activation, recovered": (

@@ -13,6 +13,7 @@ Only the standard library, in words that Python 3.6 can read: an older one must 
 """
 
 import argparse
+import ctypes
 import fcntl
 import hashlib
 import json
@@ -39,6 +40,8 @@ SAFE = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+@:,="
 # A device far away on a bad link: as long as something arrives between two breaks, it goes on.
 TRIES = 8
 TIMEOUT_S = 60
+# gRPC's wheel and the runtimes' ask for it, and the smallest images come without.
+CPP_LIBRARY = "libstdc++.so.6"
 
 UNIT = """\
 [Unit]
@@ -213,6 +216,13 @@ def find_python() -> str:
         raise Failed(
             "this system has no glibc (Alpine?), which the wheels need; use Debian 12 or Ubuntu 22.04, or newer"
         )
+    try:
+        ctypes.CDLL(CPP_LIBRARY)
+    except OSError:
+        raise Failed(
+            "this system has no {}, which gRPC needs; install it (`sudo apt install libstdc++6`) and paste the line "
+            "again".format(CPP_LIBRARY)
+        ) from None
     if target_name() in MANIFEST["targets"]:
         return sys.executable
     for minor in range(NEWEST[1], OLDEST[1] - 1, -1):

@@ -116,6 +116,10 @@ def test_it_can_be_read_by_old_pythons() -> None:
     [
         (lambda patch: patch.setattr(sys, "maxsize", 2**31 - 1), "32-bit .*64-bit version"),
         (lambda patch: patch.setattr(platform, "libc_ver", lambda: ("", "")), "no glibc"),
+        (
+            lambda patch: patch.setattr(on_device, "CPP_LIBRARY", "libnowhere.so.6"),
+            "no libnowhere.so.6, which gRPC needs",
+        ),
         (lambda patch: patch.setattr(platform, "system", lambda: "Darwin"), "run on Linux; this is Darwin"),
         (
             lambda patch: patch.setattr(platform, "machine", lambda: "riscv64"),
