@@ -396,8 +396,8 @@ def roots() -> str:
     if result is None:
         return ""
     lines = [
-        "`sudo python -m benchmarks.roots`: clean x86_64 systems with python3 alone, read-only but for one folder, in "
-        "a network that holds the server only.",
+        "`sudo python -m benchmarks.roots`: clean x86_64 systems with python3 and libstdc++ alone, read-only but for one folder, "
+        "in a network that holds the server only.",
         "",
         "| system | Python, glibc | install, s | a model measured there | again | uninstalled |",
         "| --- | --- | --- | --- | --- | --- |",

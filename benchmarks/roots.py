@@ -29,8 +29,8 @@ from onnx import TensorProto, helper, numpy_helper
 from benchmarks.harness import Outcome, cache_folder, run
 
 CLAIM = (
-    "On clean Debian 12 and 13 and Ubuntu 22.04 and 24.04 with python3 alone and no internet, the one line of `devices enroll` "
-    "installs an agent that measures; again it changes nothing, and its uninstall leaves nothing."
+    "On clean Debian 12 and 13 and Ubuntu 22.04 and 24.04 with python3 and libstdc++ alone and no internet, the one line of "
+    "`devices enroll` installs an agent that measures; again it changes nothing, and its uninstall leaves nothing."
 )
 _DEBIAN: Final = "http://deb.debian.org/debian"
 _UBUNTU: Final = "http://archive.ubuntu.com/ubuntu"

@@ -95,6 +95,7 @@ def stand_in() -> StandIn:
 
 
 def _make(folder: Path) -> None:
+    folder.mkdir()
     _run(
         [_MAKER, "--quiet", "--variant=extract", "--arch=arm64", f"--include={_PACKAGES}", _SUITE, str(folder / "root")]
     )
