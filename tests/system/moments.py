@@ -36,7 +36,7 @@ def measuring(fleet: Fleet) -> tuple[str, str, int] | None:
     """
     for process in fleet.relatives():
         line = " ".join(process.cmdline())
-        found = re.search(r"trials \S*/agents/(\w+)/tasks/(\w+)\.(\d+) \S+ pair [01]$", line)
+        found = re.search(r"trials \S*/agents/(\w+)/tasks/(\w+)\.(\d+) \S+ pair [01] \d+$", line)
         if found:
             return found[1], found[2], int(found[3])
     return None
