@@ -119,6 +119,9 @@ def explain(error: Exception, what: str) -> FleetfitError:
     """The error of ours that stands for any exception. What is a bug goes into the log under an id, and only the id out."""
     if isinstance(error, FleetfitError):
         return error
+    if isinstance(error, grpc.aio.InternalError):
+        # What gRPC raises where an answer cannot be written any more: the caller's connection broke meanwhile.
+        return Unavailable("the caller went away before it was answered", private=str(error))
     if isinstance(error, TimeoutError):
         return TimedOut("the server was too busy to answer in time; try again later")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from grpc._cython.cygrpc import ExecuteBatchError
 from sqlalchemy.exc import OperationalError
 
 from fleetfit.core.errors import (
@@ -160,6 +161,14 @@ def test_streams_are_told_when_the_server_stops() -> None:
 )
 def test_what_stands_for_other_exceptions(error: Exception, kind: type[FleetfitError]) -> None:
     assert type(explain(error, "a test")) is kind
+
+
+def test_a_caller_whose_connection_breaks_while_it_is_answered_is_no_bug(caplog: pytest.LogCaptureFixture) -> None:
+    """What gRPC's core raises from a write to a link that was cut (tests/system/test_links.py cuts one)."""
+    found = explain(
+        ExecuteBatchError('Failed "execute_batch": (SendMessageOperation,)'), "/fleetfit.v1.Artifacts/Download"
+    )
+    assert isinstance(found, Unavailable) and "bug" not in caplog.text
 
 
 def test_a_server_with_fifty_open_streams_stops_within_ten_seconds(tmp_path: Path) -> None:
