@@ -49,9 +49,8 @@ RECIPES = {
     "fp16": "[{quantize: {dtype: fp16}}]",
     "int8 dynamic": "[{quantize: {mode: dynamic}}]",
     "low-rank": "[{low_rank: {energy: 0.98, layers: all, round_to: 8}}]",
-    "half of all weights zero": (
-        "[{zero_pruning: {ratio: 0.5, pattern: unstructured, scope: global}}, {reestimate_norms: {samples: 256}}]"
-    ),
+    "norms measured anew": "[{reestimate_norms: {samples: 256}}]",
+    "half of all weights zero": "[{zero_pruning: {ratio: 0.5, pattern: unstructured, scope: global}}]",
     "redundancy": "[{redundancy_pruning: {energy: 0.99, round_to: 8, samples: 128}}]",
     "redundancy, recovered": (
         "[{redundancy_pruning: {energy: 0.999, round_to: 8, samples: 128}}, {reestimate_norms: {samples: 256}},"
