@@ -261,10 +261,6 @@ def _notes(
         found.append("no metric: the job has no targets to judge by")
     elif summary is not None and summary.metric is None:
         found.append(f"{job.metric} was not measured")
-    elif summary is not None and summary.metric is not None and summary.metric.of is not None:
-        found.append(
-            f"metrics are over {summary.metric.n} of the {summary.metric.of} samples, as --device-samples says"
-        )
     elif drop is None:
         found.append("its loss could not be paired with the original's, sample by sample")
     if summary is not None and summary.metric is not None and summary.metric.of is not None:
