@@ -12,7 +12,7 @@ from fleetfit.core.digests import short
 from fleetfit.core.metrics import is_user_metric, judged_name
 from fleetfit.device_profiles.loader import load_profiles
 from fleetfit.proto.v1 import jobs_pb2
-from fleetfit.server.engine.fleet import read_snapshot
+from fleetfit.server.engine.lookup import read_snapshot
 from fleetfit.server.engine.lowering import build_of
 from fleetfit.server.engine.messages import parts_of
 from fleetfit.server.engine.planning import OBJECTIVES, limits_of

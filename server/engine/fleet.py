@@ -18,9 +18,9 @@ from fleetfit.device_profiles.loader import load_profiles
 from fleetfit.device_profiles.matching import facts_of, match
 from fleetfit.proto.printable import make_printable, printable
 from fleetfit.proto.v1 import devices_pb2, snapshot_pb2, work_pb2
-from fleetfit.server.engine.health import clear, describe, snapshot_of, want_check
+from fleetfit.server.engine.health import clear, describe, want_check
 from fleetfit.server.engine.hours import parse_window, within_hours
-from fleetfit.server.engine.lookup import find_device, find_devices
+from fleetfit.server.engine.lookup import find_device, find_devices, read_snapshot
 from fleetfit.server.storage.database import Database
 from fleetfit.server.storage.ids import new_id, now_ms
 from fleetfit.server.storage.tables import DeviceRow, DeviceSnapshotRow, TaskRow
@@ -284,11 +284,6 @@ def check_labels(labels: Sequence[str]) -> None:
             raise InvalidInput(
                 f"'{label[:80]}' cannot be a label; use letters, digits, '-', '_', '.', '='", field="labels"
             )
-
-
-def read_snapshot(session: Session, row: DeviceRow) -> snapshot_pb2.DeviceSnapshot | None:
-    """The newest facts about a device."""
-    return snapshot_of(session, row)
 
 
 def snapshot_key(snapshot: snapshot_pb2.DeviceSnapshot) -> str:

@@ -13,6 +13,7 @@ from fleetfit.core.digests import key_of, short
 from fleetfit.core.errors import Conflict
 from fleetfit.proto.v1 import common_pb2, devices_pb2, measurement_pb2, snapshot_pb2, work_pb2
 from fleetfit.proto.versions import CHECKS_HEALTH
+from fleetfit.server.engine.lookup import read_snapshot
 from fleetfit.server.engine.messages import tensor_messages
 from fleetfit.server.engine.states import TaskState
 from fleetfit.server.engine.verdicts import Found, Judgement, Past, Verdict, described_change, is_due, judge, sets_aside
@@ -23,7 +24,6 @@ from fleetfit.server.storage.tables import (
     ConditionRow,
     DeviceEventRow,
     DeviceRow,
-    DeviceSnapshotRow,
     HealthCheckRow,
 )
 
@@ -85,7 +85,7 @@ def next_check(session: Session, device: DeviceRow, settings: HealthSettings) ->
     row = session.scalars(waiting).first()
     if row is not None:
         return row
-    found = snapshot_of(session, device)
+    found = read_snapshot(session, device)
     if found is None or why_unchecked(device, found):
         return None
     past = _past(session, device)
@@ -281,7 +281,7 @@ def _end(session: Session, device: DeviceRow, row: HealthCheckRow, judgement: Ju
 
 def want_check(session: Session, device: DeviceRow) -> None:
     """Ask for a check as soon as the device is free. Raises Conflict where it cannot be checked."""
-    found = snapshot_of(session, device)
+    found = read_snapshot(session, device)
     reason = why_unchecked(device, found) if found is not None else "its agent has never connected"
     if reason:
         raise Conflict(f"{device.name} cannot be checked: {reason}")
@@ -316,12 +316,6 @@ def why_unchecked(device: DeviceRow, found: snapshot_pb2.DeviceSnapshot) -> str:
     return ""
 
 
-def snapshot_of(session: Session, device: DeviceRow) -> snapshot_pb2.DeviceSnapshot | None:
-    """The newest facts about a device."""
-    stored = session.get(DeviceSnapshotRow, device.snapshot_id) if device.snapshot_id else None
-    return None if stored is None else snapshot_pb2.DeviceSnapshot.FromString(stored.content)
-
-
 def _runtime(found: snapshot_pb2.DeviceSnapshot) -> tuple[str, str] | None:
     """The runtime that a device is checked with, and its format of the golden model. An engine takes minutes: it comes last."""
     usable = [(runtime.name, set(runtime.formats) or {runtime.name}) for runtime in found.runtimes if runtime.available]
@@ -348,7 +342,7 @@ def waiting_words(session: Session, devices: Sequence[DeviceRow]) -> list[str]:
 def describe(session: Session, device: DeviceRow, message: devices_pb2.Device, every_ms: int, *, in_full: bool) -> None:
     """Add to a device as the protocol has it what is known of its health; events only in full."""
     message.set_aside = device.set_aside
-    found = snapshot_of(session, device)
+    found = read_snapshot(session, device)
     if found is not None:
         message.no_check_because = why_unchecked(device, found)
     if not message.no_check_because and every_ms <= 0:

@@ -14,9 +14,8 @@ from fleetfit.core.errors import Conflict, InvalidInput, UnsupportedHere
 from fleetfit.core.metrics import is_user_metric
 from fleetfit.device_profiles.matching import facts_of, match
 from fleetfit.proto.v1 import jobs_pb2
-from fleetfit.server.engine.fleet import read_snapshot
 from fleetfit.server.engine.library import check_state
-from fleetfit.server.engine.lookup import find_dataset, find_devices, find_model
+from fleetfit.server.engine.lookup import find_dataset, find_devices, find_model, read_snapshot
 from fleetfit.server.engine.lowering import want_build
 from fleetfit.server.engine.messages import parts_of
 from fleetfit.server.engine.parts import check_end_to_end, parts_notes

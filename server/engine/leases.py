@@ -18,7 +18,7 @@ from fleetfit.device_profiles.loader import load_profiles
 from fleetfit.proto.methods import for_emulated
 from fleetfit.proto.printable import printable
 from fleetfit.proto.v1 import common_pb2, jobs_pb2, measurement_pb2, work_pb2
-from fleetfit.server.engine.fleet import check_session, read_snapshot
+from fleetfit.server.engine.fleet import check_session
 from fleetfit.server.engine.health import (
     HealthSettings,
     check_lease,
@@ -30,6 +30,7 @@ from fleetfit.server.engine.health import (
 )
 from fleetfit.server.engine.hours import within_hours
 from fleetfit.server.engine.library import keep_artifact
+from fleetfit.server.engine.lookup import read_snapshot
 from fleetfit.server.engine.lowering import build_of
 from fleetfit.server.engine.messages import tensor_messages
 from fleetfit.server.engine.parts import add_parts

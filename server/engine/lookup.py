@@ -11,7 +11,17 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from fleetfit.core.digests import short
 from fleetfit.core.errors import InvalidInput, NotFound
-from fleetfit.server.storage.tables import DatasetRow, DeviceRow, JobRow, ModelRow, RecoveredRow, TaskRow, VariantRow
+from fleetfit.proto.v1 import snapshot_pb2
+from fleetfit.server.storage.tables import (
+    DatasetRow,
+    DeviceRow,
+    DeviceSnapshotRow,
+    JobRow,
+    ModelRow,
+    RecoveredRow,
+    TaskRow,
+    VariantRow,
+)
 
 _SHORTEST_ID = 6
 _SHOWN = 3
@@ -51,6 +61,12 @@ def find_devices(session: Session, texts: Sequence[str]) -> list[DeviceRow]:
             raise NotFound(_unknown("device or label", text, known, "devices"), field="devices")
         chosen.update({row.id: row for row in hits})
     return sorted(chosen.values(), key=lambda row: row.name)
+
+
+def read_snapshot(session: Session, device: DeviceRow) -> snapshot_pb2.DeviceSnapshot | None:
+    """The newest facts about a device."""
+    stored = session.get(DeviceSnapshotRow, device.snapshot_id) if device.snapshot_id else None
+    return None if stored is None else snapshot_pb2.DeviceSnapshot.FromString(stored.content)
 
 
 def newest_id(session: Session) -> str:

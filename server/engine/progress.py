@@ -13,9 +13,9 @@ from sqlalchemy.orm import Session
 
 from fleetfit.compress.tasks import TaskProgress
 from fleetfit.proto.v1 import common_pb2, jobs_pb2
-from fleetfit.server.engine.fleet import read_snapshot
 from fleetfit.server.engine.health import waiting_words
 from fleetfit.server.engine.hours import within_hours
+from fleetfit.server.engine.lookup import read_snapshot
 from fleetfit.server.engine.states import ENDED_CANDIDATE, ENDED_TASK, SCALING, JobState, TaskState, VariantState
 from fleetfit.server.storage.tables import BuildRow, CandidateRow, DeviceRow, JobRow, TaskRow, VariantRow
 

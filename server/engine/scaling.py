@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from fleetfit.proto.versions import SCALES
 from fleetfit.server.engine.facts import read_facts
-from fleetfit.server.engine.fleet import read_snapshot
+from fleetfit.server.engine.lookup import read_snapshot
 from fleetfit.server.engine.states import ENDED_TASK, SCALING
 from fleetfit.server.selection.choose import select_variant
 from fleetfit.server.selection.finalists import finalists
