@@ -18,7 +18,6 @@ from typing import Any, Final
 from fleetfit.core.figures import number
 from fleetfit.core.statistics import metric_value
 from fleetfit.core.statistics_latency import half_width, median_interval, percentile_interval
-from fleetfit.core.statistics_student import Interval
 from fleetfit.proto.figures import (
     bounds,
     candidate_engines,
@@ -33,6 +32,7 @@ from fleetfit.proto.v1 import measurement_pb2
 from fleetfit.server.report.chain_summary import summarize_chain
 from fleetfit.server.report.energy import energy_of_a_call
 from fleetfit.server.report.engines import engines_of, what_engines_left
+from fleetfit.server.report.figures import figure
 from fleetfit.server.report.gaps import Against, with_gap
 from fleetfit.server.report.scaling_figures import scaling_of
 from fleetfit.server.report.summary import (
@@ -296,12 +296,6 @@ def _trust(raw: measurement_pb2.MeasurementResult, notes: list[str]) -> str:
         notes.append(f"the device throttled its clocks{at}{why}, in {seen} of {len(looks)} looks at it")
         return "throttled"
     return "noisy" if noisy else "clean"
-
-
-def figure(interval: Interval) -> Figure:
-    """An interval as it is stored: bounds that say nothing (infinite, or 0 of a ratio) are None."""
-    low, high = bounds(interval)
-    return Figure(value=interval.value, low=low, high=high)
 
 
 def write(content: str, out: Path) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from fleetfit.core.statistics_latency import median_interval, percentile_interval
-from fleetfit.core.statistics_student import Interval
 from fleetfit.proto.chains import PART_LINKS, chain_ratio, chain_samples
 from fleetfit.proto.figures import bounds
 from fleetfit.proto.v1 import measurement_pb2
 from fleetfit.server.report.chains import NOT_MEASURED
-from fleetfit.server.report.summary import Chain, Figure, PartTime
+from fleetfit.server.report.figures import figure
+from fleetfit.server.report.summary import Chain, PartTime
 
 
 def summarize_chain(raw: measurement_pb2.MeasurementResult, notes: list[str]) -> Chain | None:
@@ -27,7 +27,7 @@ def summarize_chain(raw: measurement_pb2.MeasurementResult, notes: list[str]) ->
         notes.append("the chain still drifted when the warm-up's time was over")
     parts = {name: chain_samples(raw, link) for name, link in PART_LINKS.items()}
     return Chain(
-        p50_ms=_figure(median_interval(processes)),
+        p50_ms=figure(median_interval(processes)),
         p95_ms=p95.value if p95 else None,
         p99_ms=p99.value if p99 else None,
         p95_bounds=bounds(p95),
@@ -35,15 +35,10 @@ def summarize_chain(raw: measurement_pb2.MeasurementResult, notes: list[str]) ->
         samples=count,
         processes=len(processes),
         steady=steady,
-        ratio=_figure(ratio) if ratio is not None else None,
+        ratio=figure(ratio) if ratio is not None else None,
         parts={
-            name: PartTime(p50_ms=_figure(median_interval(found)), samples=sum(map(len, found)))
+            name: PartTime(p50_ms=figure(median_interval(found)), samples=sum(map(len, found)))
             for name, found in parts.items()
             if found
         },
     )
-
-
-def _figure(interval: Interval) -> Figure:
-    low, high = bounds(interval)
-    return Figure(value=interval.value, low=low, high=high)

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from fleetfit.core.metrics import metric_info
 from fleetfit.core.statistics import metric_point, paired_drop
 from fleetfit.proto.figures import scores_of
-from fleetfit.server.report.analyse import figure, read_result, write
+from fleetfit.server.report.analyse import read_result, write
+from fleetfit.server.report.figures import figure
 from fleetfit.server.report.scored import read_scores
 from fleetfit.server.report.summary import Drops, Figure
 

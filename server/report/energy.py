@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fleetfit.proto import energy
-from fleetfit.proto.figures import bounds
 from fleetfit.proto.v1 import measurement_pb2
-from fleetfit.server.report.summary import EnergySummary, Figure
+from fleetfit.server.report.figures import figure
+from fleetfit.server.report.summary import EnergySummary
 
 
 def energy_of_a_call(run: measurement_pb2.EnergyRun) -> EnergySummary | None:
@@ -13,9 +13,8 @@ def energy_of_a_call(run: measurement_pb2.EnergyRun) -> EnergySummary | None:
     found = energy.energy_of_a_call(run)
     if found is None:
         return None
-    low, high = bounds(found.joules)
     return EnergySummary(
-        joules=Figure(value=found.joules.value, low=low, high=high),
+        joules=figure(found.joules),
         idle_watts=found.idle_watts,
         busy_watts=found.busy_watts,
         rounds=found.rounds,

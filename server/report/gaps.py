@@ -42,7 +42,7 @@ def with_gap(
     """
     from fleetfit.core.errors import InvalidData
     from fleetfit.proto.evidence import compared, read_evidence, read_rows
-    from fleetfit.server.report.analyse import figure
+    from fleetfit.server.report.figures import figure
 
     if against is None or found.split != _SPLIT:
         return found, []

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fleetfit.core.statistics_student import Interval
-from fleetfit.proto.figures import bounds
 from fleetfit.proto.scaling import curve_points
 from fleetfit.proto.v1 import measurement_pb2
+from fleetfit.server.report.figures import figure
 from fleetfit.server.report.summary import Figure, Scaling, ScalingCurve, ScalingPoint
 
 
@@ -48,7 +48,4 @@ def _curve(run: measurement_pb2.ScalingRun, curve: measurement_pb2.ScalingCurve)
 
 
 def _figure(interval: Interval | None) -> Figure | None:
-    if interval is None:
-        return None
-    low, high = bounds(interval)
-    return Figure(value=interval.value, low=low, high=high)
+    return None if interval is None else figure(interval)

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from fleetfit.core.errors import InvalidData
 from fleetfit.core.metrics import metric_info
 from fleetfit.core.statistics import metric_value
-from fleetfit.server.report.analyse import figure, write
+from fleetfit.server.report.analyse import write
+from fleetfit.server.report.figures import figure
 from fleetfit.server.report.summary import MetricSummary
 
 _HEADER_BYTES: Final = 4096
