@@ -16,7 +16,7 @@ from fleetfit.client.verifying_gap import Read, verified_gap
 from fleetfit.client.verifying_scaling import scaling_figures
 from fleetfit.core.errors import InvalidData
 from fleetfit.core.statistics import metric_value, paired_drop
-from fleetfit.core.statistics_latency import half_width, median_interval, percentile_interval, quotient_interval
+from fleetfit.core.statistics_latency import Floats, half_width, median_interval, percentile_interval, quotient_interval
 from fleetfit.core.statistics_student import Interval
 from fleetfit.proto.chains import PART_LINKS, chain_ratio, chain_samples
 from fleetfit.proto.energy import energy_of_a_call
@@ -191,19 +191,26 @@ def _latency(row: _Row) -> Iterator[tuple[str, Any, Any]]:
         yield "latency_ms", printed, None if not processes else "samples"
         return
     engines = candidate_engines(row.raw)
-    yield from _with_bounds("latency_ms", printed, median_interval(processes, engines), "p50")
-    for percent in (95, 99):
-        computed = percentile_interval(percent, processes, engines)
-        yield f"latency_ms.p{percent}", printed.get(f"p{percent}"), computed.value if computed else None
-        yield f"latency_ms.p{percent}_ci95", printed.get(f"p{percent}_ci95"), list(bounds(computed))
-    yield "latency_ms.samples", printed.get("samples"), sum(map(len, processes))
-    yield "latency_ms.processes", printed.get("processes"), len(processes)
+    yield from _times("latency_ms", printed, processes, engines)
     built = row.report.get("engines")
     if built is not None:
         yield "engines.built", built.get("built"), len(set(engines))
         yield "engines.apart", built.get("apart"), engines_apart(row.raw)
     yield "latency_ms.load", printed.get("load"), row.raw.solo.load_ns * 1e-6
     yield "latency_ms.first", printed.get("first"), row.raw.solo.first_inference_ns * 1e-6
+
+
+def _times(
+    name: str, printed: Mapping[str, Any], processes: Sequence[Floats], engines: Sequence[int] = ()
+) -> Iterator[tuple[str, Any, Any]]:
+    """Median and percentiles of a call, with what they are of."""
+    yield from _with_bounds(name, printed, median_interval(processes, engines), "p50")
+    for percent in (95, 99):
+        computed = percentile_interval(percent, processes, engines)
+        yield f"{name}.p{percent}", printed.get(f"p{percent}"), computed.value if computed else None
+        yield f"{name}.p{percent}_ci95", printed.get(f"p{percent}_ci95"), list(bounds(computed))
+    yield f"{name}.samples", printed.get("samples"), sum(map(len, processes))
+    yield f"{name}.processes", printed.get("processes"), len(processes)
 
 
 def _sustained(row: _Row) -> Iterator[tuple[str, Any, Any]]:
@@ -225,13 +232,7 @@ def _chain(row: _Row) -> Iterator[tuple[str, Any, Any]]:
     if printed is None or not processes:
         yield "end_to_end_ms", printed, None if not processes else "samples"
         return
-    yield from _with_bounds("end_to_end_ms", printed, median_interval(processes), "p50")
-    for percent in (95, 99):
-        computed = percentile_interval(percent, processes)
-        yield f"end_to_end_ms.p{percent}", printed.get(f"p{percent}"), computed.value if computed else None
-        yield f"end_to_end_ms.p{percent}_ci95", printed.get(f"p{percent}_ci95"), list(bounds(computed))
-    yield "end_to_end_ms.samples", printed.get("samples"), sum(map(len, processes))
-    yield "end_to_end_ms.processes", printed.get("processes"), len(processes)
+    yield from _times("end_to_end_ms", printed, processes)
     speedup, ratio = printed.get("speedup"), _UNITY if row.is_original else chain_ratio(row.raw)
     if speedup is not None and ratio is not None:
         yield from _with_bounds("end_to_end_ms.speedup", speedup, ratio, "ratio")

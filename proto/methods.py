@@ -11,6 +11,9 @@ from fleetfit.proto.v1 import measurement_pb2
 # 2: sampling goes on until intervals are narrow; the order of loading is kept out of the ratio's.
 METHOD_VERSION: Final = "2"
 
+# Above this share of all processors, or this much stolen by the hypervisor, a device is not quiet.
+QUIET_OTHERS_PERCENT: Final = 20.0
+QUIET_STEAL_PERCENT: Final = 5.0
 PAIR_PROCESSES_MORE: Final = 2
 """So many fresh processes are added at a time where the fewest do not tell enough: either build is loaded first in half of them."""
 _MS: Final = 1_000_000

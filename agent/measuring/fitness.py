@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from fleetfit.proto.methods import QUIET_OTHERS_PERCENT, QUIET_STEAL_PERCENT
 from fleetfit.proto.v1 import measurement_pb2
 
-# Above this share of all processors, or this much stolen by the hypervisor, a device is not quiet.
-_OTHERS_PERCENT: Final = 20.0
-_STEAL_PERCENT: Final = 5.0
 # Nearer to the heat at which it slows down a device is not cool.
 _COOL_BELOW_CELSIUS: Final = 10.0
 
@@ -41,9 +39,9 @@ def judge(
     `wanted_mode` is empty where no power mode was declared. What cannot be read stands in no way.
     """
     busy = hot = other = ""
-    if reading.other_cpu_percent > _OTHERS_PERCENT:
+    if reading.other_cpu_percent > QUIET_OTHERS_PERCENT:
         busy = f"other processes used {reading.other_cpu_percent:.0f} % of the processors"
-    elif reading.steal_percent > _STEAL_PERCENT:
+    elif reading.steal_percent > QUIET_STEAL_PERCENT:
         busy = f"the hypervisor took {reading.steal_percent:.0f} % of the processor time"
     if heat is not None and heat[0] > heat[1] - _COOL_BELOW_CELSIUS:
         hot = f"it began at {heat[0]:.0f} °C and slows down at {heat[1]:.0f} °C"

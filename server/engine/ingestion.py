@@ -65,8 +65,9 @@ class Ingestion:
         if task is None:
             return False
         task_id, job_id, digest = task
-        against = await self._database.read(lambda session: against_of(session, task_id, self._store))
-        of = await self._database.read(lambda session: samples_in_split(session, task_id))
+        against, of = await self._database.read(
+            lambda session: (against_of(session, task_id, self._store), samples_in_split(session, task_id))
+        )
         more = [] if against is None else [against.model_dump_json()]
         try:
             text = await self._child("analyse", self._store.path(digest), *more)

@@ -27,6 +27,7 @@ from fleetfit.proto.figures import (
     scores_of,
     warmth,
 )
+from fleetfit.proto.methods import QUIET_OTHERS_PERCENT, QUIET_STEAL_PERCENT
 from fleetfit.proto.printable import make_printable
 from fleetfit.proto.v1 import measurement_pb2
 from fleetfit.server.report.chain_summary import summarize_chain
@@ -60,9 +61,6 @@ _GPU_MEMORY: Final = (
     "GPU memory is what less of it was free after the samples than before loading; where the GPU shares the processor's memory, "
     "as on a Jetson, what others took or gave back meanwhile is in it"
 )
-# The same bounds by which an agent calls its device quiet.
-_OTHERS_PERCENT: Final = 20.0
-_STEAL_PERCENT: Final = 5.0
 # A device sends what its lease allows; more than this is not a measurement.
 _MOST_BYTES: Final = 256 << 20
 
@@ -280,10 +278,10 @@ def _trust(raw: measurement_pb2.MeasurementResult, notes: list[str]) -> str:
         noisy = True
     others = [r.other_cpu_percent for r in raw.readings if r.HasField("other_cpu_percent")]
     stolen = [r.steal_percent for r in raw.readings if r.HasField("steal_percent")]
-    if max(others, default=0.0) > _OTHERS_PERCENT and not raw.disturbance:
+    if max(others, default=0.0) > QUIET_OTHERS_PERCENT and not raw.disturbance:
         notes.append(f"other processes used up to {max(others):.0f} % of the processors meanwhile")
         noisy = True
-    if max(stolen, default=0.0) > _STEAL_PERCENT and not raw.disturbance:
+    if max(stolen, default=0.0) > QUIET_STEAL_PERCENT and not raw.disturbance:
         notes.append(f"the hypervisor took up to {max(stolen):.0f} % of the processor time meanwhile")
         noisy = True
     looks = [*raw.readings, *raw.during]
