@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Final
 
 import fleetfit
-from fleetfit.agent.caps import memory_cap
 from fleetfit.agent.hooks import APPLICATION_VARIABLE
 from fleetfit.agent.measuring.endings import Status, TrialFailed, explain
 from fleetfit.agent.measuring.energy import LAG_VARIABLE, read_until_cancelled
@@ -24,8 +23,8 @@ from fleetfit.agent.probe.files import Tree
 from fleetfit.agent.probe.processor import processor_name
 from fleetfit.agent.probe.readings import (
     Readings,
+    allowed_memory_bytes,
     clocks,
-    free_memory_bytes,
     governor,
     heat_left,
     host_digest,
@@ -39,8 +38,6 @@ from fleetfit.proto.v1 import measurement_pb2
 
 _LOOK_S: Final = 0.25
 _GLANCE_S: Final = 1.0
-# A child may use this share of the memory that is free; the rest keeps the device alive.
-_MEMORY_SHARE: Final = 0.9
 _WATCH_S: Final = 0.2
 SamplingEnd = measurement_pb2.SamplingEnd
 _NO_ROOM_FOR_TWO: Final = (
@@ -241,9 +238,7 @@ class Measurer:
 
     async def _trial(self, kind: str, number: int, activity: str, engine: int = 0) -> bytes:
         out = self._taskdir / f"{kind}-{number}.pb"
-        free = free_memory_bytes(self._tree)
-        limit = int(free * _MEMORY_SHARE) if free is not None else None
-        limits = Limits(memory_bytes=min(filter(None, (limit, memory_cap())), default=None), expendable=True)
+        limits = Limits(memory_bytes=allowed_memory_bytes(self._tree), expendable=True)
         arguments = [
             "-m",
             "fleetfit.agent.measuring.trials",

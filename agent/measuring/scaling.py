@@ -13,20 +13,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
-from fleetfit.agent.caps import memory_cap
 from fleetfit.agent.measuring.endings import Status, TrialFailed, explain
 from fleetfit.agent.measuring.inputs import fixed_batch
 from fleetfit.agent.measuring.ladder import batch_steps, grows_no_longer, instance_steps, steps
 from fleetfit.agent.probe.files import Tree
 from fleetfit.agent.probe.processor import read_processor
-from fleetfit.agent.probe.readings import free_memory_bytes
+from fleetfit.agent.probe.readings import allowed_memory_bytes
 from fleetfit.core.children import ChildOutcome, Limits, run_child
 from fleetfit.core.figures import size
 from fleetfit.proto.scaling import round_throughput
 from fleetfit.proto.v1 import measurement_pb2
 
-# All processes of a point may use this share of the memory that is free; the rest keeps the device alive.
-_MEMORY_SHARE: Final = 0.9
 # Calls of a process of a slow build: to warm it up, to begin together, to be recorded.
 _CALLS: Final = 8
 _WAIT_S: Final = 0.02
@@ -155,7 +152,7 @@ class Scaling:
         self, point: measurement_pb2.ScalingPoint, before: measurement_pb2.ScalingPoint | None
     ) -> str:
         """Why so many instances are not begun, by what fewer hold; empty where they may be."""
-        allowed = self._allowed_bytes()
+        allowed = allowed_memory_bytes(self._tree)
         if allowed is None or before is None or not before.rounds or point.instances <= before.instances:
             return ""
         each = max(p.shared_in_part_bytes for p in before.rounds[0].processes)
@@ -165,11 +162,6 @@ class Scaling:
         return (
             f"not begun: {point.instances} instances would hold about {size(needed)}, and {size(allowed)} may be used"
         )
-
-    def _allowed_bytes(self) -> int | None:
-        free = free_memory_bytes(self._tree)
-        share = int(free * _MEMORY_SHARE) if free is not None else None
-        return min((value for value in (share, memory_cap()) if value is not None), default=None)
 
     def _spent_s(self) -> float:
         return time.monotonic() - self._began
@@ -196,7 +188,7 @@ class Scaling:
             self._last_s = time.monotonic() - began
 
     async def _child(self, point: measurement_pb2.ScalingPoint, folder: Path, number: int) -> ChildOutcome:
-        allowed = self._allowed_bytes()
+        allowed = allowed_memory_bytes(self._tree)
         each = None if allowed is None else allowed // point.instances
         numbers = (number, point.instances, point.threads, point.batch)
         arguments = ["-m", "fleetfit.agent.measuring.instance", str(self._taskdir), str(folder), *map(str, numbers)]

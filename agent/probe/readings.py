@@ -8,11 +8,14 @@ import re
 import socket
 import time
 
+from fleetfit.agent.caps import memory_cap
 from fleetfit.agent.probe.files import Tree
 from fleetfit.agent.probe.throttling import Throttling
 from fleetfit.proto.v1 import measurement_pb2
 
 _CPUFREQ = "/sys/devices/system/cpu/cpu0/cpufreq"
+# The rest keeps the device alive.
+_MEMORY_SHARE = 0.9
 _ZONES = "/sys/class/thermal/thermal_zone*"
 
 
@@ -79,6 +82,13 @@ def frequency_hz(tree: Tree) -> int | None:
     """The present clock of the first core."""
     khz = tree.number(f"{_CPUFREQ}/scaling_cur_freq")
     return khz * 1000 if khz is not None else None
+
+
+def allowed_memory_bytes(tree: Tree) -> int | None:
+    """What the children of a measurement may use together: most of what is free, and no more than the owner's cap."""
+    free = free_memory_bytes(tree)
+    share = int(free * _MEMORY_SHARE) if free is not None else None
+    return min((value for value in (share, memory_cap()) if value is not None), default=None)
 
 
 def free_memory_bytes(tree: Tree) -> int | None:
