@@ -17,8 +17,8 @@ from typing import Any, Final
 from numpy.typing import NDArray
 
 from fleetfit.agent.measuring.inputs import fixed_batch, made_up
-from fleetfit.agent.measuring.seats import SLOW_CALL_NS, feeds_of
-from fleetfit.agent.measuring.timing import Call, block_size, take_samples, time_once, warm_up
+from fleetfit.agent.measuring.seats import Blocks, feeds_of
+from fleetfit.agent.measuring.timing import Call, take_samples, warm_up
 from fleetfit.core.errors import InvalidModel
 from fleetfit.proto.v1 import measurement_pb2
 from fleetfit.runtimes.base import LoadedModel
@@ -134,21 +134,6 @@ def _call(part: _Part, values: Values) -> Call:
     return call
 
 
-class _Timed:
-    """A link with the size of its blocks."""
-
-    def __init__(self, call: Call, block_ns: int) -> None:
-        self._call, self._limit_ns = call, 4 * block_ns
-        self._slow = time_once(call) > SLOW_CALL_NS
-        self._size = 1 if self._slow else block_size(call, block_ns)
-
-    def block(self) -> list[int]:
-        """A block of samples; the first call after another link's turn meets cold caches and does not count."""
-        if not self._slow:
-            self._call()
-        return take_samples(self._call, self._size, self._limit_ns)
-
-
 def time_chain(
     task: measurement_pb2.MeasureTask, taskdir: Path, number: int, step: Callable[[float], None], *, both: bool
 ) -> measurement_pb2.ChainRun:
@@ -165,7 +150,8 @@ def time_chain(
         whole = [link for link in chain.links if link in (Link.CHAIN_LINK_WHOLE, Link.CHAIN_LINK_BASELINE)]
         warm = [warm_up(chain.links[link], method.warmup_limit_ns // 2)[1] for link in whole]
         run.steady = all(warm)
-        timed = {link: _Timed(call, method.block_ns) for link, call in chain.links.items()}
+        timed = {link: Blocks(call) for link, call in chain.links.items()}
+        sizes = {link: blocks.size(method.block_ns) for link, blocks in timed.items()}
         order = random.Random(f"{task.candidate.build_id}/chain/{number}")  # noqa: S311 - an order, not a secret
         began = time.monotonic_ns()
         half = run.window.begin_monotonic_ns + method.child_limit_ns // 2
@@ -179,7 +165,7 @@ def time_chain(
             if (round_number >= rounds and enough) or (round_number >= _FEWEST_ROUNDS and late):
                 break
             for link in order.sample(_in_order(timed), len(timed)):
-                block = timed[link].block()
+                block = timed[link].block(sizes[link], method.block_ns * 4)
                 run.blocks.add(link=link).latency_ns.extend(block)
                 samples += len(block) if link == Link.CHAIN_LINK_WHOLE else 0
             step(min((round_number + 1) / rounds, 1.0))
@@ -193,6 +179,6 @@ def time_chain(
     return run
 
 
-def _in_order(timed: Mapping[Link.ValueType, _Timed]) -> Sequence[Link.ValueType]:
+def _in_order(timed: Mapping[Link.ValueType, Blocks]) -> Sequence[Link.ValueType]:
     # What is drawn must not depend on which build was loaded first.
     return sorted(timed)

@@ -1,15 +1,22 @@
-"""What the end of a trial's process means for the measurement: a status and one sentence."""
+"""How a trial's process ends, and what that means for the measurement: a status and one sentence."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from fleetfit.core.children import ChildOutcome
+from google.protobuf.message import Message
+
+from fleetfit.core.children import EXIT_OUT_OF_MEMORY, ChildOutcome
+from fleetfit.core.errors import FleetfitError
 from fleetfit.proto.v1 import measurement_pb2
 
+EXIT_NOT_LOADABLE: Final = 3
 Status = measurement_pb2.MeasurementStatus
 DISK_FULL: Final = "the device's disk is full; make room, then resume the job"
 _SENTENCES: Final = {
@@ -40,6 +47,26 @@ class TrialFailed(Exception):
     def __init__(self, status: Status.ValueType, message: str) -> None:
         super().__init__(message)
         self.status, self.message = status, message
+
+
+def write_or_tell(out: Path, make: Callable[[], Message]) -> int:
+    """For a trial's process: write what `make` gives to `out`, or why there is nothing; what to exit with. See `explain`."""
+    try:
+        message = make()
+    except MemoryError:
+        return EXIT_OUT_OF_MEMORY
+    except FleetfitError as error:
+        out.with_suffix(".error").write_text(json.dumps({"code": error.code, "message": error.message}))
+        return EXIT_NOT_LOADABLE
+    except Exception as error:  # runtimes' have no common root
+        traceback.print_exc()
+        # The last line is what people get, and a runtime's own words may have many.
+        print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    fresh = out.with_suffix(".new")
+    fresh.write_bytes(message.SerializeToString())
+    fresh.replace(out)
+    return 0
 
 
 def explain(out: Path, outcome: ChildOutcome) -> TrialFailed:

@@ -7,26 +7,24 @@ found to `NUMBER.pb`. `NUMBER.step` is touched as a sign of life.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from array import array
 from pathlib import Path
 from typing import Final
 
-from fleetfit.core.children import EXIT_OUT_OF_MEMORY, limit_self
+from fleetfit.core.children import limit_self
 
 if __name__ == "__main__":
     limit_self()
 
+from fleetfit.agent.measuring.endings import write_or_tell
 from fleetfit.agent.measuring.memory import memory_bytes
 from fleetfit.agent.measuring.seats import feeds_of
 from fleetfit.agent.measuring.timing import Call, warm_up
-from fleetfit.core.errors import FleetfitError
 from fleetfit.proto.v1 import measurement_pb2
 from fleetfit.runtimes.registry import runtime
 
-EXIT_NOT_LOADABLE: Final = 3
 # From here on all compete; before it some still wake up.
 _LEAD_NS: Final = 50_000_000
 # Fewer calls say too little, however slow the build.
@@ -128,18 +126,8 @@ def main(arguments: list[str]) -> int:
     number, instances, threads, batch = map(int, arguments[2:6])
     task = measurement_pb2.MeasureTask.FromString((taskdir / "task.pb").read_bytes())
     task.threads, task.batch = threads, batch
-    try:
-        run = measure(task, taskdir, Meeting(folder, number, instances))
-    except MemoryError:
-        return EXIT_OUT_OF_MEMORY
-    except FleetfitError as error:
-        said = json.dumps({"code": error.code, "message": error.message})
-        (folder / f"{number}.error").write_text(said)
-        return EXIT_NOT_LOADABLE
-    fresh = folder / f"{number}.new"
-    fresh.write_bytes(run.SerializeToString())
-    fresh.replace(folder / f"{number}.pb")
-    return 0
+    meeting = Meeting(folder, number, instances)
+    return write_or_tell(folder / f"{number}.pb", lambda: measure(task, taskdir, meeting))
 
 
 if __name__ == "__main__":

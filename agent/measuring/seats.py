@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from fleetfit.agent.measuring.inputs import timing_feeds
 from fleetfit.agent.measuring.split import open_split
-from fleetfit.agent.measuring.timing import block_size, take_samples, time_once, warm_up
+from fleetfit.agent.measuring.timing import Call, block_size, take_samples, time_once, warm_up
 from fleetfit.core.errors import FleetfitError, InvalidModel
 from fleetfit.proto.v1 import measurement_pb2
 from fleetfit.runtimes.base import Runtime, ignore_progress
@@ -61,7 +61,27 @@ class Seat(Protocol):
         ...
 
 
-class SeatHere:
+class Blocks:
+    """A call in blocks, whose `size` is asked for first: a call that is slow has one to itself."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._slow = False
+
+    def size(self, block_ns: int) -> int:
+        """See Seat."""
+        self._slow = time_once(self._call) > SLOW_CALL_NS
+        return 1 if self._slow else block_size(self._call, block_ns)
+
+    def block(self, count: int, limit_ns: int) -> list[int]:
+        """See Seat."""
+        # The first after another's turn meets cold caches; it is not what a deployment sees.
+        if not self._slow:
+            self._call()
+        return take_samples(self._call, count, limit_ns)
+
+
+class SeatHere(Blocks):
     """A build in this process."""
 
     def __init__(
@@ -77,25 +97,11 @@ class SeatHere:
         build = (taskdir / "in" / ref.artifact_name).read_bytes()
         self.engine, self.engine_ns = prepared(adapter, build, feeds, task.threads, attempt, progress)
         self._model = adapter.load(build, threads=task.threads)
-        self._call: Callable[[], None] = self._model.bind(feeds)
-        self._slow = False
+        super().__init__(self._model.bind(feeds))
 
     def warm_up(self, limit_ns: int) -> bool:
         """See Seat."""
-        steady = warm_up(self._call, limit_ns)[1]
-        self._slow = time_once(self._call) > SLOW_CALL_NS
-        return steady
-
-    def size(self, block_ns: int) -> int:
-        """See Seat."""
-        return 1 if self._slow else block_size(self._call, block_ns)
-
-    def block(self, count: int, limit_ns: int) -> list[int]:
-        """See Seat."""
-        # The first after the other's turn meets cold caches; it is not what a deployment sees.
-        if not self._slow:
-            self._call()
-        return take_samples(self._call, count, limit_ns)
+        return warm_up(self._call, limit_ns)[1]
 
     def close(self) -> None:
         """See Seat."""

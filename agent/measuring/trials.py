@@ -8,16 +8,14 @@ stands in OUT.step.
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import random
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import Any, Final
 
-from fleetfit.core.children import EXIT_OUT_OF_MEMORY, limit_self
+from fleetfit.core.children import limit_self
 
 if __name__ == "__main__":
     limit_self()
@@ -27,6 +25,7 @@ from google.protobuf.message import Message
 from numpy.typing import NDArray
 
 from fleetfit.agent.measuring.chain import time_chain
+from fleetfit.agent.measuring.endings import write_or_tell
 from fleetfit.agent.measuring.energy import LAG_VARIABLE, rest_and_work
 from fleetfit.agent.measuring.gpu import GpuMemory
 from fleetfit.agent.measuring.inputs import fixed_batch, metric_batches
@@ -38,7 +37,7 @@ from fleetfit.agent.measuring.split import open_split
 from fleetfit.agent.measuring.timing import Call, call_without_pause, take_until, time_once, warm_up
 from fleetfit.agent.spool import OUTPUTS
 from fleetfit.core.digests import sha256_file
-from fleetfit.core.errors import FleetfitError, InvalidData, InvalidModel
+from fleetfit.core.errors import InvalidData, InvalidModel
 from fleetfit.core.metrics import metric_info
 from fleetfit.core.statistics import metric_point, score_samples
 from fleetfit.core.statistics_gap import compared_rows
@@ -49,7 +48,6 @@ from fleetfit.proto.v1 import measurement_pb2
 from fleetfit.runtimes.base import LoadedModel
 from fleetfit.runtimes.registry import runtime
 
-EXIT_NOT_LOADABLE: Final = 3
 _METRIC_BATCH: Final = 64
 # As float32 32 MiB: what a report may weigh, several times over.
 _MOST_SCORES: Final = 8 << 20
@@ -311,29 +309,16 @@ def _discard(_: object) -> None:
 def main(arguments: list[str]) -> int:
     """Run one trial."""
     taskdir, out, kind = Path(arguments[0]), Path(arguments[1]), arguments[2]
-    message: Message
-    try:
+
+    def message() -> Message:
         trial = Trial(taskdir, out)
         if kind == "energy":
-            message = trial.energy()
-        elif kind in ("chain", "chain-alone"):
-            message = trial.chain(int(arguments[3]), both=kind == "chain")
-        else:
-            message = trial.pair(*map(int, arguments[3:5])) if kind == "pair" else trial.solo()
-    except MemoryError:
-        return EXIT_OUT_OF_MEMORY
-    except FleetfitError as error:
-        out.with_suffix(".error").write_text(json.dumps({"code": error.code, "message": error.message}))
-        return EXIT_NOT_LOADABLE
-    except Exception as error:
-        traceback.print_exc()
-        # The last line is what people get, and a runtime's own words may have many.
-        print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    fresh = out.with_suffix(".new")
-    fresh.write_bytes(message.SerializeToString())
-    fresh.replace(out)
-    return 0
+            return trial.energy()
+        if kind in ("chain", "chain-alone"):
+            return trial.chain(int(arguments[3]), both=kind == "chain")
+        return trial.pair(*map(int, arguments[3:5])) if kind == "pair" else trial.solo()
+
+    return write_or_tell(out, message)
 
 
 if __name__ == "__main__":

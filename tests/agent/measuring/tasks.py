@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from numpy.typing import NDArray
 
 from fleetfit.agent.measuring import trials
+from fleetfit.agent.measuring.endings import EXIT_NOT_LOADABLE
 from fleetfit.proto.v1 import common_pb2, measurement_pb2
 
 MS = 1_000_000
@@ -102,7 +103,7 @@ def trial_here(folder: Path, message: Message, kind: str, number: int, engine: i
 def refused_here(folder: Path, kind: str = "solo") -> str:
     """The sentence by which a trial in this process refuses the task."""
     out = folder / "out.pb"
-    assert trials.main([str(folder), str(out), kind, "0"]) == trials.EXIT_NOT_LOADABLE
+    assert trials.main([str(folder), str(out), kind, "0"]) == EXIT_NOT_LOADABLE
     assert not out.exists()
     return str(json.loads(out.with_suffix(".error").read_text())["message"])
 
