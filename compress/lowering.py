@@ -53,23 +53,18 @@ def lower(
     layered = load_pt2(model)
     data = read_split(validation) if validation is not None else None
     report(_LOADED, f"building for {one.title}")
-    build = build_for(one, layered, onnx.read_bytes(), data, out)
+    build, session = _built(one, layered, onnx.read_bytes(), data, out)
     if not work.evidence:
         return build
     report(_BUILT, "computing what the build gives here")
-    content = (out / build.file).read_bytes()
-    session = one.session(
-        content, OnnxSession(onnx.read_bytes()).input_names, [tensor.name for tensor in layered.outputs]
-    )
-    judged = judged_here(work.metric, data)
-    if judged is not None:
-        floats = {name: value.numpy() for name, value in outputs_over(layered, judged).items()}
     batch = None if layered.dynamic_batch else layered.sample_batch()
     samples = first_samples(layered.inputs, data, batch)
-    reference = None
-    if judged is not None and original is not None:
-        reference = predict_onnx(original.read_bytes(), judged, batch)
-    known = Judged(work.metric, judged, floats if judged is not None else None, reference)
+    judged = judged_here(work.metric, data)
+    floats = reference = None
+    if judged is not None:
+        floats = {name: value.numpy() for name, value in outputs_over(layered, judged).items()}
+        reference = predict_onnx(original.read_bytes(), judged, batch) if original is not None else None
+    known = Judged(work.metric, judged, floats, reference)
     return with_evidence(build, session, known, samples, layered_outputs(layered), one.availability().version, out)
 
 
@@ -97,16 +92,24 @@ def layered_outputs(model: LayeredModel) -> Callable[[Mapping[str, NDArray[Any]]
 
 def build_for(one: Exporter, model: LayeredModel, onnx: bytes, validation: Arrays | None, out: Path) -> Build:
     """The exporter's build in `out`, proven on real inputs where there are any. `onnx` is the same model."""
+    return _built(one, model, onnx, validation, out)[0]
+
+
+def _built(
+    one: Exporter, model: LayeredModel, onnx: bytes, validation: Arrays | None, out: Path
+) -> tuple[Build, Session]:
+    """The build, and the session that it was proven with."""
     quantized = bool(numbers_of(onnx))
     content = one.export_quantized(onnx) if quantized else one.export(model, onnx)
-    session = one.session(content, OnnxSession(onnx).input_names, [tensor.name for tensor in model.outputs])
+    first = OnnxSession(onnx)
+    session = one.session(content, first.input_names, [tensor.name for tensor in model.outputs])
     if quantized:
-        difference = _hold_to(model, OnnxSession(onnx), session, validation, one.title)
+        difference = _hold_to(model, first, session, validation, one.title)
     else:
         difference = prove_session(model, session, validation, one.title)
     path = out / one.file
     path.write_bytes(content)
-    return Build(
+    build = Build(
         file=path.name,
         runtime=one.runtime,
         format=one.format,
@@ -116,6 +119,7 @@ def build_for(one: Exporter, model: LayeredModel, onnx: bytes, validation: Array
         outputs=model.outputs,
         largest_difference=difference,
     )
+    return build, session
 
 
 def _hold_to(model: LayeredModel, first: OnnxSession, session: Session, validation: Arrays | None, title: str) -> float:
