@@ -27,6 +27,7 @@ Tell = Callable[[float], None]
 BUILD_LIMIT_S: Final = 1800.0
 EXIT_REFUSED: Final = 3
 _LOOK_S: Final = 0.2
+_WORKSPACE_SHARE: Final = 0.5
 
 
 @contextmanager
@@ -82,6 +83,14 @@ def serve(folder: Path, work: Callable[[Path, Mapping[str, Any], Tell], None]) -
         (folder / "refused").write_text(json.dumps({"message": error.message, "unsupported": here}))
         return EXIT_REFUSED
     return 0
+
+
+def workspace_bytes(free: int, limit: int | None) -> int:
+    """What TensorRT may work with, of the GPU's memory that is `free` while nothing is loaded and this process's limit.
+
+    Weights, activations and the processor's side need the rest.
+    """
+    return int(min(free, limit or free) * _WORKSPACE_SHARE)
 
 
 def memory_limit() -> int | None:

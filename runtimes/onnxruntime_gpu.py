@@ -19,7 +19,7 @@ from fleetfit.core.children import limit_self
 from fleetfit.core.digests import sha256_bytes
 from fleetfit.core.errors import FleetfitError, InvalidModel, UnsupportedHere
 from fleetfit.runtimes.base import Arrays, Availability, LoadedModel, Runtime, ignore_progress
-from fleetfit.runtimes.building import BUILD_LIMIT_S, Shapes, Tell, build_apart, memory_limit, serve
+from fleetfit.runtimes.building import BUILD_LIMIT_S, Shapes, Tell, build_apart, memory_limit, serve, workspace_bytes
 from fleetfit.runtimes.cuda import Cuda, find_cuda, free_bytes
 from fleetfit.runtimes.engines import Engines
 from fleetfit.runtimes.onnxruntime import CPU, Provider, Session, open_session, package_with, session_options
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 CUDA: Final = "CUDAExecutionProvider"
 TENSORRT: Final = "TensorrtExecutionProvider"
 _TITLES: Final = {CUDA: "CUDA", TENSORRT: "TensorRT", CPU: "the processor"}
-# Of the memory that is free while nothing is loaded, as for TensorRT alone.
-_WORKSPACE_SHARE: Final = 0.5
 _PLACEMENT, _SHAPES = "placement.json", "shapes.json"
 
 
@@ -150,11 +148,10 @@ class OnnxRuntimeTensorRt(_OnGpu):
         return f"{package} with TensorRT {library_version() or 'of an unknown version'}"
 
     def _chain(self, build: bytes, folder: Path) -> list[Provider]:
-        free = find_cuda().free_memory()
         options = {
             "trt_engine_cache_enable": "True",
             "trt_engine_cache_path": str(folder),
-            "trt_max_workspace_size": str(int(min(free, memory_limit() or free) * _WORKSPACE_SHARE)),
+            "trt_max_workspace_size": str(workspace_bytes(find_cuda().free_memory(), memory_limit())),
             # With it a second engine of one network would be the first one again.
             "trt_timing_cache_enable": "False",
             # Without it a build with quantized operators is computed in floats.

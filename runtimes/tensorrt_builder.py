@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from fleetfit.core.children import limit_self
 from fleetfit.core.errors import InvalidModel
-from fleetfit.runtimes.building import Shapes, Tell, build_apart, serve
+from fleetfit.runtimes.building import Shapes, Tell, build_apart, serve, workspace_bytes
 from fleetfit.runtimes.cuda import find_cuda
 from fleetfit.runtimes.refusal import lines, raise_memory
 from fleetfit.runtimes.tensorrt_library import allowed_formats, creation_flags, import_tensorrt
@@ -20,8 +20,6 @@ from fleetfit.runtimes.tensorrt_library import allowed_formats, creation_flags, 
 _NOWHERE: Final = "/dev/null/build.onnx"
 # What onnx-tensorrt says of weights in other files (parseExternalWeights in its WeightsContext.cpp).
 _OUTSIDE: Final = ("/dev/null", "external weights")
-# Of the memory that is free while nothing is loaded: weights, activations and the processor's side need the rest.
-_WORKSPACE_SHARE: Final = 0.5
 
 
 def build_engine(build: bytes, shapes: Shapes, *, limit_s: float, memory_bytes: int | None, progress: Tell) -> bytes:
@@ -177,9 +175,8 @@ def _monitor(trt: Any, tell: Tell) -> Any:
 def work(folder: Path, request: Mapping[str, Any], tell: Tell) -> None:
     """Build what the folder asks for."""
     trt = import_tensorrt()
-    free = find_cuda().free_memory()
-    allowed = min(free, request["memory_bytes"] or free)
-    plan = make_engine(trt, (folder / "build").read_bytes(), request["shapes"], int(allowed * _WORKSPACE_SHARE), tell)
+    workspace = workspace_bytes(find_cuda().free_memory(), request["memory_bytes"])
+    plan = make_engine(trt, (folder / "build").read_bytes(), request["shapes"], workspace, tell)
     (folder / "engine").write_bytes(plan)
 
 
