@@ -57,6 +57,8 @@ _PREPARED: Final = 0.19
 # A median of fewer says too little, however slow the build.
 _FEWEST_SAMPLES: Final = 5
 _FEWEST_ROUNDS: Final = 3
+# A process that has slept while the other one's runtime worked may wake on another core: its first calls must be few of a block.
+_BLOCK_APART_NS: Final = 12_000_000
 
 
 class Trial:
@@ -142,19 +144,25 @@ class Trial:
             # Both are warmed up, also where the first is not steady.
             warm = [seat.warm_up(method.warmup_limit_ns // 2) for seat in seats.values()]
             run.steady = all(warm)
-            sizes = {which: seat.size(method.block_ns) for which, seat in seats.items()}
+            block_ns = max(method.block_ns, _BLOCK_APART_NS if apart else 0)
+            sizes = {which: seat.size(block_ns) for which, seat in seats.items()}
             order = random.Random(f"{task.candidate.build_id}/{number}")  # noqa: S311 - an order, not a secret
             half = run.window.begin_monotonic_ns + method.child_limit_ns // 2
             rounds, began = max(method.blocks_per_process, 1), time.monotonic_ns()
+            look_ns = method.rounds_ns
             for round_number in itertools.count():
                 if round_number >= _FEWEST_ROUNDS and time.monotonic_ns() > half:
                     break
-                if round_number >= rounds and self._enough_rounds(run, began):
-                    break
+                lasted = time.monotonic_ns() - began
+                if round_number >= rounds and lasted >= look_ns:
+                    if self._enough_rounds(run, lasted):
+                        break
+                    # Looking costs more than a round of a fast build.
+                    look_ns = lasted + lasted // 8
                 for which in order.sample((True, False), 2):
-                    samples = seats[which].block(sizes[which], method.block_ns * 4)
+                    samples = seats[which].block(sizes[which], block_ns * 4)
                     run.blocks.add(candidate=which).latency_ns.extend(samples)
-                self._step(min((round_number + 1) / rounds, 1.0))
+                self._step(min((round_number + 1) / rounds, (lasted + 1) / max(method.rounds_ns, 1), 1.0))
             run.window.end_monotonic_ns = time.monotonic_ns()
         finally:
             for seat in seats.values():
@@ -173,13 +181,13 @@ class Trial:
         run.latency_ns.extend(kept)
         run.window.end_monotonic_ns = time.monotonic_ns()
 
-    def _enough_rounds(self, run: measurement_pb2.PairRun, began_ns: int) -> bool:
+    def _enough_rounds(self, run: measurement_pb2.PairRun, lasted_ns: int) -> bool:
         """Whether this process has told its ratio as well as asked, or has taken as long as it may.
 
         Beginning anew costs more than a round, so what is uncertain within a process is cured within it.
         """
         method = self._task.method
-        if method.precision <= 0 or time.monotonic_ns() - began_ns > method.more_rounds_limit_ns:
+        if method.precision <= 0 or lasted_ns > method.rounds_ns + method.more_rounds_limit_ns:
             return True
         ours, theirs = ([milliseconds(b.latency_ns) for b in run.blocks if b.candidate is w] for w in (True, False))
         return process_spread(ours, theirs) <= method.precision

@@ -177,6 +177,7 @@ class Method(_message.Message):
     MOST_PAIR_PROCESSES_FIELD_NUMBER: _builtins.int
     PAIR_LIMIT_NS_FIELD_NUMBER: _builtins.int
     MORE_ROUNDS_LIMIT_NS_FIELD_NUMBER: _builtins.int
+    ROUNDS_NS_FIELD_NUMBER: _builtins.int
     ENERGY_ROUNDS_FIELD_NUMBER: _builtins.int
     ENERGY_REST_NS_FIELD_NUMBER: _builtins.int
     ENERGY_BUSY_NS_FIELD_NUMBER: _builtins.int
@@ -193,7 +194,7 @@ class Method(_message.Message):
     pair_processes: _builtins.int
     """Fresh processes per pair trial."""
     blocks_per_process: _builtins.int
-    """Interleaved blocks per process."""
+    """Interleaved blocks of either build per process, at the fewest."""
     block_ns: _builtins.int
     """A block lasts at least so long, and holds at least one sample of the build."""
     warmup_limit_ns: _builtins.int
@@ -217,6 +218,8 @@ class Method(_message.Message):
     """No process beyond the fewest is begun when pairs have taken so long."""
     more_rounds_limit_ns: _builtins.int
     """Rounds beyond `blocks_per_process` are made for at most so long in a process."""
+    rounds_ns: _builtins.int
+    """Rounds go on for at least so long in a process: of a fast build there are many short ones."""
     energy_rounds: _builtins.int
     """Where the device has a meter of energy: rounds of rest and calls in turn, and how long each part lasts; 0: no energy."""
     energy_rest_ns: _builtins.int
@@ -257,6 +260,7 @@ class Method(_message.Message):
         most_pair_processes: _builtins.int = ...,
         pair_limit_ns: _builtins.int = ...,
         more_rounds_limit_ns: _builtins.int = ...,
+        rounds_ns: _builtins.int = ...,
         energy_rounds: _builtins.int = ...,
         energy_rest_ns: _builtins.int = ...,
         energy_busy_ns: _builtins.int = ...,
@@ -273,7 +277,7 @@ class Method(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_ns", b"block_ns", "blocks_per_process", b"blocks_per_process", "chain_processes", b"chain_processes", "child_limit_ns", b"child_limit_ns", "cool_limit_ns", b"cool_limit_ns", "energy_busy_ns", b"energy_busy_ns", "energy_rest_ns", b"energy_rest_ns", "energy_rounds", b"energy_rounds", "engines", b"engines", "engines_limit_ns", b"engines_limit_ns", "more_rounds_limit_ns", b"more_rounds_limit_ns", "most_pair_processes", b"most_pair_processes", "pair_limit_ns", b"pair_limit_ns", "pair_processes", b"pair_processes", "power_mode", b"power_mode", "precision", b"precision", "quiet_limit_ns", b"quiet_limit_ns", "refuse_unfit", b"refuse_unfit", "scaling_limit_ns", b"scaling_limit_ns", "scaling_point_ns", b"scaling_point_ns", "scaling_rounds", b"scaling_rounds", "solo_limit_ns", b"solo_limit_ns", "solo_samples", b"solo_samples", "sustained_ns", b"sustained_ns", "warmup_limit_ns", b"warmup_limit_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_ns", b"block_ns", "blocks_per_process", b"blocks_per_process", "chain_processes", b"chain_processes", "child_limit_ns", b"child_limit_ns", "cool_limit_ns", b"cool_limit_ns", "energy_busy_ns", b"energy_busy_ns", "energy_rest_ns", b"energy_rest_ns", "energy_rounds", b"energy_rounds", "engines", b"engines", "engines_limit_ns", b"engines_limit_ns", "more_rounds_limit_ns", b"more_rounds_limit_ns", "most_pair_processes", b"most_pair_processes", "pair_limit_ns", b"pair_limit_ns", "pair_processes", b"pair_processes", "power_mode", b"power_mode", "precision", b"precision", "quiet_limit_ns", b"quiet_limit_ns", "refuse_unfit", b"refuse_unfit", "rounds_ns", b"rounds_ns", "scaling_limit_ns", b"scaling_limit_ns", "scaling_point_ns", b"scaling_point_ns", "scaling_rounds", b"scaling_rounds", "solo_limit_ns", b"solo_limit_ns", "solo_samples", b"solo_samples", "sustained_ns", b"sustained_ns", "warmup_limit_ns", b"warmup_limit_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -103,6 +103,13 @@ def test_rounds_go_on_until_the_process_has_told_its_ratio(tmp_path: Path) -> No
     assert len(pair_here(tmp_path).blocks) == 2 * 4
 
 
+def test_rounds_fill_their_time_where_the_fewest_do_not(tmp_path: Path) -> None:
+    prepare(tmp_path, affine(), baseline=affine(WIDE), method={"blocks_per_process": 3, "rounds_ns": 100 * MS})
+    run = pair_here(tmp_path)
+    assert len(run.blocks) > 2 * 3
+    assert run.window.end_monotonic_ns - run.window.begin_monotonic_ns >= 100 * MS
+
+
 def test_a_slow_build_has_one_sample_per_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seats, "SLOW_CALL_NS", 0)
     prepare(tmp_path, affine(), baseline=affine(WIDE))
