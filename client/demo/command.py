@@ -41,7 +41,7 @@ def demo(
         Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the report and all files of the demo.")
     ] = Path("demo-out"),
     seed: Annotated[int, typer.Option(min=0, help="Seed of the training and of everything random.")] = 0,
-    train_s: Annotated[float, typer.Option(min=1, help="Longest training of the classifier, in seconds.")] = 150.0,
+    epochs: Annotated[int, typer.Option(min=1, help="Most epochs that the classifier is trained for.")] = 8,
     quick: Annotated[
         bool, typer.Option("--quick", help="A trial of the machinery in a minute or two; its figures say little.")
     ] = False,
@@ -57,7 +57,7 @@ def demo(
         if quick:
             images = images.head(_QUICK_SAMPLES)
         data, test = _write_data(images, folder)
-        archive = _classifier(images, folder, seed, train_s, fresh, told)
+        archive = _classifier(images, folder, seed, epochs, fresh, told)
     output.say(f"data: {images.source}; classifier: {archive.name}, {size(archive.stat().st_size)}")
     with DemoFleet(folder / "fleet") as fleet, Follower() as told:
         told("starting a server and two agents", None)
@@ -120,7 +120,7 @@ def _write_data(images: Images, folder: Path) -> tuple[Path, Path]:
     return paths
 
 
-def _classifier(images: Images, folder: Path, seed: int, limit_s: float, fresh: bool, told: Follower) -> Path:
+def _classifier(images: Images, folder: Path, seed: int, epochs: int, fresh: bool, told: Follower) -> Path:
     """The exported classifier, trained on the training split only; the same seed and code give the cached one."""
     try:
         import torch
@@ -134,7 +134,7 @@ def _classifier(images: Images, folder: Path, seed: int, limit_s: float, fresh: 
     from fleetfit.client.export import export
 
     told("exporting the classifier", None)
-    key = f"{inspect.getsource(classifier)}|{torch.__version__}|{len(images.images)}|{seed}|{limit_s}"
+    key = f"{inspect.getsource(classifier)}|{torch.__version__}|{len(images.images)}|{seed}|{epochs}"
     cached = cache_folder() / f"classifier-{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt2"
     archive = folder / "classifier.pt2"
     if fresh or not cached.exists():
@@ -143,7 +143,7 @@ def _classifier(images: Images, folder: Path, seed: int, limit_s: float, fresh: 
         # The split that the server will make of the same arrays: what it selects by must be new to the classifier.
         splits = split_at_random(len(x), seed, test=False, labels=y)
         held_out = x[splits.validation], y[splits.validation]
-        trained = classifier.train(x[splits.train], y[splits.train], held_out, seed=seed, limit_s=limit_s, told=told)
+        trained = classifier.train(x[splits.train], y[splits.train], held_out, seed=seed, epochs=epochs, told=told)
         told.note(
             f"trained for {len(trained.accuracies)} epochs in {duration(trained.seconds)}: "
             f"{100 * max(trained.accuracies):.2f} % right on the validation split"

@@ -26,7 +26,7 @@ from fleetfit.core.digests import sha256_file
 from fleetfit.core.hostlock import host_lock
 from fleetfit.runtimes.registry import runtime
 
-from .conftest import Ended, Trained
+from .conftest import Ended, Trained, pictures, save
 
 RECIPE = """
 name: everything
@@ -159,10 +159,13 @@ def test_a_damaged_model_is_a_result(tmp_path: Path, run_task: Callable[..., End
     assert "Traceback" not in ended.result.error.message
 
 
-def test_too_little_memory_is_said_so(trained: Trained, run_task: Callable[..., Ended]) -> None:
-    # Enough for the imports, not for an epoch of a batch as large as the data.
+def test_too_little_memory_is_said_so(trained: Trained, run_task: Callable[..., Ended], tmp_path: Path) -> None:
+    # The limit holds the imports and the threads with room to spare, where a failed allocation may hang native code; an
+    # epoch in one batch asks for blocks of 123 MB, one after the other.
+    many = pictures(60_000, 3)
+    files = _files(trained) | {"train.npz": save(tmp_path / "train.npz", many)}
     recipe = "name: a\nsteps: [distill: {epochs: 1, batch: 100000}]"
-    ended = run_task(_work(recipe), _files(trained), Limits(memory_bytes=220 << 20, wall_s=90))
+    ended = run_task(_work(recipe), files, Limits(memory_bytes=600 << 20, wall_s=90))
     assert ended.outcome.kind == "out_of_memory", (ended.outcome, ended.result)
     if ended.outcome.exit_code == -signal.SIGSEGV:
         return  # Native code met the limit first: it then ends without a word, now and then.
