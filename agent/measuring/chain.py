@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fleetfit.agent.measuring.inputs import fixed_batch, made_up
 from fleetfit.agent.measuring.seats import Blocks, feeds_of
-from fleetfit.agent.measuring.timing import Call, take_samples, warm_up
+from fleetfit.agent.measuring.timing import FOR_P95, Call, take_samples, warm_up
 from fleetfit.core.errors import InvalidModel
 from fleetfit.proto.v1 import measurement_pb2
 from fleetfit.runtimes.base import LoadedModel
@@ -30,8 +30,6 @@ PARTS_RUNTIME: Final = "onnxruntime"
 _FEWEST_ROUNDS: Final = 3
 # For a chain so slow that its rounds would take longer than this many limits, fewer must do.
 _PATIENCE: Final = 5
-# So many samples of all processes carry a p95: without one a limit on it could not be checked.
-_FOR_P95: Final = 130
 
 
 class _Part:
@@ -169,7 +167,7 @@ def time_chain(
                 run.blocks.add(link=link).latency_ns.extend(block)
                 samples += len(block) if link == Link.CHAIN_LINK_WHOLE else 0
             step(min((round_number + 1) / rounds, 1.0))
-        missing = -(-_FOR_P95 // max(method.chain_processes, 1)) - samples
+        missing = -(-FOR_P95 // max(method.chain_processes, 1)) - samples
         if missing > 0:
             call, limit_ns = chain.links[Link.CHAIN_LINK_WHOLE], _PATIENCE * method.solo_limit_ns
             run.blocks.add(link=Link.CHAIN_LINK_WHOLE).latency_ns.extend(take_samples(call, missing, limit_ns))

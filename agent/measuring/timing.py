@@ -14,6 +14,9 @@ _CHUNK_NS: Final = 100_000_000
 _ENDLESS: Final = 1 << 40
 _MOST_KEPT: Final = 50_000
 
+FOR_P95: Final = 130
+"""So many samples of all processes carry a p95 (`percentile_supported`): without one a limit on it could not be checked."""
+
 _clock = time.perf_counter_ns
 # Two stretches are compared for drift. They last long enough for a processor to raise its clock (tens of milliseconds) and
 # have enough samples for a median.

@@ -34,7 +34,15 @@ from fleetfit.agent.measuring.memory import memory_bytes, reset_peak
 from fleetfit.agent.measuring.outputs import OutputsFile
 from fleetfit.agent.measuring.seats import Seat, SeatApart, SeatHere, feeds_of, prepared
 from fleetfit.agent.measuring.split import open_split
-from fleetfit.agent.measuring.timing import Call, call_without_pause, take_until, time_once, warm_up
+from fleetfit.agent.measuring.timing import (
+    FOR_P95,
+    Call,
+    call_without_pause,
+    take_samples,
+    take_until,
+    time_once,
+    warm_up,
+)
 from fleetfit.agent.spool import OUTPUTS
 from fleetfit.core.digests import sha256_file
 from fleetfit.core.errors import InvalidData, InvalidModel
@@ -56,6 +64,8 @@ _STEP_NS: Final = 200_000_000
 _PREPARED: Final = 0.19
 # A median of fewer says too little, however slow the build.
 _FEWEST_SAMPLES: Final = 5
+# Of a child's time, what samples for a slow build's p95 may take.
+_SHARE_FOR_P95: Final = 4
 _FEWEST_ROUNDS: Final = 3
 # A process that has slept while the other one's runtime worked may wake on another core: its first calls must be few of a block.
 _BLOCK_APART_NS: Final = 12_000_000
@@ -102,6 +112,10 @@ class Trial:
             samples = take_until(
                 call, method.solo_samples, method.solo_limit_ns, method.precision, least=_FEWEST_SAMPLES
             )
+            missing = FOR_P95 - len(samples) - self._of_pairs()
+            # What is sustained has a p95 of its own, and the first seconds must stay the first seconds.
+            if missing > 0 and method.precision > 0 and not method.sustained_ns:
+                samples += take_samples(call, missing, method.child_limit_ns // _SHARE_FOR_P95)
             run.latency_ns.extend(samples)
             run.window.end_monotonic_ns = time.monotonic_ns()
             run.run_peak_memory_bytes = memory_bytes("VmHWM")
@@ -118,6 +132,11 @@ class Trial:
             self._metric(model, result)
         model.close()
         return result
+
+    def _of_pairs(self) -> int:
+        """How many samples of the candidate the pairs will have at the fewest."""
+        method = self._task.method
+        return method.pair_processes * method.blocks_per_process if self._task.HasField("baseline") else 0
 
     def pair(self, number: int, engine: int = 0) -> measurement_pb2.PairRun:
         """Candidate and baseline in blocks whose order is drawn anew for each round: in one process, or one for each runtime.

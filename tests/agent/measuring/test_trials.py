@@ -103,6 +103,20 @@ def test_rounds_go_on_until_the_process_has_told_its_ratio(tmp_path: Path) -> No
     assert len(pair_here(tmp_path).blocks) == 2 * 4
 
 
+def test_a_slow_build_gets_the_samples_of_a_p95(tmp_path: Path) -> None:
+    """All processes together; a method that asks for no precision, or sustains, takes none for it."""
+    slow = {"solo_limit_ns": 0, "precision": 1e9, "pair_processes": 6, "blocks_per_process": 12}
+    for changed, alone, beside in (
+        (slow, 130, 58),
+        (slow | {"precision": 0}, 5, 5),
+        (slow | {"sustained_ns": 1}, 5, 5),
+    ):
+        prepare(tmp_path, affine(), method=changed)
+        assert len(solo_here(tmp_path).solo.latency_ns) == alone
+        prepare(tmp_path, affine(), baseline=affine(WIDE), method=changed)
+        assert len(solo_here(tmp_path).solo.latency_ns) == beside
+
+
 def test_rounds_fill_their_time_where_the_fewest_do_not(tmp_path: Path) -> None:
     prepare(tmp_path, affine(), baseline=affine(WIDE), method={"blocks_per_process": 3, "rounds_ns": 100 * MS})
     run = pair_here(tmp_path)
