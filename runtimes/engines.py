@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from fleetfit.core.digests import key_of
 from fleetfit.runtimes.building import Shapes
 
 _MOST_BYTES: Final = 2 << 30
+# Used within so many seconds: the measurement that goes on may come back to it, since processes take turns with several.
+_IN_USE_S: Final = 3600
 
 
 @dataclass(frozen=True)
@@ -60,14 +63,18 @@ def _key(build_key: Sequence[str]) -> str:
 
 
 def evict(folder: Path, limit_bytes: int, *, keep: Path) -> None:
-    """Delete engines that were used longest ago until the others are within the limit."""
+    """Delete engines that were used longest ago until the others are within the limit; those in use stay, beyond it too.
+
+    Without that, engines that are larger than the limit together would be made anew for every process that takes its turn.
+    """
+    unused = (time.time() - _IN_USE_S) * 1e9
     paths = sorted(folder.glob("*.engine*"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     total = _size(keep)
     for path in paths:
         if path == keep:
             continue
         total += _size(path)
-        if total > limit_bytes:
+        if total > limit_bytes and path.stat().st_mtime_ns < unused:
             _remove(path)
 
 
