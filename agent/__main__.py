@@ -12,19 +12,28 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from fleetfit.agent.caps import apply_caps
-from fleetfit.agent.disk import disk_full, is_full
+from fleetfit.agent.disk import disk_full, give_temporary_folder, is_full
 from fleetfit.agent.hooks import APPLICATION_VARIABLE, start_what_was_left
 from fleetfit.agent.identity import require_identity
 from fleetfit.agent.session import Agent
-from fleetfit.core.children import Limits, run_child
-from fleetfit.core.errors import Conflict, FleetfitError, UnsupportedHere
+from fleetfit.core.children import ChildOutcome, Limits, run_child
+from fleetfit.core.errors import Conflict, ExhaustedResource, FleetfitError, TimedOut, UnsupportedHere
 from fleetfit.proto.v1 import snapshot_pb2
+
+log = logging.getLogger("fleetfit.agent")
+# A probe takes seconds; on a small board, or an emulated one, whose runtimes are many, up to a minute.
+_TOGETHER_S: Final = 120.0
+# For one runtime; and for all of them one after another.
+_EACH_S: Final = 60.0
+_APART_S: Final = 900.0
 
 
 class _JsonLines(logging.Formatter):
@@ -53,13 +62,14 @@ def main(arguments: list[str] | None = None) -> int:
         if options.beside:
             os.environ[APPLICATION_VARIABLE] = f"beside {options.beside}"
         with _alone(options.state):
+            give_temporary_folder(options.state / "tmp", anew=True)
             asyncio.run(_serve(options))
     except FleetfitError as error:
-        logging.getLogger("fleetfit.agent").error("%s", error.message)
+        log.error("%s", error.message)
         return 1
     except OSError as error:
         said = disk_full(options.state) if is_full(error) else f"{error.filename or options.state}: {error.strerror}"
-        logging.getLogger("fleetfit.agent").error("%s", said)
+        log.error("%s", said)
         return 1
     except asyncio.CancelledError:
         pass
@@ -82,27 +92,47 @@ async def _serve(options: argparse.Namespace) -> None:
 
 
 async def probe_device(state: Path, *, threads: int, emulated: bool) -> snapshot_pb2.DeviceSnapshot:
-    """What this device is, found out in a child: reading it imports inference runtimes."""
-    out = state / "snapshot.pb"
-    arguments = ["-m", "fleetfit.agent.probe"]
+    """What this device is, found out in a child: reading it imports inference runtimes.
+
+    Where that child crashes or hangs, each runtime is asked in a child of its own, so that all but the one to blame can be
+    used. Raises TimedOut and ExhaustedResource for what may be better later, UnsupportedHere for the rest.
+    """
+    out, apart = state / "snapshot.pb", state / "probe"
+    arguments = ["-m", "fleetfit.agent.probe", "--disk", str(state)]
     if threads:
         arguments += ["--threads", str(threads)]
     if emulated:
         arguments.append("--emulated")
     try:
-        outcome = await run_child(arguments, Limits(wall_s=120), stdout=out)
+        outcome = await run_child(arguments, Limits(wall_s=_TOGETHER_S, expendable=True), stdout=out)
+        if outcome.kind != "ok" and "No space left on device" not in outcome.stderr_tail:
+            log.warning(
+                "looking at this device ended as %s; each runtime is now asked in a process of its own", outcome.kind
+            )
+            shutil.rmtree(apart, ignore_errors=True)
+            apart.mkdir()
+            more = ["--apart", str(apart), "--limit-s", str(_EACH_S)]
+            outcome = await run_child([*arguments, *more], Limits(wall_s=_APART_S), stdout=out)
+            shutil.rmtree(apart, ignore_errors=True)
     except OSError as error:
         if not is_full(error):
             raise
         raise disk_full(state) from error
-    if outcome.kind != "ok" and "No space left on device" in outcome.stderr_tail:
-        raise disk_full(state)
     if outcome.kind != "ok":
-        last = (outcome.stderr_tail.strip().splitlines() or ["it said nothing"])[-1]
-        raise UnsupportedHere(f"this device cannot be probed ({outcome.kind}: {last}); run `fleetfit agent doctor`")
+        raise _unknown_device(state, outcome)
     snapshot = snapshot_pb2.DeviceSnapshot()
     snapshot.ParseFromString(out.read_bytes())
     return snapshot
+
+
+def _unknown_device(state: Path, outcome: ChildOutcome) -> FleetfitError:
+    if "No space left on device" in outcome.stderr_tail:
+        return disk_full(state)
+    last = (outcome.stderr_tail.strip().splitlines() or ["it said nothing"])[-1]
+    kinds: dict[str, type[FleetfitError]] = {"timed_out": TimedOut, "out_of_memory": ExhaustedResource}
+    return kinds.get(outcome.kind, UnsupportedHere)(
+        f"this device cannot be probed ({outcome.kind}: {last}); run `fleetfit agent doctor`"
+    )
 
 
 @contextlib.contextmanager

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -116,9 +118,14 @@ def doctor(
 ) -> None:
     """Check what this device needs to measure, and say what to do about what is missing."""
     if record is not None:
+        from fleetfit.agent.__main__ import probe_device
+        from fleetfit.agent.disk import give_temporary_folder
         from fleetfit.agent.probe.recording import record as record_board
 
-        count = record_board(record)
+        give_temporary_folder((context.obj or default_state()) / "tmp")
+        with tempfile.TemporaryDirectory() as own:
+            found = asyncio.run(probe_device(Path(own), threads=0, emulated=False))
+        count = record_board(record, runtimes=found.runtimes)
         said = f"recorded {count} files in {record}, without serial numbers and names; look them through before you send them"
         print(json.dumps({"record": str(record), "files": count}) if as_json else said, flush=True)
         return

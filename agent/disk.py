@@ -1,10 +1,12 @@
-"""A full disk: how it is recognised, and a little room that is kept for saying so."""
+"""A full disk and one that cannot be written: how they are recognised, and where else temporary files may go."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +14,9 @@ from fleetfit.core.errors import ExhaustedResource, FleetfitError, InternalError
 
 # Enough for the folder and the file of a failed task's result on any file system.
 _RESERVE_BYTES: Final = 64 << 10
+# Where Python looks for one before it takes the working folder. Source: the documentation of tempfile.gettempdir.
+_TOLD: Final = ("TMPDIR", "TEMP", "TMP")
+_USUAL: Final = ("/tmp", "/var/tmp", "/usr/tmp")  # noqa: S108 - looked at, not used
 
 
 def is_full(error: OSError) -> bool:
@@ -48,6 +53,30 @@ def prove_room(state: Path) -> None:
     finally:
         with contextlib.suppress(OSError):
             (state / ".probe").unlink(missing_ok=True)
+
+
+def has_temporary_folder() -> bool:
+    """Whether a folder where temporary files usually go takes any."""
+    for folder in (*filter(None, map(os.environ.get, _TOLD)), *_USUAL):
+        with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"room")
+            file.flush()
+            return True
+    return False
+
+
+def give_temporary_folder(folder: Path, *, anew: bool = False) -> None:
+    """Let this process and its children put temporary files into `folder`, which is made, where no usual folder takes any.
+
+    On a system that is read-only but for one folder Python would take the working folder next: each child has another, and
+    would find another lock of the host there. `anew`: what an earlier life left there is removed. Raises OSError.
+    """
+    if has_temporary_folder():
+        return
+    if anew:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder.resolve())
 
 
 class Reserve:

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fleetfit.agent.__main__ import probe_device
+from fleetfit.agent.disk import give_temporary_folder
 from fleetfit.agent.identity import load_identity
 from fleetfit.core.errors import FleetfitError
 from fleetfit.proto.trust import fetch_ca, public_key_digest
@@ -44,15 +45,21 @@ class Finding:
 def examine(state: Path) -> list[Finding]:
     """Look at everything that measuring needs. Never raises for what it finds."""
     findings = [*_connection(state), *_clock()]
-    # Where the agent itself writes: there may be no other place.
-    with tempfile.TemporaryDirectory(dir=state if os.access(state, os.W_OK) else None) as folder:
-        try:
+    own = os.access(state, os.W_OK)
+    try:
+        if own:
+            give_temporary_folder(state / "tmp")
+        # Where the agent itself writes: there may be no other place.
+        with tempfile.TemporaryDirectory(dir=state if own else None) as folder:
             snapshot = asyncio.run(probe_device(Path(folder), threads=0, emulated=False))
-        except FleetfitError as error:
-            return [
-                *findings,
-                Finding("device", "missing", error.message, "Install fleetfit again in this environment."),
-            ]
+    except FleetfitError as error:
+        return [
+            *findings,
+            Finding("device", "missing", error.message, "Install fleetfit again in this environment."),
+        ]
+    except OSError as error:
+        found = f"no folder takes a file ({error.strerror or error})"
+        return [*findings, Finding("disk", "missing", found, "Name a folder that can be written with --state.")]
     return [*findings, *examine_device(state, snapshot)]
 
 

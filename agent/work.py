@@ -21,7 +21,8 @@ import fleetfit
 from fleetfit.agent.cache import Cache
 from fleetfit.agent.disk import Reserve, disk_full, is_full
 from fleetfit.agent.hooks import APPLICATION_VARIABLE, HookFailed, service_stopped
-from fleetfit.agent.spool import DIGESTS, OUTPUTS, PARTIAL_VARIABLE, Spool, Spooled
+from fleetfit.agent.silence import silence_limit_s, while_it_tells
+from fleetfit.agent.spool import DIGESTS, OUTPUTS, PARTIAL_VARIABLE, PROGRESS, Spool, Spooled
 from fleetfit.core.children import ENGINES_VARIABLE, ChildOutcome, Limits, run_child
 from fleetfit.core.digests import sha256_bytes
 from fleetfit.core.errors import ExhaustedResource, FleetfitError, InvalidInput, TimedOut, Unavailable
@@ -70,14 +71,16 @@ class Worker:
                 (taskdir / "in").mkdir(parents=True)
                 await self._gather(lease, taskdir)
                 (taskdir / "task.pb").write_bytes(lease.measure.SerializeToString())
-                outcome = await self._measure(taskdir)
+                outcome = await self._measure(taskdir, silence_limit_s(lease.measure.method))
                 result = taskdir / "result.pb.gz"
                 if not result.exists():
                     if "No space left on device" in outcome.stderr_tail:
                         raise OSError(errno.ENOSPC, "the measuring process could not write its result")
                     last = outcome.stderr_tail.strip().splitlines()[-1:] or ["it said nothing"]
                     message = f"the measuring process ended as {outcome.kind} without a result: {last[0]}"
-                    _write_failure(result, Status.MEASUREMENT_STATUS_CRASHED, message)
+                    late = outcome.kind == "timed_out"
+                    status = Status.MEASUREMENT_STATUS_TIMED_OUT if late else Status.MEASUREMENT_STATUS_CRASHED
+                    _write_failure(result, status, message)
             except HookFailed as error:
                 result = self._failure(taskdir, Status.MEASUREMENT_STATUS_REFUSED, str(error))
             except ExhaustedResource as error:
@@ -95,7 +98,7 @@ class Worker:
         finally:
             shutil.rmtree(taskdir, ignore_errors=True)
 
-    async def _measure(self, taskdir: Path) -> ChildOutcome:
+    async def _measure(self, taskdir: Path, silence_s: float) -> ChildOutcome:
         arguments = ["-m", "fleetfit.agent.measuring", str(taskdir)]
         environment = {
             ENGINES_VARIABLE: str(self._folder.with_name("engines")),
@@ -105,11 +108,12 @@ class Worker:
         async with service_stopped(self._folder.parent) as stopped:
             if stopped:
                 environment[APPLICATION_VARIABLE] = "stopped"
-            return await run_child(arguments, Limits(), cwd=taskdir, environment=environment)
+            child = run_child(arguments, Limits(), cwd=taskdir, environment=environment)
+            return await while_it_tells(child, taskdir / PROGRESS, silence_s)
 
     def progress(self, lease: work_pb2.TaskLease) -> common_pb2.Progress:
         """How far the measuring child says it is."""
-        path = self._folder / f"{_plain(lease.task_id)}.{lease.fence}" / "progress.json"
+        path = self._folder / f"{_plain(lease.task_id)}.{lease.fence}" / PROGRESS
         progress = common_pb2.Progress(activity="fetching the build")
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
             said = json.loads(path.read_text())

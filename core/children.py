@@ -18,7 +18,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
+from fleetfit.core.forks import forks, private_bytes
 from fleetfit.core.stragglers import MARK_VARIABLE, kill_marked, mark_below
 from fleetfit.core.waiting import within
 
@@ -31,6 +33,8 @@ EXIT_OUT_OF_MEMORY = 86
 _STDERR_KEPT_BYTES = 16_384
 _PIPE_BYTES = 65_536
 _GUARD_S = 0.1
+# Looking for them costs more than a look at the child.
+_FORKS_EVERY = 5
 # What is asked for last, and denied, is seldom more than the rest.
 _NEAR = 0.9
 
@@ -49,7 +53,7 @@ class Limits:
     wall_s: float | None = None
     expendable: bool = False
     """Where memory runs out the kernel takes it first, and before that the parent does, when what it holds passes
-    `memory_bytes`: shared memory counts then too, which no resource limit does."""
+    `memory_bytes`: shared memory counts then too, and what its forks hold, which no resource limit does."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,13 @@ def limit_self() -> None:
             limit = value if hard == resource.RLIM_INFINITY else min(value, hard)
             resource.setrlimit(which, (limit, hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def keep_stdout() -> BinaryIO:
+    """Standard output for a child's answer alone: what libraries print from now on goes to standard error."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return answers
 
 
 def child_environment(limits: Limits, extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -139,12 +150,16 @@ class _Guard:
     async def watch(self) -> None:
         """Until cancelled, or until an expendable child holds more than it may, which is then killed."""
         limit = self._limits.memory_bytes
+        looks, of_forks = 0, 0
         while limit is not None:
             await asyncio.sleep(_GUARD_S)
             sizes = _sizes(self._pid)
             if "VmData" in sizes:
                 self.at_limit = sizes["VmData"] > _NEAR * limit
-            if self._limits.expendable and _held(sizes) > limit:
+            looks += 1
+            if self._limits.expendable and looks % _FORKS_EVERY == 0:
+                of_forks = sum(map(private_bytes, forks(self._pid)))
+            if self._limits.expendable and _held(sizes) + of_forks > limit:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(self._pid, signal.SIGKILL)
                 return

@@ -29,7 +29,7 @@ def kill_marked(mark: str) -> int:
     """SIGKILL to every process of this user that bears `mark` or one below it; how many there were."""
     killed: set[int] = set()
     for _ in range(_MOST_ROUNDS):
-        found = set(_marked(mark)) - killed
+        found = set(marked(mark)) - killed
         if not found:
             break
         for pid in found:
@@ -39,7 +39,8 @@ def kill_marked(mark: str) -> int:
     return len(killed)
 
 
-def _marked(mark: str) -> Iterator[int]:
+def marked(mark: str) -> Iterator[int]:
+    """Every living process of this user, but for this one, that bears `mark` or one below it."""
     wanted = f"{MARK_VARIABLE}={mark}".encode()
     user = os.getuid()
     for folder in Path("/proc").glob("[0-9]*"):

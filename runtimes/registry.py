@@ -8,11 +8,24 @@ from fleetfit.core.errors import UnsupportedHere
 from fleetfit.runtimes.base import Availability, Runtime
 
 GROUP = "fleetfit.runtimes"
+_UNKNOWN = "this agent knows no runtime '{}'; update fleetfit here, or install the plug-in that has it"
+
+
+def runtime_names() -> list[str]:
+    """The names of all installed adapters. Nothing of theirs is imported."""
+    return list(dict.fromkeys(entry.name for entry in entry_points(group=GROUP)))
 
 
 def runtimes() -> dict[str, Runtime | Availability]:
     """Every installed adapter by name; one that cannot be imported is shown with its reason, never dropped."""
-    return {entry.name: _adapter(entry) for entry in entry_points(group=GROUP)}
+    return {name: adapter_of(name) for name in runtime_names()}
+
+
+def adapter_of(name: str) -> Runtime | Availability:
+    """The adapter of that name, or why there is none; of several with one name the one that is found first."""
+    for entry in entry_points(group=GROUP, name=name):
+        return _adapter(entry)
+    return Availability(False, _UNKNOWN.format(name))
 
 
 def _adapter(entry: EntryPoint) -> Runtime | Availability:
@@ -31,6 +44,4 @@ def runtime(name: str) -> Runtime:
         if isinstance(adapter, Availability) or not availability.available:
             raise UnsupportedHere(f"{name} cannot be used on this device: {availability.reason}")
         return adapter
-    raise UnsupportedHere(
-        f"this agent knows no runtime '{name}'; update fleetfit here, or install the plug-in that has it"
-    )
+    raise UnsupportedHere(_UNKNOWN.format(name))

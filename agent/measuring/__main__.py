@@ -21,6 +21,7 @@ import fleetfit
 from fleetfit.agent.measuring.endings import DISK_FULL, Status
 from fleetfit.agent.measuring.measurer import Measurer
 from fleetfit.agent.probe.files import Tree
+from fleetfit.agent.spool import PROGRESS, WAITING
 from fleetfit.core.children import limit_self
 from fleetfit.core.hostlock import host_lock
 from fleetfit.proto.v1 import measurement_pb2
@@ -30,13 +31,19 @@ def measure(taskdir: Path) -> measurement_pb2.MeasurementResult:
     """Wait for the host, measure, and say when the host was held."""
     task = measurement_pb2.MeasureTask()
     task.ParseFromString((taskdir / "task.pb").read_bytes())
-    waiting = {"activity": "waiting for this device to be free", "fraction": 0}
-    (taskdir / "progress.json").write_text(json.dumps(waiting))
+    _tell(taskdir, WAITING)
     with host_lock() as held:
+        _tell(taskdir, "looking at this device")
         result = asyncio.run(Measurer(taskdir, task, Tree()).measure())
         result.held.begin_monotonic_ns = held.begin_monotonic_ns
         result.held.end_monotonic_ns = time.monotonic_ns()
     return result
+
+
+def _tell(taskdir: Path, activity: str) -> None:
+    fresh = taskdir / "progress.new"
+    fresh.write_text(json.dumps({"activity": activity, "fraction": 0}))
+    fresh.replace(taskdir / PROGRESS)
 
 
 def main(taskdir: Path) -> int:

@@ -19,7 +19,7 @@ if __name__ == "__main__":
     limit_self()
 
 from fleetfit.agent.measuring.endings import write_or_tell
-from fleetfit.agent.measuring.memory import memory_bytes
+from fleetfit.agent.measuring.memory import look_at_forks, memory_bytes
 from fleetfit.agent.measuring.seats import feeds_of
 from fleetfit.agent.measuring.timing import Call, warm_up
 from fleetfit.proto.v1 import measurement_pb2
@@ -69,7 +69,11 @@ class Meeting:
 def call_in_company(call: Call, lasting_ns: int, meeting: Meeting) -> measurement_pb2.ScalingProcess:
     """Call without a pause for so long, from the common moment on, and further until everybody has recorded as long."""
     begin_ns = meeting.begin()
-    run = measurement_pb2.ScalingProcess(shared_in_part_bytes=memory_bytes("Pss"), resident_bytes=memory_bytes("VmRSS"))
+    forked = look_at_forks()
+    run = measurement_pb2.ScalingProcess(
+        shared_in_part_bytes=memory_bytes("Pss") + forked.proportional_bytes,
+        resident_bytes=memory_bytes("VmRSS") + forked.private_bytes,
+    )
     time.sleep(max(begin_ns - _clock(), 0) / 1e9)
     call()
     while _clock() < begin_ns + _LEAD_NS:

@@ -30,6 +30,7 @@ from fleetfit.agent.probe.readings import (
     host_digest,
     power_mode,
 )
+from fleetfit.agent.spool import PROGRESS
 from fleetfit.core.children import ChildOutcome, Limits, run_child
 from fleetfit.core.statistics_latency import half_width
 from fleetfit.proto.figures import pair_ratio, pair_spread_within_engines
@@ -317,4 +318,4 @@ class Measurer:
             said["remaining_ms"] = int((time.monotonic() - self._began) * 1000 * (1 - done) / done)
         fresh = self._taskdir / "progress.new"
         fresh.write_text(json.dumps(said))
-        fresh.replace(self._taskdir / "progress.json")
+        fresh.replace(self._taskdir / PROGRESS)

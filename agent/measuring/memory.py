@@ -1,9 +1,14 @@
-"""The memory of this process, as the kernel counts it."""
+"""The memory of this process and of what it forked, as the kernel counts it."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+from dataclasses import dataclass
 from pathlib import Path
+
+from fleetfit.core.forks import forks, private_bytes, proportional_bytes
+from fleetfit.core.stragglers import MARK_VARIABLE, marked
 
 
 def memory_bytes(key: str) -> int:
@@ -20,3 +25,26 @@ def reset_peak() -> None:
     """Let VmHWM begin anew; where the kernel forbids it, the peak also covers what came before."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+
+
+@dataclass(frozen=True)
+class Forked:
+    """Processes that this one started and that live: how many, and the bytes that they share with no other, and in part."""
+
+    count: int
+    private_bytes: int
+    proportional_bytes: int
+
+
+def forks_now() -> frozenset[int]:
+    """The processes that this one has started, daemons among them. Takes milliseconds: for moments that nothing times."""
+    mark = os.environ.get(MARK_VARIABLE, "")
+    return frozenset((*forks(os.getpid()), *(marked(mark) if mark else ())))
+
+
+def look_at_forks(but: frozenset[int] = frozenset()) -> Forked:
+    """What this process keeps in others now, without those that are not meant."""
+    held = {pid: private_bytes(pid) for pid in forks_now() - but}
+    # One that has ended and was not waited for holds nothing.
+    living = [pid for pid, count in held.items() if count]
+    return Forked(len(living), sum(held.values()), sum(map(proportional_bytes, living)))

@@ -218,6 +218,7 @@ class Scaling:
             latest = max((path.stat().st_mtime_ns for path in folder.iterdir()), default=0)
             if latest != seen:
                 seen, alive = latest, time.monotonic()
+                self._progress(point)
             elif time.monotonic() - alive > limit_s:
                 raise explain(folder / "0.pb", ChildOutcome("timed_out", -9))
 

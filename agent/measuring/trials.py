@@ -30,7 +30,7 @@ from fleetfit.agent.measuring.energy import LAG_VARIABLE, rest_and_work
 from fleetfit.agent.measuring.gpu import GpuMemory
 from fleetfit.agent.measuring.inputs import fixed_batch, metric_batches
 from fleetfit.agent.measuring.kept import Batch, kept_scores
-from fleetfit.agent.measuring.memory import memory_bytes, reset_peak
+from fleetfit.agent.measuring.memory import Forked, forks_now, look_at_forks, memory_bytes, reset_peak
 from fleetfit.agent.measuring.outputs import OutputsFile
 from fleetfit.agent.measuring.seats import Seat, SeatApart, SeatHere, feeds_of, prepared
 from fleetfit.agent.measuring.split import open_split
@@ -46,6 +46,7 @@ from fleetfit.agent.measuring.timing import (
 from fleetfit.agent.spool import OUTPUTS
 from fleetfit.core.digests import sha256_file
 from fleetfit.core.errors import InvalidData, InvalidModel
+from fleetfit.core.figures import size
 from fleetfit.core.metrics import metric_info
 from fleetfit.core.statistics import metric_point, score_samples
 from fleetfit.core.statistics_gap import compared_rows
@@ -83,7 +84,7 @@ class Trial:
 
     def solo(self) -> measurement_pb2.MeasurementResult:
         """One build alone: load, first inference, warm-up, samples, memory, and then the metric."""
-        task = self._task
+        task, before = self._task, forks_now()
         adapter = runtime(task.candidate.runtime)
         version = adapter.availability().version
         result = measurement_pb2.MeasurementResult(runtime=task.candidate.runtime, runtime_version=version)
@@ -97,13 +98,16 @@ class Trial:
                 adapter, build, feeds, task.threads, 0, lambda done: self._step(_PREPARED * done)
             )
             gpu = GpuMemory(adapter)
-            run.floor_memory_bytes = memory_bytes("VmRSS")
+            run.floor_memory_bytes = memory_bytes("VmRSS") + look_at_forks(before).private_bytes
             reset_peak()
             run.window.begin_monotonic_ns = time.monotonic_ns()
             model = adapter.load(build, threads=task.threads)
             run.load_ns = time.monotonic_ns() - run.window.begin_monotonic_ns
             result.notes.extend(model.notes())
             run.load_peak_memory_bytes = memory_bytes("VmHWM")
+            # Looking takes some memory itself.
+            loaded = look_at_forks(before)
+            run.load_peak_memory_bytes += loaded.private_bytes
             reset_peak()
             run.first_inference_ns = time_once(lambda: _discard(model.run(feeds)))
             call = model.bind(feeds)
@@ -119,8 +123,11 @@ class Trial:
             run.latency_ns.extend(samples)
             run.window.end_monotonic_ns = time.monotonic_ns()
             run.run_peak_memory_bytes = memory_bytes("VmHWM")
+            ran = look_at_forks(before)
+            run.run_peak_memory_bytes += ran.private_bytes
             run.peak_memory_bytes = max(run.load_peak_memory_bytes, run.run_peak_memory_bytes)
-            run.shared_in_part_bytes = memory_bytes("Pss")
+            run.shared_in_part_bytes = memory_bytes("Pss") + ran.proportional_bytes
+            _tell_forks(result, max(loaded, ran, key=lambda one: one.private_bytes))
             gpu.tell(run)
             if method.sustained_ns > 0:
                 self._sustain(call, run.sustained)
@@ -313,6 +320,17 @@ class Trial:
         if now or time.monotonic_ns() - self._stepped > _STEP_NS:
             self._step_file.write_text(f"{fraction:.5f}")
             self._stepped = time.monotonic_ns()
+
+
+def _tell_forks(result: measurement_pb2.MeasurementResult, found: Forked) -> None:
+    """Whoever reads a peak should know that a part of it was looked at twice, and not followed."""
+    result.solo.forks, result.solo.forks_bytes = found.count, found.private_bytes
+    if found.count:
+        more = f"{found.count} more process{'es' if found.count > 1 else ''}"
+        result.notes.append(
+            f"the runtime works in {more}, whose memory ({size(found.private_bytes)}) is in its peak as it was after loading and "
+            "after the samples"
+        )
 
 
 def _judged(

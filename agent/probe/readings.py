@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import time
+from collections.abc import Iterator
 
 from fleetfit.agent.caps import memory_cap
 from fleetfit.agent.probe.files import Tree
@@ -92,26 +93,45 @@ def allowed_memory_bytes(tree: Tree) -> int | None:
 
 
 def free_memory_bytes(tree: Tree) -> int | None:
-    """What may still be used: of the machine, and of every control group above this process that has a limit.
+    """What may still be used: of the machine, and of every control group that this process is in and that has a limit.
 
     In a group, pages of files that nobody used lately count as free. Source: Linux, Documentation/admin-guide/cgroup-v2.rst:
-    `memory.max`, `memory.current`, `inactive_file` of `memory.stat`.
+    `memory.max`, `memory.current`, `inactive_file` of `memory.stat`; Documentation/admin-guide/cgroup-v1/memory.rst:
+    `memory.limit_in_bytes`, `memory.usage_in_bytes`, `total_inactive_file`.
     """
     free = [tree.kibibytes("/proc/meminfo", "MemAvailable")]
-    own = next((line[3:] for line in tree.lines("/proc/self/cgroup") if line.startswith("0::")), "/")
-    parts = [part for part in own.split("/") if part and part != ".."]
-    for depth in range(len(parts) + 1):
-        folder = "/".join(("/sys/fs/cgroup", *parts[:depth]))
-        most, used = tree.number(f"{folder}/memory.max"), tree.number(f"{folder}/memory.current")
-        if most is not None and used is not None:
+    for folder, most, used, idle in _memory_groups(tree):
+        limit, taken = tree.number(f"{folder}/{most}"), tree.number(f"{folder}/{used}")
+        if limit is not None and taken is not None:
             stat = dict(line.split(" ", 1) for line in tree.lines(f"{folder}/memory.stat") if " " in line)
-            idle = stat.get("inactive_file", "0")
-            free.append(max(0, most - used + (int(idle) if idle.isdigit() else 0)))
-    old = "/sys/fs/cgroup/memory/memory."
-    most, used = tree.number(f"{old}limit_in_bytes"), tree.number(f"{old}usage_in_bytes")
-    if most is not None and used is not None:
-        free.append(max(0, most - used))
+            kept = stat.get(idle, "0")
+            free.append(max(0, limit - taken + (int(kept) if kept.isdigit() else 0)))
     return min((value for value in free if value is not None), default=None)
+
+
+def memory_limits(tree: Tree) -> list[int]:
+    """The limits on memory, in bytes, of the control groups that this process is in; what is as good as none is among them."""
+    found = [tree.number(f"{folder}/{most}") for folder, most, _, _ in _memory_groups(tree)]
+    return [limit for limit in found if limit is not None]
+
+
+def _memory_groups(tree: Tree) -> Iterator[tuple[str, str, str, str]]:
+    """Folders of this process's groups, from the root: each with its files of limit and use, and the name of what is idle."""
+    own: dict[str, str] = {}
+    for line in tree.lines("/proc/self/cgroup"):
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        if not controllers or "memory" in controllers.split(","):
+            own["memory" if controllers else ""] = path
+    # In a container the path may be the host's, of which nothing is mounted here but its end, as the root.
+    for folder in _from_root("/sys/fs/cgroup", own.get("", "")):
+        yield folder, "memory.max", "memory.current", "inactive_file"
+    for folder in _from_root("/sys/fs/cgroup/memory", own.get("memory", "")):
+        yield folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+
+
+def _from_root(root: str, path: str) -> list[str]:
+    parts = [part for part in path.split("/") if part and part != ".."]
+    return ["/".join((root, *parts[:depth])) for depth in range(len(parts) + 1)]
 
 
 def cpu_pressure_percent(tree: Tree) -> float | None:
@@ -194,7 +214,7 @@ class Readings:
             reading,
             temperature_celsius=_hottest(self._tree, self._zones),
             frequency_hz=frequency_hz(self._tree),
-            available_memory_bytes=self._tree.kibibytes("/proc/meminfo", "MemAvailable"),
+            available_memory_bytes=free_memory_bytes(self._tree),
             throttled=None if reasons is None else bool(reasons),
         )
         reading.throttled_by.extend(sorted(reasons or ()))

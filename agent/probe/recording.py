@@ -12,6 +12,7 @@ import json
 import platform
 import re
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +21,7 @@ from fleetfit.agent.probe.files import Tree
 from fleetfit.agent.probe.readings import Readings
 from fleetfit.agent.probe.snapshot import take_snapshot
 from fleetfit.core.errors import InvalidInput
+from fleetfit.proto.v1 import snapshot_pb2
 
 _LARGEST_BYTES: Final = 1 << 20
 _IDS: Final = re.compile(r"/(machine-id|boot_id|serial-number|[a-z]+_(serial|uuid|asset_tag))$")
@@ -63,15 +65,15 @@ class _Noting(Tree):
                 self.files[path] = file.read(_LARGEST_BYTES)
 
 
-def record(folder: Path, root: Path = Path("/")) -> int:
-    """Record the board whose files lie below `root` into `folder`; how many files there are.
+def record(folder: Path, root: Path = Path("/"), runtimes: Sequence[snapshot_pb2.Runtime] = ()) -> int:
+    """Record the board whose files lie below `root` into `folder`; how many files there are. `runtimes` are those that it has.
 
     Raises InvalidInput where the folder holds something already, OSError where it cannot be written.
     """
     if folder.exists() and any(folder.iterdir()):
         raise InvalidInput(f"{folder} is not empty; name a new folder for the record", field="record")
     tree = _Noting(root)
-    snapshot = take_snapshot(tree)
+    snapshot = take_snapshot(tree, runtimes=runtimes)
     readings = Readings(tree)
     readings.take()
     host = socket.gethostname()

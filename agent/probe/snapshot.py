@@ -6,6 +6,7 @@ import platform
 import re
 import shutil
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -14,10 +15,9 @@ from fleetfit.agent.meters.base import FoundMeter, find_meter
 from fleetfit.agent.probe.emulation import seen_emulation
 from fleetfit.agent.probe.files import Tree
 from fleetfit.agent.probe.processor import read_processor
-from fleetfit.agent.probe.readings import host_digest, meters, power_mode
+from fleetfit.agent.probe.readings import host_digest, memory_limits, meters, power_mode
+from fleetfit.agent.probe.runtimes import ask_together
 from fleetfit.proto.v1 import snapshot_pb2
-from fleetfit.runtimes.base import Availability
-from fleetfit.runtimes.registry import runtimes
 
 _DMI: Final = "/sys/devices/virtual/dmi/id"
 # A Jetson's own GPU among the devices whose clock changes: by the chip's name up to JetPack 5, `gpu` since. Source:
@@ -27,9 +27,18 @@ _EC2_INSTANCE: Final = re.compile(r"i-(?:[0-9a-f]{8}|[0-9a-f]{17})")
 
 
 def take_snapshot(
-    tree: Tree, *, threads: int = 0, emulated: bool = False, disk: Path | None = None
+    tree: Tree,
+    *,
+    threads: int = 0,
+    emulated: bool = False,
+    disk: Path | None = None,
+    runtimes: Iterable[snapshot_pb2.Runtime] | None = None,
 ) -> snapshot_pb2.DeviceSnapshot:
-    """Everything that tells what this device is. What cannot be read is absent."""
+    """Everything that tells what this device is. What cannot be read is absent.
+
+    `disk` is a folder on the disk that the agent uses; the working folder if None. `runtimes` are those that were asked
+    already; None: they are asked in this process.
+    """
     processor = read_processor(tree)
     usable = processor.usable_cores or 1
     energy = find_meter(tree)
@@ -54,7 +63,7 @@ def take_snapshot(
         meters=[*meters(tree), *([energy.name] if isinstance(energy, FoundMeter) else [])],
         energy=energy.meter.covers if isinstance(energy, FoundMeter) else "",
         no_energy_because="" if isinstance(energy, FoundMeter) else energy.reason,
-        runtimes=_runtimes(),
+        runtimes=ask_together() if runtimes is None else runtimes,
         product=_product(tree),
     )
     memory = _memory(tree)
@@ -69,11 +78,7 @@ def take_snapshot(
 def _memory(tree: Tree) -> int | None:
     """The machine's memory, or the limit of this container or of the owner where that is lower."""
     total = tree.kibibytes("/proc/meminfo", "MemTotal")
-    limits = [
-        tree.number("/sys/fs/cgroup/memory.max"),
-        tree.number("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-    ]
-    known = [value for value in (total, *limits, memory_cap()) if value is not None and value > 0]
+    known = [value for value in (total, *memory_limits(tree), memory_cap()) if value is not None and value > 0]
     return min(known, default=None)
 
 
@@ -98,23 +103,6 @@ def _operating_system(tree: Tree) -> snapshot_pb2.OperatingSystem:
         l4t=release[0].lstrip("# ") if release else "",
         libc=" ".join(platform.libc_ver()),
     )
-
-
-def _runtimes() -> list[snapshot_pb2.Runtime]:
-    found = []
-    for name, adapter in runtimes().items():
-        availability = adapter if isinstance(adapter, Availability) else adapter.availability()
-        found.append(
-            snapshot_pb2.Runtime(
-                name=name,
-                version=availability.version,
-                available=availability.available,
-                reason=availability.reason,
-                formats=[] if isinstance(adapter, Availability) else adapter.formats,
-                providers=availability.providers,
-            )
-        )
-    return found
 
 
 def _accelerators(tree: Tree) -> list[snapshot_pb2.Accelerator]:

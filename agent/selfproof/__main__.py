@@ -16,6 +16,7 @@ from fleetfit.core.children import limit_self
 if __name__ == "__main__":
     limit_self()
 
+from fleetfit.agent.disk import give_temporary_folder, has_temporary_folder
 from fleetfit.core.errors import FleetfitError, UnsupportedHere
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ def main(arguments: list[str]) -> int:
 
     try:
         maker_of = _maker()
-        with tempfile.TemporaryDirectory(prefix="fleetfit-") as folder:
+        place = None if has_temporary_folder() else options.out.resolve().parent
+        with tempfile.TemporaryDirectory(prefix="fleetfit-", dir=place) as folder:
+            give_temporary_folder(Path(folder) / "tmp")
             maker = maker_of(
                 Path(folder), threads=options.threads, emulated=options.emulated, method=options.method, tell=tell
             )

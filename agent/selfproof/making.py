@@ -18,6 +18,8 @@ import fleetfit
 from fleetfit.agent.__main__ import probe_device
 from fleetfit.agent.doctor import examine_device
 from fleetfit.agent.selfproof.privacy import Privacy
+from fleetfit.agent.silence import silence_limit_s, while_it_tells
+from fleetfit.agent.spool import PROGRESS
 from fleetfit.core.children import ENGINES_VARIABLE, ChildOutcome, Limits, run_child
 from fleetfit.core.errors import NotFound
 from fleetfit.core.package import code_digest
@@ -159,12 +161,16 @@ class Maker:
 
         def look() -> float:
             with contextlib.suppress(OSError, ValueError, KeyError):
-                return 0.5 + float(json.loads((taskdir / "progress.json").read_text())["fraction"]) / 2
+                return 0.5 + float(json.loads((taskdir / PROGRESS).read_text())["fraction"]) / 2
             return 0.5
 
         arguments = ["-m", "fleetfit.agent.measuring", str(taskdir)]
         outcome = await self._follow(
-            run_child(arguments, Limits(), cwd=taskdir, environment=self._engines()),
+            while_it_tells(
+                run_child(arguments, Limits(), cwd=taskdir, environment=self._engines()),
+                taskdir / PROGRESS,
+                silence_limit_s(task.method),
+            ),
             look,
             lambda done: tell("measuring a small network", done),
         )

@@ -443,6 +443,8 @@ class SoloRun(_message.Message):
     NO_GPU_MEMORY_BECAUSE_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
     ENGINE_NS_FIELD_NUMBER: _builtins.int
+    FORKS_FIELD_NUMBER: _builtins.int
+    FORKS_BYTES_FIELD_NUMBER: _builtins.int
     load_ns: _builtins.int
     first_inference_ns: _builtins.int
     warmup_samples: _builtins.int
@@ -462,6 +464,11 @@ class SoloRun(_message.Message):
     engine: _builtins.int
     """Which engine of the build it was, counted from 1, and what it took to make it or to find it made; 0: the runtime makes none."""
     engine_ns: _builtins.int
+    forks: _builtins.int
+    """Processes that the runtime keeps beside this one, and the memory that they share with nobody, which is in the peaks above: the
+    larger of what there was after loading and after the samples.
+    """
+    forks_bytes: _builtins.int
     @_builtins.property
     def latency_ns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Steady samples, in order."""
@@ -491,10 +498,12 @@ class SoloRun(_message.Message):
         no_gpu_memory_because: _builtins.str = ...,
         engine: _builtins.int = ...,
         engine_ns: _builtins.int = ...,
+        forks: _builtins.int = ...,
+        forks_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "gpu_memory_bytes", b"gpu_memory_bytes", "sustained", b"sustained", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "engine", b"engine", "engine_ns", b"engine_ns", "first_inference_ns", b"first_inference_ns", "floor_memory_bytes", b"floor_memory_bytes", "gpu_memory_bytes", b"gpu_memory_bytes", "latency_ns", b"latency_ns", "load_ns", b"load_ns", "load_peak_memory_bytes", b"load_peak_memory_bytes", "no_gpu_memory_because", b"no_gpu_memory_because", "peak_memory_bytes", b"peak_memory_bytes", "run_peak_memory_bytes", b"run_peak_memory_bytes", "shared_in_part_bytes", b"shared_in_part_bytes", "steady", b"steady", "sustained", b"sustained", "warmup_samples", b"warmup_samples", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes", "engine", b"engine", "engine_ns", b"engine_ns", "first_inference_ns", b"first_inference_ns", "floor_memory_bytes", b"floor_memory_bytes", "forks", b"forks", "forks_bytes", b"forks_bytes", "gpu_memory_bytes", b"gpu_memory_bytes", "latency_ns", b"latency_ns", "load_ns", b"load_ns", "load_peak_memory_bytes", b"load_peak_memory_bytes", "no_gpu_memory_because", b"no_gpu_memory_because", "peak_memory_bytes", b"peak_memory_bytes", "run_peak_memory_bytes", b"run_peak_memory_bytes", "shared_in_part_bytes", b"shared_in_part_bytes", "steady", b"steady", "sustained", b"sustained", "warmup_samples", b"warmup_samples", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__gpu_memory_bytes: _TypeAlias = _typing.Literal["gpu_memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__gpu_memory_bytes: _TypeAlias = _typing.Literal["_gpu_memory_bytes", b"_gpu_memory_bytes"]  # noqa: Y015

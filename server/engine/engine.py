@@ -204,6 +204,7 @@ class Engine:
                 request.notes,
                 sustained_s=spec.sustained_ms / 1000,
                 scaling_s=self._pace().scaling_s if spec.scaling else 0.0,
+                device_samples=spec.device_samples,
             )
 
         return await self._database.read(read)

@@ -12,11 +12,12 @@ from fleetfit.core.digests import short
 from fleetfit.core.metrics import is_user_metric, judged_name
 from fleetfit.device_profiles.loader import load_profiles
 from fleetfit.proto.v1 import jobs_pb2
+from fleetfit.proto.versions import SCALES
 from fleetfit.server.engine.lookup import read_snapshot
 from fleetfit.server.engine.lowering import build_of
 from fleetfit.server.engine.messages import parts_of
 from fleetfit.server.engine.planning import OBJECTIVES, limits_of
-from fleetfit.server.engine.states import SCALING, CandidateState
+from fleetfit.server.engine.states import FAILED_BECAUSE, SCALING, CandidateState, TaskState
 from fleetfit.server.report.facts import CandidateFacts, DeviceFacts, JobFacts, RecoveredFrom
 from fleetfit.server.report.summary import Drops, MeasurementSummary
 from fleetfit.server.storage.tables import (
@@ -30,6 +31,7 @@ from fleetfit.server.storage.tables import (
     ModelRow,
     RecoveredRow,
     ScorerRow,
+    TaskRow,
     VariantRow,
 )
 
@@ -112,6 +114,7 @@ def _device(session: Session, job: JobRow, device_id: str, rows: list[CandidateR
         ),
         validation_drops=_drops(session, job.id, device_id, "validation"),
         test_drops=_drops(session, job.id, device_id, "test"),
+        scales=SCALES in device.capabilities,
     )
 
 
@@ -157,10 +160,19 @@ def _candidate(session: Session, row: CandidateRow, beside: str, title: str) -> 
         validation=measured.get("validation") or measured.get(""),
         test=measured.get("test"),
         scaling=measured.get(SCALING),
+        no_scaling_because=_no_scaling(session, row),
         raw=raw,
         notes=tuple(facts.notes) if facts is not None else (),
         recovered=_recovered(session, variant),
     )
+
+
+def _no_scaling(session: Session, row: CandidateRow) -> str:
+    query = select(TaskRow).where(
+        TaskRow.candidate_id == row.id, TaskRow.split == SCALING, TaskRow.state == TaskState.FAILED
+    )
+    task = session.scalars(query).first()
+    return "" if task is None else str((task.progress or {}).get(FAILED_BECAUSE, ""))
 
 
 def _recovered(session: Session, variant: VariantRow) -> RecoveredFrom | None:

@@ -294,6 +294,7 @@ def _planned_devices(session: Session, spec: jobs_pb2.JobSpec) -> list[PlannedDe
                     profile.round_to,
                     frozenset(row.capabilities),
                     tuple(profile.runtimes),
+                    row.set_aside,
                 )
             )
         else:

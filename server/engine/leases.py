@@ -34,7 +34,7 @@ from fleetfit.server.engine.lookup import read_snapshot
 from fleetfit.server.engine.lowering import build_of
 from fleetfit.server.engine.messages import tensor_messages
 from fleetfit.server.engine.parts import add_parts
-from fleetfit.server.engine.states import SCALING, CandidateState, TaskState
+from fleetfit.server.engine.states import FAILED_BECAUSE, SCALING, CandidateState, TaskState
 from fleetfit.server.engine.subsets import given_to_devices
 from fleetfit.server.storage.artifacts import ArtifactStore
 from fleetfit.server.storage.database import Database
@@ -347,7 +347,7 @@ def _leased(session: Session, before_ms: int = 2**62) -> list[Leased]:
 
 def fail_task(session: Session, task: TaskRow, reason: str) -> None:
     """End a task without a result, and with it the candidate that waits for its first one."""
-    task.state = TaskState.FAILED
+    task.state, task.progress = TaskState.FAILED, {FAILED_BECAUSE: reason}
     candidate = session.get_one(CandidateRow, task.candidate_id)
     if candidate.state == CandidateState.MEASURING or (
         candidate.state == CandidateState.SCORING and not task.metric_only

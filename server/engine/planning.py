@@ -83,6 +83,8 @@ class PlannedDevice:
     round_to: int = USUAL_ROUND_TO
     capabilities: frozenset[str] = frozenset()
     runtimes: tuple[str, ...] = (DEFAULT,)
+    set_aside: str = ""
+    """Why it gets no work until a health check passes or a person clears it; empty where it gets work."""
 
     def takes(self, recipe: Recipe) -> bool:
         """Whether a recipe of the default set is meant for this kind of device."""

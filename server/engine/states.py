@@ -60,6 +60,8 @@ class ScoringState(StrEnum):
     FAILED = "failed"
 
 
+FAILED_BECAUSE: Final = "failed_because"
+"""Under this name the progress of a task that failed says why."""
 # In place of a split, where a task measures how its candidate scales.
 SCALING: Final = "scaling"
 

@@ -63,6 +63,8 @@ class CandidateFacts:
     test: MeasurementSummary | None = None
     scaling: MeasurementSummary | None = None
     """How it scales, which is measured last and only of those worth it."""
+    no_scaling_because: str = ""
+    """Why that failed, where it was begun and came to nothing."""
     notes: tuple[str, ...] = ()
     raw: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     """Where the raw samples are: digest and bytes, of what was `measured`, of the metric on the `test` split, of `scaling`."""
@@ -109,6 +111,8 @@ class DeviceFacts:
     candidates: tuple[CandidateFacts, ...]
     validation_drops: Drops | None = None
     test_drops: Drops | None = None
+    scales: bool = True
+    """Whether its agent can measure how builds scale."""
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,14 @@ def scaling_notes(job: JobFacts, device: DeviceFacts, c: CandidateFacts, *, fina
     if not job.scaling or not finalist or c.scaling is not None:
         return []
     if device.emulated:
-        return ["how it scales was not measured: the device is emulated"]
-    return [
-        "how it scales was not measured: the agent is older, the job's time was over, or the measurement failed; see its "
-        "agent's version and log"
-    ]
+        why = "the device is emulated"
+    elif c.no_scaling_because:
+        why = c.no_scaling_because
+    elif not device.scales:
+        why = "its agent is too old to do it; update fleetfit there"
+    else:
+        why = "the job's time was over before"
+    return [f"how it scales was not measured: {why}"]
 
 
 def _curve(curve: ScalingCurve) -> ScalingCurveReport:

@@ -18,7 +18,7 @@ import grpc.aio
 import psutil
 import pytest
 
-from fleetfit.agent import work
+from fleetfit.agent import silence, work
 from fleetfit.agent.cache import Cache
 from fleetfit.agent.spool import DIGESTS, PARTIAL_VARIABLE, Spool, Spooled
 from fleetfit.agent.work import Worker
@@ -32,6 +32,7 @@ from fleetfit.proto.v1 import artifacts_pb2_grpc, common_pb2, measurement_pb2, w
 from ..runtimes.builds import affine
 from .desk import PaperChild
 from .measuring.tasks import QUICK, build_ref
+from .plugins import install
 from .shelf import Shelf
 
 Status = measurement_pb2.MeasurementStatus
@@ -147,6 +148,35 @@ def test_a_child_that_leaves_no_result_is_a_result(
     assert result.status == Status.MEASUREMENT_STATUS_CRASHED
     assert result.message == "the measuring process ended as crashed without a result: the last words"
     assert not left(tmp_path)
+
+
+_HANGING = """
+import time
+class Sensor:
+    @classmethod
+    def find(cls, tree): time.sleep(600)
+"""
+
+
+def test_a_measuring_process_that_hangs_by_itself_is_ended_and_is_a_result(
+    tmp_path: Path, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real one, on a device where a third party's meter never answers: no trial is begun that could time out."""
+    site = install(tmp_path / "site", "hanging", _HANGING, {"fleetfit.meters": {"hanging": "Sensor"}})
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    monkeypatch.setattr(silence, "_GRACE_S", 5.0)
+    method = measurement_pb2.Method()
+    method.CopyFrom(QUICK)
+    method.child_limit_ns, method.energy_rounds = 1_000_000_000, 1
+    artifact = common_pb2.NamedArtifact(name="candidate.onnx", artifact=shelf.put(affine()))
+    lease = lease_of(artifact, candidate=build_ref("candidate.onnx"), threads=1, batch=1, method=method)
+    result = result_of(carry_out(tmp_path, shelf, lease))
+    assert result.status == Status.MEASUREMENT_STATUS_TIMED_OUT
+    assert result.message.startswith(
+        "the measuring process ended as timed_out without a result: no sign of life for 6 s while "
+    )
+    assert not left(tmp_path)
+    assert not [p for p in psutil.Process().children(recursive=True) if "fleetfit.agent.measuring" in p.cmdline()]
 
 
 def test_content_without_room_is_a_result(tmp_path: Path, shelf: Shelf, paper: PaperChild) -> None:

@@ -143,6 +143,24 @@ except MemoryError:
     assert run(code, Limits(memory_bytes=900_000_000, wall_s=30)).kind == "ok"  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(("limit", "kind"), [(150, "out_of_memory"), (900, "ok")])
+def test_what_a_child_forks_counts_where_it_is_expendable(limit: int, kind: str) -> None:
+    code = START + (
+        "import os, time\n"
+        "kept = bytearray(60 << 20)\n"
+        "kept[::4096] = bytes(15360)\n"
+        "for _ in range(3):\n"
+        "    if os.fork() == 0:\n"
+        # What all of them share is there once.
+        "        own = bytearray(40 << 20)\n"
+        "        own[::4096] = bytes(10240)\n"
+        "        time.sleep(60)\n"
+        "time.sleep(2 if " + str(limit) + " > 500 else 60)\n"
+    )
+    limits = Limits(memory_bytes=limit << 20, wall_s=30, expendable=True)
+    assert asyncio.run(run_child(["-c", code], limits)).kind == kind
+
+
 @pytest.mark.parametrize(("held", "kind"), [(0, "crashed"), (280 << 20, "out_of_memory")])
 def test_a_crash_at_the_limit_is_want_of_memory(held: int, kind: str) -> None:
     code = f"""

@@ -41,6 +41,9 @@ def talk_for_ever():
 
 def complain(): raise RuntimeError("no such kernel\\nin 3 lines\\nof text")
 
+class Segfaulting(OnnxRuntime):
+    def availability(self): segfault()
+
 class Harmful(OnnxRuntime):
     def load(self, build, *, threads):
         globals()[Path(os.environ["HARM"]).read_text()]()
@@ -73,12 +76,13 @@ time.time_ns = lambda: real_time_ns() + ahead() * 10**9
 
 
 def harmful_runtime(folder: Path) -> Path:
-    """A site with an adapter that does, when it loads a build, what the file says that HARM names."""
+    """A site with an adapter that does, when it loads a build, what the file says that HARM names, and one that crashes at once."""
     facts = folder / "harmful-1.0.dist-info"
     facts.mkdir(parents=True)
     (folder / "harmful_adapter.py").write_text(_HARMFUL)
     (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: harmful\nVersion: 1.0\n")
-    (facts / "entry_points.txt").write_text("[fleetfit.runtimes]\nonnxruntime = harmful_adapter:Harmful\n")
+    entries = ("onnxruntime = harmful_adapter:Harmful", "segfaulting = harmful_adapter:Segfaulting")
+    (facts / "entry_points.txt").write_text("\n".join(("[fleetfit.runtimes]", *entries, "")))
     return folder
 
 

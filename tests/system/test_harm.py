@@ -79,6 +79,16 @@ def harmed(tmp_path_factory: pytest.TempPathFactory, files: Path) -> Iterator[Ha
         fleet.close()
 
 
+def test_a_runtime_that_crashes_when_it_is_asked_is_shown_with_its_reason_and_the_agent_lives(harmed: Harmed) -> None:
+    shown = harmed.fleet.run("devices", "show", "pi", "--json").json["device"]["snapshot"]["runtimes"]
+    by_name = {one["name"]: one for one in shown}
+    assert by_name["onnxruntime"]["available"] and not by_name["segfaulting"].get("available")
+    assert by_name["segfaulting"]["reason"] == (
+        "asking whether it can be used crashed its process (SIGSEGV); install that runtime again, or remove it"
+    )
+    assert "looking at this device ended as crashed" in harmed.fleet.log("pi")
+
+
 @pytest.mark.parametrize(
     ("harm", "status", "says"),
     [

@@ -18,6 +18,7 @@ from fleetfit.proto.v1 import measurement_pb2
 from fleetfit.server.report.analyse import summarize
 
 from ...runtimes.builds import affine
+from ..plugins import install
 from ..probe.trees import RASPBERRY_PI_4, plant
 from .tasks import MS, prepare
 
@@ -171,6 +172,43 @@ def test_loading_and_running_have_peaks_of_their_own(tmp_path: Path) -> None:
     assert 0 < solo.shared_in_part_bytes <= solo.run_peak_memory_bytes
     memory = summarize(result).memory
     assert memory is not None and memory.load_bytes == solo.load_peak_memory_bytes - solo.floor_memory_bytes
+
+
+_FORKING = """
+import os, time
+from fleetfit.runtimes.onnxruntime import OnnxRuntime
+class Forking(OnnxRuntime):
+    name = "forking"
+    def load(self, build, *, threads):
+        for daemon in (False, True):
+            if os.fork() == 0:
+                if daemon:
+                    os.setsid()
+                    if os.fork():
+                        os._exit(0)
+                own = bytearray(40 << 20)
+                own[::4096] = bytes(10240)
+                time.sleep(600)
+        time.sleep(0.5)
+        return super().load(build, threads=threads)
+"""
+
+
+def test_the_memory_of_what_a_runtime_forks_is_in_its_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = install(tmp_path / "site", "forking_adapter", _FORKING, {"fleetfit.runtimes": {"forking": "Forking"}})
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    task = prepare(tmp_path / "task", affine(), runtime="forking")
+    result = asyncio.run(Measurer(tmp_path / "task", task, Tree(tmp_path / "nothing")).measure())
+    solo = result.solo
+    assert (result.status, solo.forks) == (Status.MEASUREMENT_STATUS_MEASURED, 2), result.message
+    assert 80 << 20 <= solo.forks_bytes < 120 << 20
+    assert min(solo.load_peak_memory_bytes, solo.run_peak_memory_bytes) - solo.floor_memory_bytes >= 80 << 20
+    assert solo.shared_in_part_bytes >= 80 << 20
+    (note,) = (note for note in result.notes if "processes" in note)
+    assert note.startswith("the runtime works in 2 more processes, whose memory (") and "is in its peak" in note
+    alone = prepare(tmp_path / "alone", affine())
+    plain = asyncio.run(Measurer(tmp_path / "alone", alone, Tree(tmp_path / "nothing")).measure())
+    assert (plain.solo.forks, plain.solo.forks_bytes) == (0, 0) and not plain.notes
 
 
 def test_an_application_that_goes_on_beside_is_a_condition_of_its_own(

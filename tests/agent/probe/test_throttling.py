@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from fleetfit.agent.probe.files import Tree
-from fleetfit.agent.probe.readings import Readings, clocks, free_memory_bytes, heat_left
+from fleetfit.agent.probe.readings import Readings, clocks, free_memory_bytes, heat_left, memory_limits
+from fleetfit.agent.probe.snapshot import take_snapshot
 from fleetfit.agent.probe.throttling import Throttling
 
 from .trees import JETSON_ORIN_NANO, RASPBERRY_PI_4, X86_SERVER, plant
@@ -135,3 +136,23 @@ def test_free_memory_is_what_every_group_above_allows(tmp_path: Path) -> None:
         for name, value in {"limit_in_bytes": "9", "usage_in_bytes": "4"}.items()
     }
     assert free_memory_bytes(plant(tmp_path, old)) == 5
+
+
+def test_a_group_of_the_first_kind_counts_where_this_process_is_in_it(tmp_path: Path) -> None:
+    """As systemd and Docker make them on kernels and boards with cgroup v1: below the root, which has no limit."""
+    folder = "/sys/fs/cgroup/memory"
+    group = f"{folder}/system.slice/agent.service"
+    files = {
+        "/proc/meminfo": "MemTotal: 8000000 kB\nMemAvailable: 1000000 kB\n",
+        "/proc/self/cgroup": "4:cpu,cpuacct:/elsewhere\n3:memory:/system.slice/agent.service\n0::/other\n",
+        f"{folder}/memory.limit_in_bytes": "9223372036854771712\n",
+        f"{folder}/memory.usage_in_bytes": "7000000000\n",
+        f"{group}/memory.limit_in_bytes": "536870912\n",
+        f"{group}/memory.usage_in_bytes": "500000000\n",
+        f"{group}/memory.stat": "inactive_file 1\ntotal_inactive_file 100000000\n",
+    }
+    tree = plant(tmp_path, files)
+    assert free_memory_bytes(tree) == 136_870_912
+    assert min(memory_limits(tree)) == 536870912
+    assert take_snapshot(tree, runtimes=()).memory_bytes == 536870912
+    assert Readings(tree).glance().available_memory_bytes == 136_870_912

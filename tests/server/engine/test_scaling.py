@@ -13,8 +13,9 @@ from sqlalchemy.orm import Session
 from fleetfit.proto.methods import named_method
 from fleetfit.proto.v1 import jobs_pb2, snapshot_pb2, work_pb2
 from fleetfit.proto.versions import AGENT_CAPABILITIES, SCALES
+from fleetfit.server.engine.facts import read_facts
 from fleetfit.server.engine.ingestion import Ingestion
-from fleetfit.server.engine.leases import Leases
+from fleetfit.server.engine.leases import Leases, fail_task
 from fleetfit.server.engine.progress import Pace, job_progress
 from fleetfit.server.engine.scoring import rescore
 from fleetfit.server.engine.states import SCALING
@@ -107,6 +108,23 @@ def test_curves_are_not_asked_for(scaled: Any, why: str) -> None:
         scaled.change(JobRow, scaled.job, spec=spec.SerializeToString())
     assert step(scaled).report
     assert not tasks(scaled, SCALING)
+
+
+def test_why_curves_failed_reaches_the_report(scaled: Any) -> None:
+    step(scaled)
+    why = "the build needs more memory than the device has free; try a smaller build or batch"
+
+    def fail(session: Session) -> tuple[dict[str, str], bool]:
+        for task in session.scalars(select(TaskRow).where(TaskRow.split == SCALING)):
+            fail_task(session, task, why)
+        session.flush()
+        (device,) = read_facts(session, session.get_one(JobRow, scaled.job)).devices
+        return {c.id: c.no_scaling_because for c in device.candidates}, device.scales
+
+    asked = set(tasks(scaled, SCALING).values())
+    found, scales = scaled.database.write_now(fail)
+    assert found == {id_: why if id_ in asked else "" for id_ in found} and asked and scales
+    assert step(scaled).report
 
 
 def left_ms(world: Any) -> int:

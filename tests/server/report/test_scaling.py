@@ -79,9 +79,16 @@ def test_a_finalist_that_was_not_scaled_says_so(report: Report) -> None:
     silent = [c.recipe for c in emulated.candidates if any(n == EMULATED for n in c.notes)]
     assert silent == ["original"], "nothing is chosen for an emulated device"
     assert not any("how it scales" in note for c in report.devices[0].candidates for note in c.notes)
-    older = dataclasses.replace(scaled_facts().devices[1], emulated=False)
-    notes = build_report(dataclasses.replace(scaled_facts(), devices=(older,))).devices[0].candidates[0].notes
-    assert any("how it scales was not measured: the agent is older" in note for note in notes)
+    unscaled = dataclasses.replace(scaled_facts().devices[1], emulated=False)
+    first, *others = unscaled.candidates
+    failed = (dataclasses.replace(first, no_scaling_because="the runtime crashed on the build"), *others)
+    for device, why in (
+        (unscaled, "the job's time was over before"),
+        (dataclasses.replace(unscaled, scales=False), "its agent is too old to do it; update fleetfit there"),
+        (dataclasses.replace(unscaled, candidates=failed), "the runtime crashed on the build"),
+    ):
+        notes = build_report(dataclasses.replace(scaled_facts(), devices=(device,))).devices[0].candidates[0].notes
+        assert f"how it scales was not measured: {why}" in notes
     unasked = build_report(dataclasses.replace(scaled_facts(), scaling=False))
     assert not any("how it scales" in note for d in unasked.devices for c in d.candidates for note in c.notes)
 
