@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -74,23 +75,73 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
 
 # Modules that share a session's fixtures (a fleet, a standing server), and what takes longest: these run first.
 _GROUPS = {
-    "undisturbed": ("test_killed", "test_overlap", "test_stopping"),
+    "goods": (
+        "test_health",
+        "test_killed",
+        "test_overlap",
+        "test_recovered",
+        "test_runtimes",
+        "test_scorer",
+        "test_stopping",
+    ),
     "standin": ("test_standin",),
     "journey": ("test_journey",),
     "standing": ("test_bad_data", "test_bad_devices", "test_bad_identity", "test_bad_models", "test_bad_requests"),
     "wheel": ("test_wheel",),
     "install": ("test_install",),
 }
+_FLEETS = "tests/system/"
+_GROUP_OF = {f"{_FLEETS}{module}.py": group for group, modules in _GROUPS.items() for module in modules}
+
+
+def _group(nodeid: str) -> str:
+    """The group of a test's module, or the module itself: what one process runs whole."""
+    module = nodeid.split("::")[0]
+    return _GROUP_OF.get(module, module)
+
+
+def _turn(item: pytest.Item) -> int:
+    """The longest first, so that no core waits at the end for another's: groups, other fleets, then all else."""
+    group, order = _group(item.nodeid), [*_GROUPS]
+    return order.index(group) if group in order else len(order) + (not group.startswith(_FLEETS))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep on one core what shares fixtures; the longest first, so that no core waits at the end for another's."""
-    groups = {module: group for group, modules in _GROUPS.items() for module in modules}
-    order = [*_GROUPS, ""]
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(groups.get(item.path.stem, item.nodeid.split("::")[0])))
-    items.sort(key=lambda item: order.index(groups.get(item.path.stem, "")))
+    """Run what takes longest first."""
+    items.sort(key=_turn)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep on one core what shares fixtures. By a scheduler of ours: with pytest 9.2, xdist 3.8's groups are no groups."""
+    if config.getoption("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    return Groups(config, log)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell each process of xdist whether it is to get whole groups."""
+    node.workerinput["whole_groups"] = node.config.getoption("dist") == "loadgroup"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def whole_group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Fail where a group went to several processes: each makes its fixtures, which took minutes before somebody saw it."""
+    process: dict[str, Any] = getattr(request.config, "workerinput", {})
+    if process.get("whole_groups"):
+        group = _group(request.node.nodeid)
+        folder = tmp_path_factory.getbasetemp().parent / "groups" / group.replace("/", ".")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / process["workerid"]).touch()
+        assert len(list(folder.iterdir())) == 1, f"{group} was dealt out to several processes"
 
 
 @pytest.fixture
