@@ -11,7 +11,11 @@ from typing import Any
 
 import psutil
 import pytest
+from hypothesis import settings
 
+# How long an example takes is the machine's business, as everywhere here.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 # One thread per numeric library: two-core machines run these tests, and results must not depend on the thread count.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Whoever imports OpenVINO first: it would report that to its makers, from a thread that outlives the test.
