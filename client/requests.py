@@ -54,6 +54,7 @@ class Wanted:
     metric: str = ""
     accept_emulated: bool = False
     scaling: bool = False
+    profile: bool = False
     sustained: str = ""
     device_samples: int = 0
     if_not_quiet: str = "mark"
@@ -85,6 +86,7 @@ def job_spec(wanted: Wanted) -> jobs_pb2.JobSpec:
         metric=wanted.metric,
         accept_emulated=wanted.accept_emulated,
         scaling=wanted.scaling,
+        profile=wanted.profile,
         sustained_ms=duration_ms(wanted.sustained, "sustained") if wanted.sustained else 0,
         device_samples=_samples(wanted.device_samples),
         power_mode=wanted.power_mode.strip(),

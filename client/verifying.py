@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fleetfit.client.verifying_gap import Read, verified_gap
+from fleetfit.client.verifying_profile import profile_figures
 from fleetfit.client.verifying_scaling import scaling_figures
 from fleetfit.core.errors import InvalidData
 from fleetfit.core.statistics import metric_value, paired_drop
@@ -79,6 +80,7 @@ class _Row:
     raw: Raw
     test: Raw | None
     scaling: Raw | None
+    profile: Raw | None
     ratio: Interval | None
 
     @property
@@ -134,7 +136,7 @@ def _fetched(candidate: Mapping[str, Any], fetch: Fetch, found: Verification) ->
     raws = {kind: fetch(str(one["sha256"]), int(one["size_bytes"])) for kind, one in named.items()}
     found.results += len(raws)
     raw = raws["measured"]
-    return _Row(candidate, raw, raws.get("test"), raws.get("scaling"), pair_ratio(raw.pairs))
+    return _Row(candidate, raw, raws.get("test"), raws.get("scaling"), raws.get("profile"), pair_ratio(raw.pairs))
 
 
 def _compare(found: Verification, device: str, row: _Row, figures: Iterator[tuple[str, Any, Any]]) -> None:
@@ -163,6 +165,7 @@ def _figures_of(
     yield from _memory(row)
     yield from _energy(row)
     yield from scaling_figures(row.report.get("scaling"), row.scaling)
+    yield from profile_figures(row.report.get("profile"), row.profile)
     for name, raw in (("metric", row.raw), ("test_metric", row.test)):
         printed = row.report.get(name)
         if raw is None or printed is None:

@@ -20,6 +20,8 @@ SCALES: Final = "measure.scaling"
 CHAINS: Final = "measure.chain"
 # Names its life, and tells a health check from a job's task.
 CHECKS_HEALTH: Final = "measure.health"
+# Measures the time of each operator.
+PROFILES: Final = "measure.profile"
 AGENT_CAPABILITIES: Final = (
     "measure.solo",
     "measure.pair",
@@ -31,6 +33,7 @@ AGENT_CAPABILITIES: Final = (
     SCALES,
     CHAINS,
     CHECKS_HEALTH,
+    PROFILES,
 )
 SERVER_CAPABILITIES: Final = ("artifacts.resume", "session.wake")
 

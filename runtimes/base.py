@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from fleetfit.runtimes.operators import NoProfile, Profile
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -89,3 +91,14 @@ class Runtime(ABC):
     @abstractmethod
     def load(self, build: bytes, *, threads: int) -> LoadedModel:
         """Load a build; inference uses at most `threads` threads."""
+
+    def profile(
+        self, build: bytes, feeds: Arrays, *, threads: int, progress: Callable[[float], None] = ignore_progress
+    ) -> Profile | NoProfile:
+        """The time of each operator of a build for these inputs, by the runtime's own profiler.
+
+        Loads the build anew, with the options of `load` and the profiler on, after `prepare`; to be called in a process of its
+        own, since a profiler may stay on. `progress` hears fractions from 0 to 1. Raises what `load` raises. Optional: by default
+        there is none, and that is said.
+        """
+        return NoProfile(f"fleetfit knows no profiler of {self.name}")

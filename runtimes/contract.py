@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from fleetfit.core.errors import FleetfitError, InvalidModel
 from fleetfit.runtimes.base import Runtime
+from fleetfit.runtimes.operators import NoProfile
 from fleetfit.runtimes.registry import runtime
 from fleetfit.runtimes.samples import NETWORK_OUTPUT, WEIGHTS, Samples, network_inputs, samples_of
 
@@ -35,6 +36,10 @@ from fleetfit.runtimes.samples import NETWORK_OUTPUT, WEIGHTS, Samples, network_
 _NEAR: Final = 1e-5
 _NETWORK_NEAR: Final = 1e-3
 _LEAST_SECONDS: Final = 0.3
+# Enough that its operators take longer than the microsecond that profilers count in.
+_PROFILED_SAMPLES: Final = 64
+# What a profiler may round one run of one operator up by.
+_ROUNDED_NS: Final = 2_000
 _MEMORY_BYTES: Final = 1 << 30
 
 
@@ -160,6 +165,32 @@ def no_more_threads_work_than_asked_for(adapter: Runtime, samples: Samples) -> N
         _need(working <= threads, f"{working} threads worked where {threads} were asked for")
 
 
+def its_operators_are_timed_or_it_says_why_not(adapter: Runtime, samples: Samples) -> None:
+    """By one thread, which works on one operator at a time: they cannot take longer than the calls that they are part of."""
+    build, feeds = samples.network(), {"x": network_inputs(_PROFILED_SAMPLES)}
+    told: list[float] = []
+    adapter.prepare(build, feeds, threads=1)
+    found = adapter.profile(build, feeds, threads=1, progress=told.append)
+    if isinstance(found, NoProfile):
+        _need(
+            "\n" not in found.reason and 20 < len(found.reason) < 500,
+            f"its reason is no clause: {found.reason[:200]!r}",
+        )
+        return
+    _need(bool(told) and all(0 <= share <= 1 for share in told), f"it tells how far it is by {told[:3]}")
+    _need(bool(found.operators) and found.calls > 0, "it gives a profile without operators or calls")
+    times = [one.ns for one in found.operators]
+    _need(
+        all(one.name and one.runs > 0 and one.ns >= 0 for one in found.operators),
+        "an operator has no name, run or time",
+    )
+    _need(times == sorted(times, reverse=True), "its operators do not come largest first")
+    total, runs = sum(times), sum(one.runs for one in found.operators)
+    _need(abs(sum(ns / total for ns in times) - 1) < _NEAR if total else False, "its operators take no time")
+    most = found.elapsed_ns + runs * _ROUNDED_NS
+    _need(total <= most, f"its operators take {total} ns of calls that take {found.elapsed_ns} ns in all")
+
+
 def closing_twice_is_closing_once(adapter: Runtime, samples: Samples) -> None:
     """Also after a run."""
     with _loaded(adapter, samples.good(), threads=2) as model:
@@ -191,6 +222,7 @@ CHECKS: Final[Mapping[str, Check]] = {
         inputs_that_do_not_fit_are_refused_in_a_sentence,
         data_outside_the_build_cannot_be_reached,
         no_more_threads_work_than_asked_for,
+        its_operators_are_timed_or_it_says_why_not,
         closing_twice_is_closing_once,
         memory_that_cannot_be_had_is_a_memory_error,
     )

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from fleetfit.core.errors import InvalidModel, UnsupportedHere
 from fleetfit.runtimes.archive import unpack
-from fleetfit.runtimes.base import Arrays, Availability, LoadedModel, Runtime
+from fleetfit.runtimes.base import Arrays, Availability, LoadedModel, Runtime, ignore_progress
+from fleetfit.runtimes.operators import NoProfile
 from fleetfit.runtimes.refusal import Port, check_feeds
 
 if TYPE_CHECKING:
@@ -82,6 +83,12 @@ class Ncnn(Runtime):
                 "the build's ports.json does not name the inputs and outputs of its network; build it again"
             )
         return _Net(net, inputs, outputs)
+
+    def profile(
+        self, build: bytes, feeds: Arrays, *, threads: int, progress: Callable[[float], None] = ignore_progress
+    ) -> NoProfile:
+        """None: the layers' times are a compile-time option of ncnn (NCNN_BENCHMARK), which prints them."""
+        return NoProfile("ncnn's package times no layers: it is built without NCNN_BENCHMARK")
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from fleetfit.runtimes.cuda import Cuda, find_cuda, free_bytes
 from fleetfit.runtimes.engines import Engines
 from fleetfit.runtimes.onnxruntime import CPU, Provider, Session, open_session, package_with, session_options
 from fleetfit.runtimes.onnxruntime_profile import Placement, placement_of
+from fleetfit.runtimes.operators import NoProfile
 from fleetfit.runtimes.pieces import pieces
 from fleetfit.runtimes.refusal import guarded
 from fleetfit.runtimes.tensorrt_library import library_version
@@ -35,6 +36,11 @@ CUDA: Final = "CUDAExecutionProvider"
 TENSORRT: Final = "TensorrtExecutionProvider"
 _TITLES: Final = {CUDA: "CUDA", TENSORRT: "TensorRT", CPU: "the processor"}
 _PLACEMENT, _SHAPES = "placement.json", "shapes.json"
+# tools/ci_build/build_args.py of ONNX Runtime: "Enable CUDA kernel profiling (requires CUPTI in PATH)".
+_NO_PROFILE: Final = (
+    "ONNX Runtime times what runs on a GPU only where it was built with --enable_cuda_profiling; its events tell when "
+    "operators were handed over"
+)
 
 
 class _OnGpu(Runtime):
@@ -86,6 +92,10 @@ class _OnGpu(Runtime):
             return shapes, Session(_open(build, self._chain(build, where), threads, shapes), copies_in=True)
 
         return _Model(open_at, lambda shapes: self._made(build, shapes, 0, ignore_progress), path, placement)
+
+    def profile(self, build: bytes, feeds: Arrays, *, threads: int, progress: Tell = ignore_progress) -> NoProfile:
+        """None: what its events would say is not how long operators took."""
+        return NoProfile(_NO_PROFILE)
 
     def _made(self, build: bytes, shapes: Shapes, attempt: int, progress: Tell) -> Path:
         cuda = find_cuda()

@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from fleetfit.core.errors import InvalidModel, UnsupportedHere
 from fleetfit.runtimes.archive import unpack
-from fleetfit.runtimes.base import Arrays, Availability, LoadedModel, Runtime
+from fleetfit.runtimes.base import Arrays, Availability, LoadedModel, Runtime, ignore_progress
+from fleetfit.runtimes.operators import (
+    WARM_CALLS,
+    NoProfile,
+    OperatorRun,
+    Profile,
+    ProfiledCall,
+    call_repeatedly,
+    profile_of,
+)
 from fleetfit.runtimes.refusal import Port, check_feeds, guarded, lines, raise_memory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _DEVICE: Final = "CPU"
+_WHOLE_MICROSECONDS: Final = "OpenVINO's counters are means in whole microseconds: an operator's time may be off by one"
 MEMBERS: Final = ("model.xml", "model.bin")
 """The two files of OpenVINO's intermediate representation, as they are named in a build."""
+# The last part of a kernel's name, such as brgconv_avx512_f32.
+_FORMATS: Final = {
+    "f32": "float32",
+    "f16": "float16",
+    "bf16": "bfloat16",
+    "i8": "int8",
+    "u8": "uint8",
+    "i32": "int32",
+    "i64": "int64",
+}
 
 
 def import_openvino() -> Any:
@@ -55,6 +76,33 @@ class OpenVino(Runtime):
 
     def load(self, build: bytes, *, threads: int) -> LoadedModel:
         """A compiled model with one stream: what gives the shortest latency."""
+        return self._compiled(build, threads)
+
+    def profile(
+        self, build: bytes, feeds: Arrays, *, threads: int, progress: Callable[[float], None] = ignore_progress
+    ) -> Profile | NoProfile:
+        """From the counters that a model compiled with PERF_COUNT keeps, less what they were when it was warm."""
+        model = self._compiled(build, threads, profiled=True)
+        try:
+            request, call = model.bound(feeds)
+            for _ in range(WARM_CALLS):
+                call()
+            # Binding is a call too.
+            before, cold = _mean_ns(request), WARM_CALLS + 1
+            taken = call_repeatedly(call, progress)
+            after = _mean_ns(request)
+        finally:
+            model.close()
+        runs = []
+        for key, mean in after.items():
+            # Its counters are means over all calls so far (Graph::GetPerfData of the CPU plug-in), in whole microseconds.
+            ns = max(mean * (cold + len(taken)) - before.get(key, 0) * cold, 0)
+            runs.append(OperatorRun(*key, ns=ns, runs=len(taken)))
+        # They are one profiled call where a runtime tells call by call.
+        found = profile_of([ProfiledCall(runs, sum(taken))], _WHOLE_MICROSECONDS)
+        return dataclasses.replace(found, calls=len(taken)) if isinstance(found, Profile) else found
+
+    def _compiled(self, build: bytes, threads: int, *, profiled: bool = False) -> _Model:
         try:
             openvino = import_openvino()
         except ImportError as error:
@@ -69,11 +117,13 @@ class OpenVino(Runtime):
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": "f32",
         }
+        if profiled:
+            options["PERF_COUNT"] = True
         try:
             core = openvino.Core()
             model = core.read_model(model=members["model.xml"], weights=members["model.bin"])
             compiled = core.compile_model(model, _DEVICE, options)
-            return _Request(compiled)
+            return _Model(compiled)
         except (MemoryError, InvalidModel):
             raise
         except Exception as error:
@@ -81,7 +131,20 @@ class OpenVino(Runtime):
             raise InvalidModel(f"OpenVINO {_version(openvino)} cannot load the build: {lines(error)[-1]}") from error
 
 
-class _Request(LoadedModel):
+def _mean_ns(request: Any) -> dict[tuple[str, str, str, str], int]:
+    """Of each operator that ran, by what it is: the mean over all calls of the model, in nanoseconds."""
+    found: dict[tuple[str, str, str, str], int] = {}
+    for info in request.get_profiling_info():
+        ns = round(info.real_time.total_seconds() * 1e6) * 1000
+        # What is folded into another operator, or was never begun, has no time.
+        if ns:
+            number_format = _FORMATS.get(str(info.exec_type).rpartition("_")[2].lower(), "")
+            key = (str(info.node_name), str(info.node_type), _DEVICE, number_format)
+            found[key] = found.get(key, 0) + ns
+    return found
+
+
+class _Model(LoadedModel):
     """One infer request: making a new one for each call costs more than many a small model."""
 
     def __init__(self, compiled: Any) -> None:
@@ -96,6 +159,10 @@ class _Request(LoadedModel):
         return {name: self._request.get_tensor(name).data.copy() for name in self._outputs}
 
     def bind(self, feeds: Arrays) -> Callable[[], None]:
+        return self.bound(feeds)[1]
+
+    def bound(self, feeds: Arrays) -> tuple[Any, Callable[[], None]]:
+        """A request of its own, and a bound call of that request."""
         request = guarded(self._compiled.create_infer_request, -1)
         held = self._set(request, feeds)
         self._infer(request)
@@ -105,7 +172,7 @@ class _Request(LoadedModel):
 
         # The request holds the addresses of the arrays.
         call.held = held  # type: ignore[attr-defined]
-        return call
+        return request, call
 
     def close(self) -> None:
         self._request = self._compiled = None

@@ -15,10 +15,12 @@ from fleetfit.runtimes.base import Arrays, Availability, LoadedModel, Runtime, i
 from fleetfit.runtimes.building import BUILD_LIMIT_S, Shapes, Tell, memory_limit
 from fleetfit.runtimes.cuda import Cuda, find_cuda, free_bytes
 from fleetfit.runtimes.engines import Engines
+from fleetfit.runtimes.operators import NoProfile, Profile
 from fleetfit.runtimes.pieces import pieces
 from fleetfit.runtimes.refusal import Port, check_feeds, lines
 from fleetfit.runtimes.tensorrt_builder import build_engine
 from fleetfit.runtimes.tensorrt_library import DTYPES, OLDEST, import_tensorrt, version_of
+from fleetfit.runtimes.tensorrt_profile import profile_context
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -69,6 +71,19 @@ class TensorRt(Runtime):
             model.close()
             raise
         return model
+
+    def profile(
+        self, build: bytes, feeds: Arrays, *, threads: int, progress: Tell = ignore_progress
+    ) -> Profile | NoProfile:
+        """Layer by layer, of the engine for these inputs, as TensorRT tells it; no operator types, no number formats."""
+        here = _Here.find()
+        model = _Model(here, build)
+        try:
+            model.open(here.last_engine(build) or here.engine(build, {}, ignore_progress))
+            call = model.bind(feeds)
+            return profile_context(here.trt, model.context_for(feeds), call, progress)
+        finally:
+            model.close()
 
 
 @dataclass(frozen=True)
@@ -154,6 +169,10 @@ class _Model(LoadedModel):
 
         call.held = feeds  # type: ignore[attr-defined]
         return call
+
+    def context_for(self, feeds: Arrays) -> Any:
+        """TensorRT's context that calls with these inputs run in."""
+        return self._engine_for(self._fed(feeds)).context
 
     def close(self) -> None:
         for buffers in [*self._bound, *self._buffers.values()]:

@@ -59,8 +59,9 @@ class Measurer:
         self._began = time.monotonic()
         paired = task.HasField("baseline") and not task.metric_only
         self._pairs = task.method.pair_processes if paired else 0
-        energy = task.method.energy_rounds > 0 and not (task.metric_only or task.scaling)
-        parted = (task.HasField("pre") or task.HasField("post")) and not (task.metric_only or task.scaling)
+        timed = not (task.metric_only or task.scaling or task.profile)
+        energy = task.method.energy_rounds > 0 and timed
+        parted = (task.HasField("pre") or task.HasField("post")) and timed
         self._chains = task.method.chain_processes if parted else 0
         self._meter: FoundMeter | NoMeter | None = find_meter(tree) if energy else None
         self._done = 0
@@ -80,6 +81,9 @@ class Measurer:
             await self._wait_for_quiet(result)
             if task.scaling:
                 await self._scale(result)
+                return self._finished(result)
+            if task.profile:
+                await self._profile(result)
                 return self._finished(result)
             alone = "computing the metric" if task.metric_only else "measuring the build alone"
             result.MergeFromString(await self._trial("solo", 0, alone))
@@ -115,6 +119,16 @@ class Measurer:
             raise TrialFailed(run.points[0].status, run.points[0].message)
         result.scaling.CopyFrom(run)
         result.runtime_version = measured[0].rounds[0].processes[0].runtime_version
+        result.readings.append(self._readings.take())
+        result.status = Status.MEASUREMENT_STATUS_MEASURED
+
+    async def _profile(self, result: measurement_pb2.MeasurementResult) -> None:
+        """What cannot be profiled is measured all the same: there is no profile of it, and why."""
+        try:
+            result.profile.ParseFromString(await self._trial("profile", 0, "timing each operator"))
+        except TrialFailed as failure:
+            result.profile.not_offered_because = f"profiling it failed: {failure.message}"
+        result.runtime_version = result.profile.runtime_version
         result.readings.append(self._readings.take())
         result.status = Status.MEASUREMENT_STATUS_MEASURED
 

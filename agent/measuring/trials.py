@@ -1,8 +1,8 @@
-"""The trials themselves, each in a fresh process: solo (with the metric), pair, chain and energy.
+"""The trials themselves, each in a fresh process: solo (with the metric), pair, chain, energy and profile.
 
-`python -m fleetfit.agent.measuring.trials TASKDIR OUT KIND NUMBER ENGINE`, where KIND is solo, pair, chain, chain-alone or energy,
-writes one serialized message to OUT. What it cannot do for a reason that a person can act on is said in OUT.error; how far it is
-stands in OUT.step.
+`python -m fleetfit.agent.measuring.trials TASKDIR OUT KIND NUMBER ENGINE`, where KIND is solo, pair, chain, chain-alone, energy
+or profile, writes one serialized message to OUT. What it cannot do for a reason that a person can act on is said in OUT.error; how
+far it is stands in OUT.step.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from fleetfit.agent.measuring.inputs import fixed_batch, metric_batches
 from fleetfit.agent.measuring.kept import Batch, kept_scores
 from fleetfit.agent.measuring.memory import Forked, forks_now, look_at_forks, memory_bytes, reset_peak
 from fleetfit.agent.measuring.outputs import OutputsFile
+from fleetfit.agent.measuring.profiling import profile_build
 from fleetfit.agent.measuring.seats import Seat, SeatApart, SeatHere, feeds_of, prepared
 from fleetfit.agent.measuring.split import open_split
 from fleetfit.agent.measuring.timing import (
@@ -233,6 +234,10 @@ class Trial:
         finally:
             model.close()
 
+    def profile(self) -> measurement_pb2.ProfileRun:
+        """The time of each operator of the build, by its runtime's profiler."""
+        return profile_build(self._task, self._taskdir, self._step)
+
     def _metric(self, model: LoadedModel, result: measurement_pb2.MeasurementResult) -> None:
         task, run = self._task, result.metric
         run.metric, run.split = task.metric, task.split
@@ -359,6 +364,8 @@ def main(arguments: list[str]) -> int:
         trial = Trial(taskdir, out)
         if kind == "energy":
             return trial.energy()
+        if kind == "profile":
+            return trial.profile()
         if kind in ("chain", "chain-alone"):
             return trial.chain(int(arguments[3]), both=kind == "chain")
         return trial.pair(*map(int, arguments[3:5])) if kind == "pair" else trial.solo()

@@ -14,6 +14,7 @@ from fleetfit.client.commands.options import (
     On,
     Plan,
     PowerMode,
+    Profile,
     Runtime,
     Scaling,
     Seed,
@@ -40,6 +41,7 @@ def measure(
     batch: Batch = [],  # noqa: B006 - typer reads it
     runtime: Runtime = [],  # noqa: B006 - typer reads it
     scaling: Scaling = False,
+    profile: Profile = False,
     sustained: Sustained = "",
     device_samples: DeviceSamples = 0,
     if_not_quiet: IfNotQuiet = "mark",
@@ -61,6 +63,7 @@ def measure(
         runtimes=runtime,
         seed=seed,
         scaling=scaling,
+        profile=profile,
         sustained=sustained,
         device_samples=device_samples,
         if_not_quiet=if_not_quiet,

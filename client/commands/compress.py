@@ -16,6 +16,7 @@ from fleetfit.client.commands.options import (
     On,
     Plan,
     PowerMode,
+    Profile,
     Runtime,
     Scaling,
     Seed,
@@ -69,6 +70,7 @@ def fit(
     batch: Batch = [],  # noqa: B006 - typer reads it
     runtime: Runtime = [],  # noqa: B006 - typer reads it
     scaling: Scaling = False,
+    profile: Profile = False,
     sustained: Sustained = "",
     device_samples: DeviceSamples = 0,
     if_not_quiet: IfNotQuiet = "mark",
@@ -118,7 +120,7 @@ def fit(
         if recovered:
             raise UsageError("--recovered is for a server's jobs; leave it out with --local", field="recovered")
         limited = any(limit is not None for limit in (p95_ms, p95_end_to_end_ms, max_memory_mb))
-        measures = limited or budget or sustained or device_samples or scaling
+        measures = limited or budget or sustained or device_samples or scaling or profile
         if measures or if_not_quiet != "mark" or power_mode:
             raise UsageError(
                 "--local measures nothing; of the limits give only --max-drop and --max-size-mb with it", field="local"
@@ -166,6 +168,7 @@ def fit(
         seed=seed,
         metric=metric,
         scaling=scaling,
+        profile=profile,
         sustained=sustained,
         device_samples=device_samples,
         if_not_quiet=if_not_quiet,

@@ -29,6 +29,13 @@ Scaling = Annotated[
         help="Measure last how the chosen build and its original scale: threads, batches, processes at once.",
     ),
 ]
+Profile = Annotated[
+    bool,
+    typer.Option(
+        "--profile",
+        help="Time last each operator of the chosen build and its original, by their runtime's profiler.",
+    ),
+]
 Sustained = Annotated[
     str,
     typer.Option(

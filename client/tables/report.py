@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from fleetfit.client.tables.profile import profile_parts
 from fleetfit.client.tables.report_rows import Row, Span, rows_of
 from fleetfit.client.tables.scaling import scaling_parts
 from fleetfit.client.tables.words import condition, job_id, significant, size
@@ -83,6 +84,7 @@ def _device_parts(report: Mapping[str, Any], device: Mapping[str, Any]) -> Itera
     yield from _ends(rows)
     yield from _energies(rows)
     yield from scaling_parts(device)
+    yield from profile_parts(device)
     if device.get("doubt"):
         yield Text(str(device["doubt"]), style="bold yellow")
     for warning in device.get("warnings") or []:

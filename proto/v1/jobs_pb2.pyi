@@ -201,6 +201,7 @@ class JobSpec(_message.Message):
     POWER_MODE_FIELD_NUMBER: _builtins.int
     REFUSE_UNFIT_FIELD_NUMBER: _builtins.int
     SCALING_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
     kind: Global___JobKind.ValueType
     model: _builtins.str
     dataset: _builtins.str
@@ -223,6 +224,8 @@ class JobSpec(_message.Message):
     """Devices that are not quiet, cool and in that mode are not measured. False: they are, and that is said."""
     scaling: _builtins.bool
     """The chosen build and its original are also measured with more threads, larger batches and several processes at once."""
+    profile: _builtins.bool
+    """Of the chosen build and its original the time of each operator is measured too, by the runtime's own profiler."""
     @_builtins.property
     def devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names, ids or labels; `all` is every device."""
@@ -277,10 +280,11 @@ class JobSpec(_message.Message):
         power_mode: _builtins.str = ...,
         refuse_unfit: _builtins.bool = ...,
         scaling: _builtins.bool = ...,
+        profile: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["incumbent", b"incumbent", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_emulated", b"accept_emulated", "batches", b"batches", "budget_ms", b"budget_ms", "dataset", b"dataset", "device_samples", b"device_samples", "devices", b"devices", "incumbent", b"incumbent", "kind", b"kind", "limits", b"limits", "metric", b"metric", "model", b"model", "objective", b"objective", "power_mode", b"power_mode", "recipes", b"recipes", "recovered", b"recovered", "refuse_unfit", b"refuse_unfit", "runtimes", b"runtimes", "scaling", b"scaling", "seed", b"seed", "sustained_ms", b"sustained_ms", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_emulated", b"accept_emulated", "batches", b"batches", "budget_ms", b"budget_ms", "dataset", b"dataset", "device_samples", b"device_samples", "devices", b"devices", "incumbent", b"incumbent", "kind", b"kind", "limits", b"limits", "metric", b"metric", "model", b"model", "objective", b"objective", "power_mode", b"power_mode", "profile", b"profile", "recipes", b"recipes", "recovered", b"recovered", "refuse_unfit", b"refuse_unfit", "runtimes", b"runtimes", "scaling", b"scaling", "seed", b"seed", "sustained_ms", b"sustained_ms", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -304,6 +304,7 @@ class MeasureTask(_message.Message):
     PRE_FIELD_NUMBER: _builtins.int
     POST_FIELD_NUMBER: _builtins.int
     HEALTH_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     threads: _builtins.int
     batch: _builtins.int
@@ -320,6 +321,8 @@ class MeasureTask(_message.Message):
     """Only scaling curves are wanted: no metric, no pairs. Needs `measure.scaling`."""
     health: _builtins.bool
     """A health check: the builds are the golden model, no job waits for it. Only agents with `measure.health` get one."""
+    profile: _builtins.bool
+    """Only the time of each operator is wanted: no metric, no pairs. Needs `measure.profile`."""
     @_builtins.property
     def candidate(self) -> Global___BuildRef: ...
     @_builtins.property
@@ -354,10 +357,11 @@ class MeasureTask(_message.Message):
         pre: Global___BuildRef | None = ...,
         post: Global___BuildRef | None = ...,
         health: _builtins.bool = ...,
+        profile: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "candidate", b"candidate", "method", b"method", "post", b"post", "pre", b"pre"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "batch", b"batch", "candidate", b"candidate", "data_artifact_name", b"data_artifact_name", "health", b"health", "job_id", b"job_id", "method", b"method", "metric", b"metric", "metric_only", b"metric_only", "post", b"post", "pre", b"pre", "return_outputs", b"return_outputs", "scaling", b"scaling", "split", b"split", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "batch", b"batch", "candidate", b"candidate", "data_artifact_name", b"data_artifact_name", "health", b"health", "job_id", b"job_id", "method", b"method", "metric", b"metric", "metric_only", b"metric_only", "post", b"post", "pre", b"pre", "profile", b"profile", "return_outputs", b"return_outputs", "scaling", b"scaling", "split", b"split", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -952,6 +956,94 @@ class ScalingRun(_message.Message):
 Global___ScalingRun: _TypeAlias = ScalingRun  # noqa: Y015
 
 @_typing.final
+class OperatorTime(_message.Message):
+    """One operator of a profiled build, over all profiled calls; what the runtime does not tell is empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
+    PLACED_FIELD_NUMBER: _builtins.int
+    NUMBER_FORMAT_FIELD_NUMBER: _builtins.int
+    RUNS_FIELD_NUMBER: _builtins.int
+    TOTAL_NS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """As the runtime calls it: it may stand for several operators of the build, or for what the runtime added."""
+    operator: _builtins.str
+    """Its type."""
+    placed: _builtins.str
+    """The provider or device that ran it."""
+    number_format: _builtins.str
+    """What it computes on, such as `float32`."""
+    runs: _builtins.int
+    total_ns: _builtins.int
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        operator: _builtins.str = ...,
+        placed: _builtins.str = ...,
+        number_format: _builtins.str = ...,
+        runs: _builtins.int = ...,
+        total_ns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "number_format", b"number_format", "operator", b"operator", "placed", b"placed", "runs", b"runs", "total_ns", b"total_ns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OperatorTime: _TypeAlias = OperatorTime  # noqa: Y015
+
+@_typing.final
+class ProfileRun(_message.Message):
+    """The time of each operator, by the runtime's own profiler, in a process of its own."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATORS_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    ELAPSED_NS_FIELD_NUMBER: _builtins.int
+    NOT_OFFERED_BECAUSE_FIELD_NUMBER: _builtins.int
+    RUNTIME_VERSION_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
+    calls: _builtins.int
+    """Calls of the build that were profiled, and what they took in all, the profiler's own work in it."""
+    elapsed_ns: _builtins.int
+    not_offered_because: _builtins.str
+    """Where there is no profile: why, as a clause."""
+    runtime_version: _builtins.str
+    @_builtins.property
+    def operators(self) -> _containers.RepeatedCompositeFieldContainer[Global___OperatorTime]:
+        """Largest first."""
+
+    @_builtins.property
+    def window(self) -> Global___Window: ...
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What a reader of the times should know, each as a clause."""
+
+    def __init__(
+        self,
+        *,
+        operators: _abc.Iterable[Global___OperatorTime] | None = ...,
+        calls: _builtins.int = ...,
+        elapsed_ns: _builtins.int = ...,
+        not_offered_because: _builtins.str = ...,
+        runtime_version: _builtins.str = ...,
+        window: Global___Window | None = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["window", b"window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "elapsed_ns", b"elapsed_ns", "not_offered_because", b"not_offered_because", "notes", b"notes", "operators", b"operators", "runtime_version", b"runtime_version", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProfileRun: _TypeAlias = ProfileRun  # noqa: Y015
+
+@_typing.final
 class Reading(_message.Message):
     """The state of the device at one moment. What cannot be read is absent."""
 
@@ -1104,6 +1196,7 @@ class MeasurementResult(_message.Message):
     SCALING_FIELD_NUMBER: _builtins.int
     CHAINS_FIELD_NUMBER: _builtins.int
     NO_CHAIN_BECAUSE_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
     status: Global___MeasurementStatus.ValueType
     message: _builtins.str
     """Where status is not MEASURED: what happened, in a sentence."""
@@ -1157,6 +1250,8 @@ class MeasurementResult(_message.Message):
     def chains(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChainRun]:
         """Where the task has parts: the chain, end to end; or, as a clause, why it is not known."""
 
+    @_builtins.property
+    def profile(self) -> Global___ProfileRun: ...
     def __init__(
         self,
         *,
@@ -1185,10 +1280,11 @@ class MeasurementResult(_message.Message):
         scaling: Global___ScalingRun | None = ...,
         chains: _abc.Iterable[Global___ChainRun] | None = ...,
         no_chain_because: _builtins.str = ...,
+        profile: Global___ProfileRun | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["energy", b"energy", "held", b"held", "metric", b"metric", "scaling", b"scaling", "solo", b"solo"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["energy", b"energy", "held", b"held", "metric", b"metric", "profile", b"profile", "scaling", b"scaling", "solo", b"solo"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "chains", b"chains", "condition", b"condition", "disturbance", b"disturbance", "during", b"during", "energy", b"energy", "held", b"held", "host_digest", b"host_digest", "message", b"message", "method_version", b"method_version", "metric", b"metric", "no_chain_because", b"no_chain_because", "no_energy_because", b"no_energy_because", "notes", b"notes", "pairs", b"pairs", "pairs_end", b"pairs_end", "precision", b"precision", "quiet", b"quiet", "readings", b"readings", "runtime", b"runtime", "runtime_version", b"runtime_version", "scaling", b"scaling", "solo", b"solo", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "chains", b"chains", "condition", b"condition", "disturbance", b"disturbance", "during", b"during", "energy", b"energy", "held", b"held", "host_digest", b"host_digest", "message", b"message", "method_version", b"method_version", "metric", b"metric", "no_chain_because", b"no_chain_because", "no_energy_because", b"no_energy_because", "notes", b"notes", "pairs", b"pairs", "pairs_end", b"pairs_end", "precision", b"precision", "profile", b"profile", "quiet", b"quiet", "readings", b"readings", "runtime", b"runtime", "runtime_version", b"runtime_version", "scaling", b"scaling", "solo", b"solo", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -205,6 +205,7 @@ class Engine:
                 sustained_s=spec.sustained_ms / 1000,
                 scaling_s=self._pace().scaling_s if spec.scaling else 0.0,
                 device_samples=spec.device_samples,
+                profile=spec.profile,
             )
 
         return await self._database.read(read)
@@ -288,8 +289,8 @@ class Engine:
         """The device's next task. Raises Superseded for an older session."""
         lease = await self.leases.lease(device_id, session_number)
         if lease is not None and not lease.measure.health:
-            if not lease.measure.scaling:
-                # Curves take minutes, which says nothing about the next measurement.
+            if not lease.measure.scaling and not lease.measure.profile:
+                # Curves take minutes and profiles seconds, which says nothing about the next measurement.
                 self._leased_at[lease.task_id] = asyncio.get_running_loop().time()
             self._publish(lease.measure.job_id)
         return lease

@@ -17,7 +17,7 @@ from fleetfit.server.engine.planning import (
     expected_compress_s,
     expected_size_bytes,
 )
-from fleetfit.server.engine.progress import LOWER_S, Pace
+from fleetfit.server.engine.progress import LOWER_S, PROFILE_S, Pace
 
 # Six fresh processes that load two builds and the parts, and call them in turn.
 _CHAIN_S: Final = 15.0
@@ -35,11 +35,12 @@ def plan_message(
     sustained_s: float = 0.0,
     scaling_s: float = 0.0,
     device_samples: int = 0,
+    profile: bool = False,
 ) -> jobs_pb2.Plan:
     """The plan as the protocol has it. `made` are the keys of the variants that exist already; `notes` come first.
 
     `device_samples` are the most that devices get of a split, 0 for all of it. `sustained_s` comes on top of what a measurement
-    usually takes; `scaling_s` is the most that the curves of one build take.
+    usually takes; `scaling_s` is the most that the curves of one build take, and `profile` says whether operators are timed too.
     """
     aside = {c.device.id: c.device for c in candidates if c.device.set_aside}
     plan = jobs_pb2.Plan(notes=[*map(_aside, aside.values()), *notes])
@@ -86,11 +87,16 @@ def plan_message(
             measure_s[candidate.device.snapshot.host_digest or candidate.device.id] += each_s
     for host in measure_s:
         # The chosen build and its original.
-        measure_s[host] += 2 * scaling_s
+        measure_s[host] += 2 * (scaling_s + (PROFILE_S if profile else 0.0))
     if scaling_s:
         plan.notes.append(
             f"last, it is measured how the chosen build and its original scale, for at most {duration(scaling_s)} each on every "
             "device"
+        )
+    if profile:
+        plan.notes.append(
+            "last, the time of each operator of the chosen build and its original is taken by their runtime's profiler, where "
+            "it has one"
         )
     total_s = sum(compress_s.values()) + max(measure_s.values(), default=0.0)
     plan.expected_total_ms = int(total_s * 1000)

@@ -12,12 +12,12 @@ from fleetfit.core.digests import short
 from fleetfit.core.metrics import is_user_metric, judged_name
 from fleetfit.device_profiles.loader import load_profiles
 from fleetfit.proto.v1 import jobs_pb2
-from fleetfit.proto.versions import SCALES
+from fleetfit.proto.versions import PROFILES, SCALES
 from fleetfit.server.engine.lookup import read_snapshot
 from fleetfit.server.engine.lowering import build_of
 from fleetfit.server.engine.messages import parts_of
 from fleetfit.server.engine.planning import OBJECTIVES, limits_of
-from fleetfit.server.engine.states import FAILED_BECAUSE, SCALING, CandidateState, TaskState
+from fleetfit.server.engine.states import FAILED_BECAUSE, NO_SPLITS, PROFILE, SCALING, CandidateState, TaskState
 from fleetfit.server.report.facts import CandidateFacts, DeviceFacts, JobFacts, RecoveredFrom
 from fleetfit.server.report.summary import Drops, MeasurementSummary
 from fleetfit.server.storage.tables import (
@@ -86,6 +86,7 @@ def read_facts(session: Session, job: JobRow) -> JobFacts:
         sustained_ms=spec.sustained_ms,
         parts=parts,
         scaling=spec.scaling,
+        profile=spec.profile,
         devices=tuple(_device(session, job, device_id, candidates) for device_id, candidates in devices.items()),
     )
 
@@ -115,6 +116,7 @@ def _device(session: Session, job: JobRow, device_id: str, rows: list[CandidateR
         validation_drops=_drops(session, job.id, device_id, "validation"),
         test_drops=_drops(session, job.id, device_id, "test"),
         scales=SCALES in device.capabilities,
+        profiles=PROFILES in device.capabilities,
     )
 
 
@@ -130,7 +132,7 @@ def _candidate(session: Session, row: CandidateRow, beside: str, title: str) -> 
     rows = session.scalars(select(MeasurementRow).where(MeasurementRow.candidate_id == row.id)).all()
     measured = {m.split: MeasurementSummary.model_validate(m.summary) for m in rows}
     raw = {
-        m.split if m.split in ("test", SCALING) else "measured": (m.raw_sha256, artifact.size_bytes)
+        m.split if m.split == "test" or m.split in NO_SPLITS else "measured": (m.raw_sha256, artifact.size_bytes)
         for m in rows
         if (artifact := session.get(ArtifactRow, m.raw_sha256)) is not None
     }
@@ -160,16 +162,18 @@ def _candidate(session: Session, row: CandidateRow, beside: str, title: str) -> 
         validation=measured.get("validation") or measured.get(""),
         test=measured.get("test"),
         scaling=measured.get(SCALING),
-        no_scaling_because=_no_scaling(session, row),
+        no_scaling_because=_failed_because(session, row, SCALING),
+        profile=measured.get(PROFILE),
+        no_profile_because=_failed_because(session, row, PROFILE),
         raw=raw,
         notes=tuple(facts.notes) if facts is not None else (),
         recovered=_recovered(session, variant),
     )
 
 
-def _no_scaling(session: Session, row: CandidateRow) -> str:
+def _failed_because(session: Session, row: CandidateRow, kind: str) -> str:
     query = select(TaskRow).where(
-        TaskRow.candidate_id == row.id, TaskRow.split == SCALING, TaskRow.state == TaskState.FAILED
+        TaskRow.candidate_id == row.id, TaskRow.split == kind, TaskRow.state == TaskState.FAILED
     )
     task = session.scalars(query).first()
     return "" if task is None else str((task.progress or {}).get(FAILED_BECAUSE, ""))

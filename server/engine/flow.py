@@ -10,14 +10,13 @@ from sqlalchemy.orm import Session
 from fleetfit.core.durations import duration
 from fleetfit.proto.v1 import jobs_pb2
 from fleetfit.server.engine.facts import metric_of, read_facts
+from fleetfit.server.engine.last_tasks import left_to_ask, wanted_last
 from fleetfit.server.engine.leases import original_of
 from fleetfit.server.engine.lowering import readiness
-from fleetfit.server.engine.scaling import scaling_left
 from fleetfit.server.engine.scoring import scores_of_job
 from fleetfit.server.engine.states import (
     ENDED_CANDIDATE,
     ENDED_TASK,
-    SCALING,
     CandidateState,
     JobState,
     TaskState,
@@ -72,11 +71,11 @@ def advance(session: Session, job: JobRow) -> Wanted:
             row.reason = f"the job's budget of {duration(spec.budget_ms / 1000)} was used up before it was measured"
         elif row.state in (CandidateState.WAITING, CandidateState.COMPRESSING):
             _prepare(session, job, row, judged, wanted)
-    curves = spec.scaling and not over_budget
+    last = [] if over_budget else wanted_last(spec)
     # Every device is looked at: each may have something to do next.
     finished = [
         _device_finished(session, job, device_id, judged, wanted)
-        and (not curves or _scaled(session, job, device_id, wanted))
+        and all(_measured_last(session, job, device_id, kind, wanted) for kind in last)
         for device_id in by_device
     ]
     wanted.report = all(finished)
@@ -157,11 +156,11 @@ def _device_finished(session: Session, job: JobRow, device_id: str, judged: bool
     return not tasks or _compared(session, job, device_id, "test", wanted)
 
 
-def _scaled(session: Session, job: JobRow, device_id: str, wanted: Wanted) -> bool:
-    """Whether it is known how a device's finalists scale; asks for it where not."""
-    missing, measuring = scaling_left(session, job, device_id)
+def _measured_last(session: Session, job: JobRow, device_id: str, kind: str, wanted: Wanted) -> bool:
+    """Whether one kind of what is measured last is known of a device's finalists; asks for it where not."""
+    missing, measuring = left_to_ask(session, job, device_id, kind)
     for row in missing:
-        _add_task(session, job, row, SCALING, metric_only=True)
+        _add_task(session, job, row, kind, metric_only=True)
         wanted.wake.add(device_id)
     return not missing and not measuring
 

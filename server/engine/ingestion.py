@@ -24,7 +24,7 @@ from fleetfit.server.engine.health import UNREAD, keep_check, next_reported
 from fleetfit.server.engine.leases import fail_task
 from fleetfit.server.engine.lowering import build_of
 from fleetfit.server.engine.scoring import keep_scores, next_scores
-from fleetfit.server.engine.states import SCALING, CandidateState, TaskState
+from fleetfit.server.engine.states import NO_SPLITS, CandidateState, TaskState
 from fleetfit.server.engine.subsets import WantedSubset, keep_subset
 from fleetfit.server.report.summary import Drops, MeasurementSummary
 from fleetfit.server.storage.artifacts import ArtifactStore
@@ -242,7 +242,7 @@ def _keep(session: Session, task_id: str, digest: str, summary: MeasurementSumma
     candidate = session.get_one(CandidateRow, task.candidate_id)
     device = session.get_one(DeviceRow, task.device_id)
     job = session.get_one(JobRow, task.job_id)
-    awaits = task.split not in ("", SCALING) and is_user_metric(
+    awaits = task.split not in ("", *NO_SPLITS) and is_user_metric(
         metric_of(session, job, jobs_pb2.JobSpec.FromString(job.spec))
     )
     if awaits and (summary.outputs is None or session.get(ArtifactRow, summary.outputs.sha256) is None):
@@ -253,8 +253,8 @@ def _keep(session: Session, task_id: str, digest: str, summary: MeasurementSumma
         candidate.state, candidate.reason = CandidateState.SCORING if awaits else CandidateState.MEASURED, ""
     condition = {"threads": candidate.threads, "batch": candidate.batch, "runtime": summary.runtime}
     condition |= {"runtime_version": summary.runtime_version, "details": summary.condition}
-    # Its threads and batch are where curves begin, not what all of it was measured with.
-    condition |= {"scaling": True} if task.split == SCALING else {}
+    # Its threads and batch are where curves begin, not what all of it was measured with; and a profiler slows what it looks at.
+    condition |= {task.split: True} if task.split in NO_SPLITS else {}
     condition_id = key_of(condition)
     if session.get(ConditionRow, condition_id) is None:
         session.add(ConditionRow(id=condition_id, content=condition))

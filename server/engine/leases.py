@@ -34,7 +34,7 @@ from fleetfit.server.engine.lookup import read_snapshot
 from fleetfit.server.engine.lowering import build_of
 from fleetfit.server.engine.messages import tensor_messages
 from fleetfit.server.engine.parts import add_parts
-from fleetfit.server.engine.states import FAILED_BECAUSE, SCALING, CandidateState, TaskState
+from fleetfit.server.engine.states import FAILED_BECAUSE, NO_SPLITS, PROFILE, SCALING, CandidateState, TaskState
 from fleetfit.server.engine.subsets import given_to_devices
 from fleetfit.server.storage.artifacts import ArtifactStore
 from fleetfit.server.storage.database import Database
@@ -285,8 +285,8 @@ class Leases:
         spec = jobs_pb2.JobSpec.FromString(job.spec)
         build = _build_of(session, candidate)
         artifacts = {"candidate": build}
-        scaling = task.split == SCALING
-        split = "validation" if scaling else task.split
+        apart = task.split in NO_SPLITS
+        split = "validation" if apart else task.split
         measure = measurement_pb2.MeasureTask(
             job_id=task.job_id,
             candidate=_ref(build, "candidate"),
@@ -294,15 +294,16 @@ class Leases:
             batch=candidate.batch,
             split=split,
             method=self._method_for(session, task),
-            metric_only=task.metric_only and not scaling,
-            scaling=scaling,
+            metric_only=task.metric_only and not apart,
+            scaling=task.split == SCALING,
+            profile=task.split == PROFILE,
         )
         if not task.metric_only:
             measure.method.sustained_ns = spec.sustained_ms * 1_000_000
             measure.method.refuse_unfit = spec.refuse_unfit
             measure.method.power_mode = spec.power_mode or _declared_mode(session, task.device_id)
         facts = (session.get_one(DatasetRow, job.dataset_id).facts or {}) if job.dataset_id and task.split else {}
-        judged = None if scaling else known_metric(spec.metric or facts.get("metric", ""))
+        judged = None if apart else known_metric(spec.metric or facts.get("metric", ""))
         returns = judged is not None and judged.is_user
         compares = judged is not None and not judged.needs_targets and not returns
         if not task.metric_only or compares:

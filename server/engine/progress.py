@@ -15,8 +15,17 @@ from fleetfit.compress.tasks import TaskProgress
 from fleetfit.proto.v1 import common_pb2, jobs_pb2
 from fleetfit.server.engine.health import waiting_words
 from fleetfit.server.engine.hours import within_hours
+from fleetfit.server.engine.last_tasks import wanted_last
 from fleetfit.server.engine.lookup import read_snapshot
-from fleetfit.server.engine.states import ENDED_CANDIDATE, ENDED_TASK, SCALING, JobState, TaskState, VariantState
+from fleetfit.server.engine.states import (
+    ENDED_CANDIDATE,
+    ENDED_TASK,
+    PROFILE,
+    SCALING,
+    JobState,
+    TaskState,
+    VariantState,
+)
 from fleetfit.server.storage.tables import BuildRow, CandidateRow, DeviceRow, JobRow, TaskRow, VariantRow
 
 # Before anything was seen: what a variant and a measurement take, in seconds.
@@ -25,16 +34,23 @@ DEFAULT_MEASURE_S: Final = 20.0
 _START_S: Final = 3.0
 # What a build for another runtime takes, in seconds: mostly the start of a process.
 LOWER_S: Final = 8.0
+# What timing each operator of a build takes: the wait for quiet, a process, at most three seconds of calls.
+PROFILE_S: Final = 8.0
 _COMING: Final = (VariantState.WAITING, VariantState.RUNNING)
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds that a variant and a measurement took lately, and the most that the curves of one build take."""
+    """Seconds that a variant and a measurement took lately, the most that curves of one build take, and what its profile takes."""
 
     compress_s: float = DEFAULT_COMPRESS_S
     measure_s: float = DEFAULT_MEASURE_S
     scaling_s: float = 0.0
+    profile_s: float = PROFILE_S
+
+    def of(self, split: str) -> float:
+        """What a task takes that is for this split."""
+        return {SCALING: self.scaling_s, PROFILE: self.profile_s}.get(split, self.measure_s)
 
 
 def job_progress(
@@ -74,12 +90,11 @@ def job_progress(
     for task in tasks:
         if task.state not in ENDED_TASK:
             part = float((task.progress or {}).get("fraction", 0.0)) if task.state == TaskState.LEASED else 0.0
-            whole_s = pace.scaling_s if task.split == SCALING else pace.measure_s
-            left_measure[hosts[task.device_id]] += whole_s * (1 - min(max(part, 0.0), 1.0))
-    if jobs_pb2.JobSpec.FromString(job.spec).scaling:
-        for device_id in hosts.keys() - {task.device_id for task in tasks if task.split == SCALING}:
+            left_measure[hosts[task.device_id]] += pace.of(task.split) * (1 - min(max(part, 0.0), 1.0))
+    for kind in wanted_last(jobs_pb2.JobSpec.FromString(job.spec)):
+        for device_id in hosts.keys() - {task.device_id for task in tasks if task.split == kind}:
             # Still to come: the chosen build's and its original's.
-            left_measure[hosts[device_id]] += 2 * pace.scaling_s
+            left_measure[hosts[device_id]] += 2 * pace.of(kind)
     made = sum(v.state == VariantState.DONE for v in variants)
     ended = sum(row.state in ENDED_CANDIDATE for row in rows)
     done_s = made * pace.compress_s + ended * pace.measure_s

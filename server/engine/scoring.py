@@ -22,7 +22,7 @@ from fleetfit.server.engine.facts import metric_of
 from fleetfit.server.engine.leases import DEFAULT_LEASE_MS, fail_task, monotonic_ms
 from fleetfit.server.engine.library import keep_artifact
 from fleetfit.server.engine.states import (
-    SCALING,
+    NO_SPLITS,
     CandidateState,
     JobState,
     ScoringState,
@@ -306,7 +306,7 @@ def rescore(session: Session, job: JobRow, tasks: Sequence[TaskRow]) -> set[str]
     job.scorer_id = ""
     candidates = set()
     for task in tasks:
-        if task.id not in rows or task.split == SCALING:
+        if task.id not in rows or task.split in NO_SPLITS:
             continue
         task.state = TaskState.SCORING
         candidate = session.get_one(CandidateRow, task.candidate_id)

@@ -62,8 +62,10 @@ class ScoringState(StrEnum):
 
 FAILED_BECAUSE: Final = "failed_because"
 """Under this name the progress of a task that failed says why."""
-# In place of a split, where a task measures how its candidate scales.
+# In place of a split, where a task measures how its candidate scales, or the time of each of its operators.
 SCALING: Final = "scaling"
+PROFILE: Final = "profile"
+NO_SPLITS: Final = frozenset({SCALING, PROFILE})
 
 _SCORING: Final = {
     ScoringState.WAITING: {ScoringState.LEASED},

@@ -35,6 +35,7 @@ from fleetfit.server.report.energy import energy_of_a_call
 from fleetfit.server.report.engines import engines_of, what_engines_left
 from fleetfit.server.report.figures import figure
 from fleetfit.server.report.gaps import Against, with_gap
+from fleetfit.server.report.profiles import summarize_profile
 from fleetfit.server.report.scaling_figures import scaling_of
 from fleetfit.server.report.summary import (
     EnergySummary,
@@ -99,6 +100,7 @@ def summarize(raw: measurement_pb2.MeasurementResult) -> MeasurementSummary:
         metric=_metric(raw, notes),
         outputs=_outputs(raw),
         scaling=scaling_of(raw),
+        profile=summarize_profile(raw),
         trust=_trust(raw, notes),
         runtime=raw.runtime,
         runtime_version=raw.runtime_version,

@@ -37,6 +37,7 @@ from fleetfit.server.report.model import (
     SpeedupReport,
     SustainedFigure,
 )
+from fleetfit.server.report.profiles import profile_notes, profile_report
 from fleetfit.server.report.scaling_report import scaling_notes, scaling_report
 from fleetfit.server.report.summary import Drops, Figure, MeasurementSummary
 from fleetfit.server.selection.choose import Verdict, select_variant
@@ -126,7 +127,11 @@ def _candidate(
         tie_with=list(verdict.tie_with),
         meets_limits=verdict.meets_limits,
         rejected_because=list(verdict.rejected_because),
-        notes=[*_notes(job, device, c, summary, drop), *scaling_notes(job, device, c, finalist=finalist)],
+        notes=[
+            *_notes(job, device, c, summary, drop),
+            *scaling_notes(job, device, c, finalist=finalist),
+            *profile_notes(job, device, c, finalist=finalist),
+        ],
         role=cast(Literal["original", "control", "recipe"], c.role),
         selected=selected,
         drop=drop,
@@ -141,6 +146,7 @@ def _candidate(
         raw={kind: RawSamples(sha256=sha256, size_bytes=size) for kind, (sha256, size) in c.raw.items()},
         sustained_ms=_sustained(c, summary),
         scaling=scaling_report(c),
+        profile=profile_report(c),
         sampling=SamplingReport.model_validate(summary.sampling.model_dump()) if summary and summary.sampling else None,
         engines=EnginesReport.model_validate(summary.engines.model_dump()) if summary and summary.engines else None,
         end_to_end_ms=end_to_end_figure(c, summary),

@@ -65,9 +65,13 @@ class CandidateFacts:
     """How it scales, which is measured last and only of those worth it."""
     no_scaling_because: str = ""
     """Why that failed, where it was begun and came to nothing."""
+    profile: MeasurementSummary | None = None
+    """The time of each of its operators; of the same ones."""
+    no_profile_because: str = ""
+    """As `no_scaling_because`."""
     notes: tuple[str, ...] = ()
     raw: Mapping[str, tuple[str, int]] = field(default_factory=dict)
-    """Where the raw samples are: digest and bytes, of what was `measured`, of the metric on the `test` split, of `scaling`."""
+    """Where raw samples are: digest and bytes, of what was `measured`, of the `test` split's metric, of `scaling`, of `profile`."""
     warm_counts: bool = False
     """On this kind of device what a build does when it is warm decides, where that was measured."""
     recovered: RecoveredFrom | None = None
@@ -113,6 +117,8 @@ class DeviceFacts:
     test_drops: Drops | None = None
     scales: bool = True
     """Whether its agent can measure how builds scale."""
+    profiles: bool = True
+    """Whether its agent can time their operators."""
 
 
 @dataclass(frozen=True)
@@ -134,3 +140,5 @@ class JobFacts:
     """What stands before and behind the model, `pre` and `post`: digest and bytes."""
     scaling: bool = False
     """Whether scaling curves were asked for."""
+    profile: bool = False
+    """Whether the time of each operator was asked for."""

@@ -335,6 +335,39 @@ class ScalingReport(_Part):
     notes: list[str]
 
 
+class OperatorReport(_Part):
+    """One operator as the runtime calls it: it may stand for several of the build, or for what the runtime added.
+
+    `operator` is its type, `placed` the provider or device that ran it, `number_format` such as `float32`; empty where the
+    runtime does not tell. `ms` is its time in a call of the build, in which it runs `runs` times, `share` that of all operators'.
+    """
+
+    name: str
+    operator: str
+    placed: str
+    number_format: str
+    runs: float
+    ms: float
+    share: float
+
+
+class ProfileReport(_Part):
+    """The largest of a build's `count` operators (at most 100), by the runtime's own profiler; empty with the reason why.
+
+    `operators_ms` is the time of all of them in a call, `call_ms` what a call took with the profiler on; both are means over
+    `calls`. Neither is a latency: the profiler slows calls, and what happens between operators is in none of them.
+    """
+
+    operators: list[OperatorReport]
+    count: int
+    operators_ms: float
+    call_ms: float
+    calls: int
+    not_offered_because: str
+    trust: Literal["clean", "noisy", "throttled"]
+    notes: list[str]
+
+
 class CandidateReport(_Part):
     """One variant under one condition on one device."""
 
@@ -371,11 +404,13 @@ class CandidateReport(_Part):
     sustained_ms: SustainedFigure | None = None
     """Null where it was not asked for."""
     raw: dict[str, RawSamples] = {}
-    """The samples behind the figures: `measured`, `test` where the test split was run, `scaling` where that was measured."""
+    """The samples behind the figures: `measured`; `test`, `scaling` and `profile` where those were run."""
     sampling: SamplingReport | None = None
     """Null where no precision was asked for."""
     scaling: ScalingReport | None = None
     """Null where it was not asked for, and for all but the chosen candidate and its original."""
+    profile: ProfileReport | None = None
+    """As `scaling`."""
     engines: EnginesReport | None = None
     """Null of a runtime that builds none."""
     recovered: RecoveredReport | None = None

@@ -18,6 +18,7 @@ from fleetfit.server.report.model import (
     RatioFigure,
     Report,
 )
+from fleetfit.server.report.profile_page import ProfiledPage, profile_page
 from fleetfit.server.report.scaling_page import ScalingPage, scaling_page
 from fleetfit.server.selection.words import losses
 
@@ -71,6 +72,7 @@ class DevicePage:
     has_energy: bool
     has_parts: bool
     scaling: ScalingPage
+    profile: list[ProfiledPage]
 
 
 def device_pages(report: Report) -> list[DevicePage]:
@@ -91,6 +93,7 @@ def _device(report: Report, device: DeviceReport, anchor: str) -> DevicePage:
         chart_caption=caption,
         has_metric=bool(report.metric.name),
         scaling=scaling_page(device.candidates),
+        profile=profile_page(device.candidates),
         has_energy=any(c.energy is not None for c in device.candidates),
         has_parts=any(c.end_to_end_ms is not None for c in device.candidates),
     )

@@ -211,6 +211,33 @@ class Scaling(_Frozen):
     cores: int
 
 
+class Operator(_Frozen):
+    """One operator of a build: `ms` is its time in a call, `runs` how often it runs in one, `share` of all operators' time."""
+
+    name: str
+    operator: str
+    placed: str
+    number_format: str
+    runs: float
+    ms: float
+    share: float
+
+
+class ProfileSummary(_Frozen):
+    """The largest of a build's `count` operators, largest first; where there is no profile, `because` says why.
+
+    `operators_ms` is the time of all of them in a call, `call_ms` what a call took with the profiler on; means over `calls`.
+    """
+
+    operators: list[Operator] = []
+    count: int = 0
+    operators_ms: float = 0.0
+    call_ms: float = 0.0
+    calls: int = 0
+    because: str = ""
+    notes: list[str] = []
+
+
 class MetricSummary(_Frozen):
     """The metric, computed on the device over `n` samples of `split`, which has `of` (None: all of it)."""
 
@@ -256,6 +283,8 @@ class MeasurementSummary(_Frozen):
     metric: MetricSummary | None = None
     outputs: OutputsSummary | None = None
     scaling: Scaling | None = None
+    """None where it was not asked for."""
+    profile: ProfileSummary | None = None
     """None where it was not asked for."""
     trust: str = "clean"
     """`clean`, `noisy` or `throttled`."""

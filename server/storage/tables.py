@@ -242,8 +242,8 @@ class CandidateRow(Base):
 class TaskRow(Base):
     """A measurement that an agent leases. `fence` grows with each lease; a report with an older one is refused.
 
-    `split` is what its metric is computed on, or `scaling` where it measures how its candidate scales; `metric_only` is false
-    for the candidate's own measurement only. `progress` is what its agent said last, of one that failed why (`failed_because`).
+    `split` is what its metric is computed on, or `scaling` or `profile` where it measures that; `metric_only` is false for the
+    candidate's own measurement only. `progress` is what its agent said last, of one that failed why (`failed_because`).
     """
 
     __tablename__ = "task"

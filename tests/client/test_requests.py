@@ -70,6 +70,7 @@ def test_limits_reach_the_request_in_the_units_of_the_protocol() -> None:
             max_size_mb=0.5,
             threads=[2],
             scaling=True,
+            profile=True,
             sustained="2m",
             device_samples=500,
             if_not_quiet="refuse",
@@ -86,13 +87,13 @@ def test_limits_reach_the_request_in_the_units_of_the_protocol() -> None:
     assert (spec.sustained_ms, spec.device_samples) == (120_000, 500)
     assert spec.sustained_ms == 120_000
     assert (spec.refuse_unfit, spec.power_mode) == (True, "MAXN")
-    assert spec.scaling
+    assert spec.scaling and spec.profile
     assert spec.kind == jobs_pb2.JOB_KIND_COMPRESS and list(spec.threads) == [2]
 
 
 def test_no_limit_is_sent_where_none_is_given() -> None:
     spec = job_spec(Wanted("m", on=["pi"]))
-    assert not spec.scaling
+    assert not spec.scaling and not spec.profile
     assert spec.limits == jobs_pb2.Limits() and not spec.refuse_unfit and not spec.power_mode
 
 

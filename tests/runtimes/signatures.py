@@ -36,6 +36,7 @@ METHODS = {
     "ParserError": ["desc"],
     "IBuilderConfig": ["set_memory_pool_limit", "clear_flag", "set_flag", "add_optimization_profile"],
     "IOptimizationProfile": ["set_shape"],
+    "IProfiler": ["__init__", "report_layer_time"],
     "IProgressMonitor": ["__init__", "phase_start", "step_complete", "phase_finish"],
     "Runtime": ["__init__", "deserialize_cuda_engine"],
     "ICudaEngine": [
@@ -54,6 +55,7 @@ PROPERTIES = {
     "ITensor": ["name", "shape", "dtype"],
     "OnnxParser": ["num_errors"],
     "IBuilderConfig": ["progress_monitor"],
+    "IExecutionContext": ["profiler"],
     "ICudaEngine": ["num_io_tensors", "device_memory_size", "device_memory_size_v2"],
 }
 ENUMS = {

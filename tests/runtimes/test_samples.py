@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,9 +13,10 @@ import numpy as np
 import pytest
 
 from fleetfit.core.errors import InvalidModel
-from fleetfit.runtimes.base import Arrays, LoadedModel, Runtime
+from fleetfit.runtimes.base import Arrays, LoadedModel, Runtime, ignore_progress
 from fleetfit.runtimes.contract import CHECKS, ContractBroken
 from fleetfit.runtimes.onnxruntime import OnnxRuntime
+from fleetfit.runtimes.operators import NoProfile, Profile
 from fleetfit.runtimes.samples import FOLDER, NETWORK_OUTPUT, SAMPLES, network_inputs
 
 from .builds import FILES, network_outputs
@@ -51,6 +53,17 @@ class _Broken(OnnxRuntime):
             except InvalidModel as error:
                 raise InvalidModel("no") from error
         return _Wrapped(super().load(build, threads=threads), self._fault)
+
+    def profile(self, build: bytes, feeds: Arrays, *, threads: int, progress: Any = ignore_progress) -> Any:
+        if self._fault == "no reason":
+            return NoProfile("no")
+        found = super().profile(build, feeds, threads=threads, progress=progress)
+        assert isinstance(found, Profile)
+        if self._fault == "counts twice":
+            return dataclasses.replace(
+                found, operators=tuple(dataclasses.replace(one, ns=2 * one.ns) for one in found.operators)
+            )
+        return dataclasses.replace(found, operators=()) if self._fault == "no operators" else found
 
 
 class _Wrapped(LoadedModel):
@@ -92,6 +105,9 @@ class _Wrapped(LoadedModel):
         ("takes anything", "bytes that are no build are refused in a sentence"),
         ("says too little", "bytes that are no build are refused in a sentence"),
         ("closes once", "closing twice is closing once"),
+        ("no reason", "its operators are timed or it says why not"),
+        ("no operators", "its operators are timed or it says why not"),
+        ("counts twice", "its operators are timed or it says why not"),
     ],
 )
 def test_a_check_sees_what_is_broken(fault: str, check: str) -> None:

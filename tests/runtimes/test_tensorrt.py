@@ -22,6 +22,7 @@ from fleetfit.runtimes import cuda, tensorrt
 from fleetfit.runtimes.base import ignore_progress
 from fleetfit.runtimes.contract import is_one_sentence, rows
 from fleetfit.runtimes.engines import evict
+from fleetfit.runtimes.operators import Profile
 from fleetfit.runtimes.pieces import pieces
 from fleetfit.runtimes.samples import WEIGHTS
 from fleetfit.runtimes.tensorrt import TensorRt
@@ -381,3 +382,13 @@ def test_without_cuda_nothing_tells_what_is_free(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(cuda, "open_library", none)
     assert TensorRt.uses_gpu and ADAPTER.gpu_free_bytes() is None
+
+
+@pytest.mark.usefixtures("built_here")
+def test_layers_are_timed_as_tensorrt_reports_them() -> None:
+    found = ADAPTER.profile(affine(), {"x": rows(3)}, threads=1)
+    assert isinstance(found, Profile)
+    assert {one.placed for one in found.operators} == {"GPU"}
+    assert {one.operator for one in found.operators} == {one.number_format for one in found.operators} == {""}
+    assert all(one.runs == found.calls for one in found.operators), "each layer is reported once a call"
+    assert len(found.operators) == 2 and "layers" in found.notes[0]

@@ -23,7 +23,7 @@ from .signatures import ENUMS, KEPT, METHODS, PROPERTIES, read
 
 VERSIONS: list[dict[str, Any]] = json.loads(KEPT.read_text())
 NAMES = {name for names in METHODS.values() for name in names} - {"__init__"}
-CLASSES = {"Builder", "OnnxParser", "Runtime", "Logger", "ILogger", "IProgressMonitor"}
+CLASSES = {"Builder", "OnnxParser", "Runtime", "Logger", "ILogger", "IProgressMonitor", "IProfiler"}
 # What is not TensorRT's in the functions that call it.
 OURS = {
     *("append", "errors", "items", "_phases", "start", "step", "finish", "inputs", "outputs", "context", "addressed"),
@@ -50,6 +50,7 @@ def functions() -> Iterator[ast.AST]:
     for module, wanted in {
         "tensorrt_builder.py": {"make_engine", "_logger", "_monitor"},
         "tensorrt.py": {"_Engine", "_device_memory", "call"},
+        "tensorrt_profile.py": {"profile_context", "_profiler"},
     }.items():
         tree = ast.parse(Path("fleetfit/runtimes", module).read_text())
         for node in ast.walk(tree):
@@ -100,7 +101,7 @@ def test_every_call_is_one_that_the_version_has(version: dict[str, Any]) -> None
         overloads = [parameters for key in full for parameters in version["methods"][key]]
         assert any(fits(parameters, count, keywords) for parameters in overloads), (name, count, keywords, overloads)
     # The list says no more than the adapter calls, beside what TensorRT calls of ours.
-    called_by_it = {"log", "phase_start", "step_complete", "phase_finish"}
+    called_by_it = {"log", "phase_start", "step_complete", "phase_finish", "report_layer_time"}
     assert {key for key in version["methods"] if key.split(".")[1] not in called_by_it} == seen - {
         key for key in seen if key.split(".")[1] in called_by_it
     }
@@ -122,7 +123,7 @@ def test_what_tensorrt_calls_takes_what_it_gives() -> None:
         if isinstance(node, ast.FunctionDef)
     }
     for version in VERSIONS:
-        for name in ("log", "phase_start", "step_complete", "phase_finish"):
+        for name in ("log", "phase_start", "step_complete", "phase_finish", "report_layer_time"):
             for key, overloads in version["methods"].items():
                 if key.endswith(f".{name}"):
                     assert overloads == [defined[name]]

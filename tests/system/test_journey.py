@@ -58,6 +58,8 @@ def test_from_a_models_source_to_a_build_that_runs(fleet: Any, example: Callable
     metric, recipes = JOURNEYS[name]
     folder = example(name)
     asked = [name, "--data", name, "--on", "edge", "--recipe", *recipes, "--max-drop", "900%", "--minimize", "size"]
+    profiled = name == "two_inputs"
+    asked += ["--profile"] if profiled else []
     planned = fleet.run("compress", *asked, "--plan", "--json").json["plan"]
     assert {c["recipe"] for c in planned["candidates"]} >= {"original", *recipes}
     fleet.run("compress", *asked, "--wait", timeout_s=300)
@@ -72,6 +74,15 @@ def test_from_a_models_source_to_a_build_that_runs(fleet: Any, example: Callable
         assert candidate["metric"]["where"] == "device"
         assert candidate["peak_memory_bytes"] > 0
     assert device["controls"]
+    finalists = {c["recipe"]: c["profile"] for c in device["candidates"] if c["profile"]}
+    assert set(finalists) == ({"original", *recipes} if profiled else set())
+    for profile in finalists.values():
+        assert profile["not_offered_because"] == "" and profile["operators"][0]["placed"] == "CPU"
+        assert abs(sum(one["share"] for one in profile["operators"]) - 1) < 1e-9
+        # One thread works on one operator at a time.
+        assert 0 < profile["operators_ms"] <= profile["call_ms"]
+    table = fleet.run("report", "last").out
+    assert ("Where the time goes:" in table) is profiled and max(map(len, table.splitlines())) <= 80
     again = fleet.run("report", "last", "--verify", "--json").json
     assert again["holds"] and not again["skipped"] and again["results"] >= len(device["candidates"])
     smallest = min(c["size_bytes"] for c in device["candidates"])
