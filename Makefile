@@ -31,7 +31,8 @@ test-standin: $(VENV)/.dev
 	FLEETFIT_TEST_STANDIN=1 $(BIN)/python -m pytest tests/system/test_standin.py
 	@echo "The record: benchmarks/results/run-raspberry-pi-4-emulated.json"
 
-# TensorRT's module is for the Python of the board's system, which may be older than what the other targets need. No torch.
+# TensorRT's module is for the Python of the board's system, which may be older than what the other targets need. No torch is
+# installed; where that Python has torch_tensorrt, the environment sees it, and it is tried along.
 test-jetson: $(JETSON_VENV)/.done
 	FLEETFIT_TEST_JETSON=1 $(JETSON_VENV)/bin/python -m pytest -m jetson tests/runtimes
 	$(JETSON_VENV)/bin/fleetfit selfproof --output selfproof-jetson.zip
@@ -40,7 +41,7 @@ test-jetson: $(JETSON_VENV)/.done
 	@echo "To make it count: python -m benchmarks.devices --accept selfproof-jetson.zip (docs/selfproof.md), or send it in."
 
 $(JETSON_VENV)/.done: pyproject.toml | links
-	$(PYTHON) -m venv $(JETSON_VENV)
+	$(PYTHON) -m venv $$($(PYTHON) -c 'import importlib.util as u; print("--system-site-packages" if u.find_spec("torch_tensorrt") else "")') $(JETSON_VENV)
 	$(JETSON_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --editable ".[onnxruntime]" hypothesis onnx pytest pytest-timeout pytest-xdist
 	@touch $@
 

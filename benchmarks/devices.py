@@ -20,7 +20,7 @@ ROOT: Final = Path(__file__).parent.parent
 PAGE: Final = ROOT / "docs" / "devices" / "README.md"
 _RUNS: Final = re.compile(r"^runs:\n(?:[ #].*\n|\n(?=[ #]))*", re.MULTILINE)
 _SECTION: Final = re.compile(r"(<!-- profiles -->\n).*?(<!-- end of profiles -->)", re.DOTALL)
-_RUNTIMES: Final = ("onnxruntime", "openvino", "ncnn", "tensorrt")
+_RUNTIMES: Final = ("onnxruntime", "openvino", "ncnn", "tensorrt", "torch_tensorrt")
 
 
 def written() -> str:

@@ -189,6 +189,7 @@ def _check_parts(answer: reports_pb2.GetBuildResponse, manifest: dict[str, Any],
 # Runtimes that no extra of fleetfit's installs: they have to fit the GPU's own libraries.
 _NO_EXTRA: Final = {
     "tensorrt": "TensorRT's Python module",
+    "torch_tensorrt": "torch_tensorrt",
     "onnxruntime-cuda": "onnxruntime-gpu",
     "onnxruntime-tensorrt": "onnxruntime-gpu",
 }

@@ -41,7 +41,7 @@ def export_onnx(model: LayeredModel) -> bytes:
     with quiet():
         try:
             exported = torch.onnx.export(
-                _contiguous(model.exported()),
+                contiguous(model.exported()),
                 input_names=[tensor.name for tensor in model.inputs],
                 output_names=[tensor.name for tensor in model.outputs],
                 dynamo=True,
@@ -60,7 +60,7 @@ def export_onnx(model: LayeredModel) -> bytes:
     return _cleaned(content)
 
 
-def _contiguous(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+def contiguous(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """The program, in place, with what attention gives laid out in order.
 
     How scaled_dot_product_attention lays out its result depends on the kernel. A view that fits the kernel of the export does

@@ -100,7 +100,7 @@ def _built(
 ) -> tuple[Build, Session]:
     """The build, and the session that it was proven with."""
     quantized = bool(numbers_of(onnx))
-    content = one.export_quantized(onnx) if quantized else one.export(model, onnx)
+    content = one.export_quantized(onnx, model) if quantized else one.export(model, onnx)
     first = OnnxSession(onnx)
     session = one.session(content, first.input_names, [tensor.name for tensor in model.outputs])
     if quantized:

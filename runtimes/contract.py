@@ -203,7 +203,7 @@ def memory_that_cannot_be_had_is_a_memory_error(adapter: Runtime, samples: Sampl
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "build").write_bytes(samples.hungry())
         arguments = ["-c", _HUNGRY.format(name=adapter.name)]
-        limits = Limits(memory_bytes=_MEMORY_BYTES, wall_s=60)
+        limits = Limits(memory_bytes=_MEMORY_BYTES, wall_s=100)
         outcome = asyncio.run(run_child(arguments, limits, cwd=Path(folder)))
     # What a library itself writes there is its own affair.
     good = outcome.kind == "ok" and "Traceback" not in outcome.stderr_tail

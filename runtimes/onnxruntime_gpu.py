@@ -27,7 +27,7 @@ from fleetfit.runtimes.onnxruntime_profile import Placement, placement_of
 from fleetfit.runtimes.operators import NoProfile
 from fleetfit.runtimes.pieces import pieces
 from fleetfit.runtimes.refusal import guarded
-from fleetfit.runtimes.tensorrt_library import library_version
+from fleetfit.runtimes.tensorrt_library import library_version, version_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 CUDA: Final = "CUDAExecutionProvider"
 TENSORRT: Final = "TensorrtExecutionProvider"
 _TITLES: Final = {CUDA: "CUDA", TENSORRT: "TensorRT", CPU: "the processor"}
+# What ONNX Runtime's own converter calls the casts around a build of half floats (onnxruntime/transformers/float16.py).
+_HALF_CASTS: Final = (b"graph_input_cast", b"graph_output_cast")
 _PLACEMENT, _SHAPES = "placement.json", "shapes.json"
 # tools/ci_build/build_args.py of ONNX Runtime: "Enable CUDA kernel profiling (requires CUPTI in PATH)".
 _NO_PROFILE: Final = (
@@ -164,10 +166,23 @@ class OnnxRuntimeTensorRt(_OnGpu):
             "trt_max_workspace_size": str(workspace_bytes(find_cuda().free_memory(), memory_limit())),
             # With it a second engine of one network would be the first one again.
             "trt_timing_cache_enable": "False",
-            # Without it a build with quantized operators is computed in floats.
-            "trt_int8_enable": str(b"QuantizeLinear" in build),
+            **precisions(build, library_version()),
         }
         return [(TENSORRT, options), _cuda(), (CPU, {})]
+
+
+def precisions(build: bytes, tensorrt: str) -> Mapping[str, str]:
+    """The switches of the TensorRT provider by which a build is computed in its own number formats, for a version of TensorRT.
+
+    Quantized operators are computed in floats without theirs. Half floats need one up to TensorRT 8 alone: beyond, a network
+    holds to the build's formats as long as no switch is set (`kSTRONGLY_TYPED` in ONNX Runtime's
+    tensorrt_execution_provider.cc), and with one TensorRT could take them for float layers too.
+    """
+    older = 0 < version_of(tensorrt)[0] <= 8
+    return {
+        "trt_int8_enable": str(b"QuantizeLinear" in build),
+        "trt_fp16_enable": str(older and any(cast in build for cast in _HALF_CASTS)),
+    }
 
 
 def _cuda() -> Provider:

@@ -71,8 +71,8 @@ Runtime = Annotated[
     typer.Option(
         "--runtime",
         metavar="NAME...",
-        help="Runtimes to build for: onnxruntime, openvino, ncnn, tensorrt, onnxruntime-cuda, onnxruntime-tensorrt; or 'all' "
-        "that a device has.",
+        help="Runtimes to build for: onnxruntime, openvino, ncnn, tensorrt, torch_tensorrt, onnxruntime-cuda, "
+        "onnxruntime-tensorrt; or 'all' that a device has.",
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]

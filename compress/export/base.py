@@ -49,8 +49,11 @@ class Exporter(ABC):
         The same model gives the same bytes. Raises InvalidModel where the format cannot express it.
         """
 
-    def export_quantized(self, onnx: bytes) -> bytes:
-        """The build of an ONNX file whose numbers are among `quantized`. Raises InvalidModel where it cannot be expressed."""
+    def export_quantized(self, onnx: bytes, model: LayeredModel) -> bytes:
+        """The build of an ONNX file whose numbers are among `quantized`. Raises InvalidModel where it cannot be expressed.
+
+        `model` is what was quantized, in floats.
+        """
         raise InvalidModel(f"builds for {self.title} are made of floats; leave the quantizing step out")
 
     def session(self, build: bytes, inputs: Sequence[str], outputs: Sequence[str]) -> Session:

@@ -31,7 +31,7 @@ class _AsItIs(Exporter):
         """The same bytes."""
         return onnx
 
-    def export_quantized(self, onnx: bytes) -> bytes:
+    def export_quantized(self, onnx: bytes, model: LayeredModel) -> bytes:
         """Half floats as they are; QDQ files in TensorRT's dialect."""
         from fleetfit.compress.quantization.symmetric import numbers_of, to_symmetric
 
@@ -67,5 +67,4 @@ class OnnxRuntimeTensorRtExporter(_AsItIs):
     runtime: ClassVar[str] = "onnxruntime-tensorrt"
     file: ClassVar[str] = "build.onnxruntime-tensorrt.onnx"
     title: ClassVar[str] = "ONNX Runtime's TensorRT provider"
-    # It has a switch for half floats, which would take float layers along.
-    quantized: ClassVar[frozenset[str]] = frozenset({"int8-static"})
+    quantized: ClassVar[frozenset[str]] = frozenset({"int8-static", "fp16"})

@@ -10,9 +10,9 @@ import json
 import re
 from typing import Any, NoReturn
 
-from fleetfit.compress.intake.operators import is_allowed_operator, is_allowed_text
 from fleetfit.compress.intake.symbols import is_safe_expression
 from fleetfit.core.errors import InvalidModel
+from fleetfit.runtimes.aten_operators import is_allowed_operator, is_allowed_text
 
 _MAX_NODES = 100_000
 _MAX_DEPTH = 64

@@ -15,8 +15,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetfit.runtimes import ncnn, openvino
+from fleetfit.runtimes import aten, ncnn, openvino
 from fleetfit.runtimes.archive import pack
+from fleetfit.runtimes.refusal import Port
 
 FOLDER: Final = Path(__file__).parent
 WEIGHTS: NDArray[np.float32] = np.arange(12, dtype=np.float32).reshape(4, 3) - 5
@@ -104,6 +105,36 @@ def ncnn_hungry() -> bytes:
     return ncnn_build(layers, 3, b"", {"scores": 1})
 
 
+def aten_build(
+    weights: Sequence[NDArray[np.float32]],
+    nodes: Sequence[aten.Node],
+    outputs: Mapping[str, int],
+    *,
+    inputs: Sequence[int],
+) -> bytes:
+    """A list of operators with the input `x` of (N, *inputs); outputs are the results of calls, by number."""
+    values = {name: {"node": at} for name, at in outputs.items()}
+    return aten.write([Port("x", "float32", (-1, *inputs))], values, dict.fromkeys(outputs, True), weights, nodes)
+
+
+def aten_affine() -> bytes:
+    """The build `good`, of PyTorch's operators."""
+    nodes = [
+        aten.Node("torch.ops.aten.mm.default", [{"input": 0}, {"weight": 0}], {}),
+        aten.Node("torch.ops.aten.relu.default", [{"node": 0}], {}),
+    ]
+    return aten_build([WEIGHTS], nodes, {"scores": 0, "positive": 1}, inputs=[4])
+
+
+def aten_hungry() -> bytes:
+    """The build `hungry`, of PyTorch's operators."""
+    nodes = [
+        aten.Node("torch.ops.aten.repeat.default", [{"input": 0}, [1, HUNGRY_FLOATS // 4]], {}),
+        aten.Node("torch.ops.aten.amax.default", [{"node": 0}, [1], True], {}),
+    ]
+    return aten_build([], nodes, {"scores": 1}, inputs=[4])
+
+
 def _file(name: str) -> Callable[[], bytes]:
     return (FOLDER / name).read_bytes
 
@@ -116,6 +147,7 @@ SAMPLES: Final[Mapping[str, Samples]] = {
         lambda: as_openvino(_file("repeated.onnx")()),
         lambda: as_openvino(_file("network.onnx")()),
     ),
+    "aten": Samples(aten_affine, aten_hungry, _file("network.aten")),
     "ncnn": Samples(ncnn_affine, ncnn_hungry, _file("network.ncnn")),
 }
 """By format."""

@@ -17,6 +17,7 @@ from fleetfit.client.pulling import Pulled, needed
         ({"runtime": "openvino", "parts": {"pre": {}}}, "fleetfit[openvino,onnxruntime]"),
         ({"runtime": "tensorrt"}, "fleetfit, numpy and TensorRT's Python module"),
         ({"runtime": "tensorrt", "parts": {"pre": {}}}, "fleetfit[onnxruntime] and TensorRT's Python module"),
+        ({"runtime": "torch_tensorrt"}, "fleetfit, numpy and torch_tensorrt"),
         ({"runtime": "onnxruntime-cuda", "parts": {"pre": {}}}, "fleetfit, numpy and onnxruntime-gpu"),
     ],
 )

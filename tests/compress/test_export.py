@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from onnx import load_model_from_string
 from torch import nn
 
 from fleetfit.client.export import export
@@ -17,13 +18,17 @@ from fleetfit.compress.export.base import Exporter
 from fleetfit.compress.export.ncnn import NcnnExporter
 from fleetfit.compress.export.openvino import OpenVinoExporter
 from fleetfit.compress.export.registry import exporter, known
+from fleetfit.compress.export.torch_tensorrt import TorchTensorRtExporter
 from fleetfit.compress.exporter import OnnxSession, export_onnx, prove_session
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.intake.pt2 import load_pt2
 from fleetfit.compress.local import compress_local
+from fleetfit.compress.quantization.half import to_half
 from fleetfit.compress.recipe import Recipe, named_recipe
 from fleetfit.core.errors import InvalidModel, InvalidRecipe, UsageError
 from fleetfit.runtimes.archive import pack, unpack
+from fleetfit.runtimes.aten import read
+from fleetfit.runtimes.aten_module import rebuild
 from fleetfit.runtimes.ncnn import MEMBERS
 from fleetfit.runtimes.registry import runtime
 
@@ -220,7 +225,15 @@ def test_what_cannot_work_is_refused_first(trained: Trained, tmp_path: Path) -> 
     assert not out.exists()
     with pytest.raises(UsageError):
         exporter("abacus")
-    assert known() == ["ncnn", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino", "tensorrt"]
+    assert known() == [
+        "ncnn",
+        "onnxruntime",
+        "onnxruntime-cuda",
+        "onnxruntime-tensorrt",
+        "openvino",
+        "tensorrt",
+        "torch_tensorrt",
+    ]
 
 
 def test_a_build_for_a_gpu_is_the_onnx_file(trained: Trained, tmp_path: Path) -> None:
@@ -230,3 +243,79 @@ def test_a_build_for_a_gpu_is_the_onnx_file(trained: Trained, tmp_path: Path) ->
     builds = sorted(out.rglob("*.onnx"))
     assert [path.name for path in builds] == ["build.onnx", *(f"build.{name}.onnx" for name in gpu)]
     assert len({path.read_bytes() for path in builds}) == 1
+
+
+def _half(onnx: bytes) -> bytes:
+    return to_half(load_model_from_string(onnx), [])
+
+
+class Attentive(nn.Module):
+    """Attention behind an embedding of whole numbers; what it returns is a view of what a kernel laid out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.attend = nn.Embedding(11, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        values = self.words(words)
+        return self.attend(values, values, values, need_weights=False)[0].mean(1)
+
+
+LISTED = [
+    (Tabular, (torch.rand(2, 4), torch.rand(2, 6))),
+    (Shuffled, (torch.rand(2, 3, 4, 4),)),
+    (Attentive, (torch.randint(0, 11, (2, 5)),)),
+]
+
+
+@pytest.mark.parametrize(("module", "samples"), LISTED, ids=lambda one: getattr(one, "__name__", ""))
+def test_a_list_of_operators_computes_the_same_when_it_is_exported_anew(
+    module: type[nn.Module], samples: tuple[torch.Tensor, ...], tmp_path: Path
+) -> None:
+    one = TorchTensorRtExporter()
+    model = _layered(module(), samples, tmp_path)
+    build, difference = _proven(one, model)
+    assert difference < 1e-6 and build == one.export(model, b"")
+    # As on a device: one batch, by the torch that is there.
+    network = read(build)
+    feeds = tuple(sample[:1].repeat(3, *[1] * (sample.dim() - 1)) for sample in samples)
+    program = torch.export.export(rebuild(network), feeds, strict=False)
+    assert [port.name for port in network.inputs] == [tensor.name for tensor in model.inputs]
+    with torch.no_grad():
+        got = program.module()(*feeds)
+        wanted = model.call(dict(zip([tensor.name for tensor in model.inputs], feeds, strict=True)))
+    for value, (name, expected) in zip(got, wanted.items(), strict=True):
+        torch.testing.assert_close(value, expected, atol=1e-5, rtol=1e-4, msg=name)
+    # Nothing of it is left open: an engine has fixed sizes.
+    assert all(
+        isinstance(size, int) for node in program.graph.nodes for size in getattr(node.meta.get("val"), "shape", ())
+    )
+
+
+def test_half_floats_lie_within_the_same_inputs_and_outputs(tmp_path: Path) -> None:
+    one, (module, samples) = TorchTensorRtExporter(), LISTED[-1]
+    model = _layered(module(), samples, tmp_path)
+    onnx = export_onnx(model)
+    half = one.export_quantized(_half(onnx), model)
+    assert {weight.dtype for weight in read(half).weights} <= {"float16", "int64"}
+    feeds = {tensor.name: sample.numpy() for tensor, sample in zip(model.inputs, samples, strict=True)}
+    names = [tensor.name for tensor in model.outputs]
+    found, whole = (one.session(build, [], names).run(feeds) for build in (half, one.export(model, onnx)))
+    for name in names:
+        assert found[name].dtype == whole[name].dtype == np.float32
+        assert 0 < np.abs(found[name] - whole[name]).max() < 0.02
+    # The model itself stays as it is.
+    assert all(parameter.dtype == torch.float32 for parameter in model.module.parameters())
+
+
+def test_what_half_builds_keep_in_floats_is_not_halved_silently(tmp_path: Path) -> None:
+    model = _layered(Tabular(), LISTED[0][1], tmp_path)
+    graph = load_model_from_string(export_onnx(model))
+    kept = next(node.name for node in graph.graph.node if node.op_type == "Gemm")
+    with pytest.raises(InvalidModel, match=f"keeps '{kept}' in 32 bits"):
+        TorchTensorRtExporter().export_quantized(to_half(graph, [kept]), model)
+
+
+def test_pairs_of_q_and_dq_are_not_for_torch_tensorrt(trained: Trained, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRecipe, match="whose int8-static builds are not for torch_tensorrt"):
+        compress_local(trained.model, trained.data, named_recipe("int8-static"), tmp_path, runtimes=["torch_tensorrt"])

@@ -10,7 +10,16 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 from onnx.external_data_helper import set_external_data
 
-from fleetfit.runtimes.samples import FOLDER, HUNGRY_FLOATS, NETWORK_SHAPE, WEIGHTS, ncnn_build, network_inputs
+from fleetfit.runtimes import aten
+from fleetfit.runtimes.samples import (
+    FOLDER,
+    HUNGRY_FLOATS,
+    NETWORK_SHAPE,
+    WEIGHTS,
+    aten_build,
+    ncnn_build,
+    network_inputs,
+)
 
 Batch = int | str
 ANY: Batch = "N"
@@ -111,6 +120,22 @@ def ncnn_network() -> bytes:
     return ncnn_build(layers, len(layers), weights, {"scores": 10}, inputs=NETWORK_SHAPE)
 
 
+def aten_network() -> bytes:
+    """The network, of PyTorch's operators."""
+    convolutions, last = network_weights()
+    weights, nodes, value = [], [], {"input": 0}
+    for kernel, bias, stride in convolutions:
+        at = len(weights)
+        weights += [kernel, bias]
+        args = [value, {"weight": at}, {"weight": at + 1}, [stride, stride], [1, 1]]
+        nodes.append(aten.Node("torch.ops.aten.conv2d.default", args, {}))
+        nodes.append(aten.Node("torch.ops.aten.relu.default", [{"node": len(nodes) - 1}], {}))
+        value = {"node": len(nodes) - 1}
+    nodes.append(aten.Node("torch.ops.aten.mean.dim", [value, [2, 3]], {}))
+    nodes.append(aten.Node("torch.ops.aten.mm.default", [{"node": len(nodes) - 1}, {"weight": len(weights)}], {}))
+    return aten_build([*weights, last], nodes, {"scores": len(nodes) - 1}, inputs=NETWORK_SHAPE)
+
+
 def network_weights() -> tuple[list[tuple[NDArray[np.float32], NDArray[np.float32], int]], NDArray[np.float32]]:
     """Kernels (out, in, 3, 3), biases and strides of the convolutions, and the last product's (in, 10)."""
     random = np.random.default_rng(7)
@@ -174,6 +199,7 @@ FILES: Mapping[str, Callable[[], bytes]] = {
     "external.onnx": lambda: external("weights.bin"),
     "network.onnx": network,
     "network.ncnn": ncnn_network,
+    "network.aten": aten_network,
     "network.json": lambda: (json.dumps(network_outputs(network_inputs(4)).round(7).tolist()) + "\n").encode(),
 }
 """What lies in runtimes/samples/, written by `python -m tests.runtimes.builds`."""

@@ -110,6 +110,14 @@ def _overloads(name: str, text: str) -> list[list[str]]:
     return found
 
 
+def fits(parameters: list[str], count: int, keywords: list[str]) -> bool:
+    """Whether a call with so many arguments and these keywords is one that takes `parameters`."""
+    names = [name.rstrip("=") for name in parameters]
+    given = [*names[:count], *keywords]
+    needed = {name for name in parameters if not name.endswith("=")}
+    return count <= len(names) and set(given) <= set(names) and len(given) == len(set(given)) and needed <= set(given)
+
+
 def read_wheel(wheel: Path) -> dict[str, Any]:
     """Load a wheel's module in a process of its own, beside empty libraries."""
     with tempfile.TemporaryDirectory() as folder:

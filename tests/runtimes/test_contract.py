@@ -10,11 +10,12 @@ import pytest
 from .contract import ADAPTERS, RuntimeContract
 
 # On no machine without a GPU; test_tensorrt.py and test_onnxruntime_gpu.py have their adapters beside constructed libraries.
-PROVIDERS = ("onnxruntime-cuda", "onnxruntime-tensorrt")
+# So has test_torch_tensorrt.py.
+PROVIDERS = ("onnxruntime-cuda", "onnxruntime-tensorrt", "torch_tensorrt")
 
 
 def marks(name: str) -> list[pytest.MarkDecorator]:
-    """A board has TensorRT, and proves ONNX Runtime's providers too where somebody has installed them."""
+    """A board has TensorRT, and proves ONNX Runtime's providers and torch_tensorrt too where somebody has installed them."""
     if name in PROVIDERS:
         return [pytest.mark.gpu, *([pytest.mark.jetson] if ADAPTERS[name].availability().available else [])]
     return [pytest.mark.jetson] if name == "tensorrt" else []

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from hypothesis import given
@@ -21,7 +22,7 @@ from fleetfit.core.errors import InvalidModel, UnsupportedHere
 from fleetfit.runtimes import onnxruntime_gpu
 from fleetfit.runtimes.base import ignore_progress
 from fleetfit.runtimes.contract import is_one_sentence, rows
-from fleetfit.runtimes.onnxruntime_gpu import OnnxRuntimeCuda, OnnxRuntimeTensorRt
+from fleetfit.runtimes.onnxruntime_gpu import OnnxRuntimeCuda, OnnxRuntimeTensorRt, precisions
 from fleetfit.runtimes.onnxruntime_profile import Placement, placement_of
 from fleetfit.runtimes.samples import WEIGHTS
 
@@ -177,6 +178,36 @@ def test_the_package_without_the_provider_says_which_has_it(adapter: Any, provid
     here = adapter.availability()
     assert (here.available, here.version) == (False, "")
     assert here.reason == f"this onnxruntime has no {provider}; install the package 'onnxruntime-gpu' in its place"
+
+
+@pytest.fixture(scope="module")
+def half() -> bytes:
+    """`affine` in half floats, as the pass `quantize` makes it."""
+    # Not above: it imports torch, which a board need not have to collect these tests.
+    from fleetfit.compress.quantization.half import to_half
+
+    return to_half(onnx.load_model_from_string(affine()), [])
+
+
+@pytest.mark.parametrize(
+    ("tensorrt", "switch"), [("8.6.1", "True"), ("10.3.0", "False"), ("11.1.0", "False"), ("", "False")]
+)
+def test_half_floats_need_a_switch_where_networks_have_no_formats_of_their_own(
+    half: bytes, tensorrt: str, switch: str
+) -> None:
+    assert precisions(half, tensorrt) == {"trt_int8_enable": "False", "trt_fp16_enable": switch}
+    # Floats stay floats, whatever the version.
+    assert set(precisions(affine(), tensorrt).values()) == {"False"}
+    assert precisions(b"... QuantizeLinear ...", tensorrt) == {"trt_int8_enable": "True", "trt_fp16_enable": "False"}
+
+
+@pytest.mark.usefixtures("made_here")
+def test_a_build_of_half_floats_is_opened_as_it_is(half: bytes, opened: Opened) -> None:
+    model = OnnxRuntimeTensorRt().load(half, threads=1)
+    assert opened[-1][0][1]["trt_fp16_enable"] == "False"
+    found = model.run({"x": rows(3)})["scores"]
+    assert found.dtype == np.float32 and 0 < np.abs(found - rows(3) @ WEIGHTS).max() < 0.05
+    model.close()
 
 
 EVENTS = st.lists(

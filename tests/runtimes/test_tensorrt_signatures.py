@@ -19,7 +19,7 @@ from fleetfit.runtimes.cuda import SIGNATURES, Cuda, find_cuda
 from fleetfit.runtimes.tensorrt import TensorRt
 from fleetfit.runtimes.tensorrt_library import DTYPES, import_tensorrt
 
-from .signatures import ENUMS, KEPT, METHODS, PROPERTIES, read
+from .signatures import ENUMS, KEPT, METHODS, PROPERTIES, fits, read
 
 VERSIONS: list[dict[str, Any]] = json.loads(KEPT.read_text())
 NAMES = {name for names in METHODS.values() for name in names} - {"__init__"}
@@ -37,6 +37,8 @@ OURS = {
         "_built_for",
         "_output",
         "_has_rows",
+        "_batched",
+        "_varies",
         "trt",
         "name",
     ),
@@ -49,7 +51,7 @@ def functions() -> Iterator[ast.AST]:
     """The parts of the adapter that call TensorRT."""
     for module, wanted in {
         "tensorrt_builder.py": {"make_engine", "_logger", "_monitor"},
-        "tensorrt.py": {"_Engine", "_device_memory", "call"},
+        "tensorrt_engine.py": {"_Engine", "_device_memory", "call"},
         "tensorrt_profile.py": {"profile_context", "_profiler"},
     }.items():
         tree = ast.parse(Path("fleetfit/runtimes", module).read_text())
@@ -74,13 +76,6 @@ def calls() -> list[tuple[str, int, list[str]]]:
                 # As `trt.ILogger.__init__(self)`.
                 found.append((f"{node.func.value.attr}.__init__", given[0] - 1, given[1]))
     return found
-
-
-def fits(parameters: list[str], count: int, keywords: list[str]) -> bool:
-    names = [name.rstrip("=") for name in parameters]
-    given = [*names[:count], *keywords]
-    needed = {name for name in parameters if not name.endswith("=")}
-    return count <= len(names) and set(given) <= set(names) and len(given) == len(set(given)) and needed <= set(given)
 
 
 def test_the_list_has_an_old_a_usual_and_a_new_version_from_nvidias_wheels() -> None:

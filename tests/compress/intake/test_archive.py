@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 from fleetfit.client.export import export
 from fleetfit.compress.intake.archive import check_archive
-from fleetfit.compress.intake.operators import is_allowed_operator, is_allowed_text
 from fleetfit.compress.intake.pt2 import load_pt2
 from fleetfit.compress.intake.symbols import is_safe_expression
 from fleetfit.core.errors import InvalidModel
+from fleetfit.runtimes.aten_operators import is_allowed_operator, is_allowed_text
 
 Archives = Callable[[str], Path]
 Entries = dict[str, bytes]

@@ -19,6 +19,7 @@ OPTIONS = {
         "trt_max_workspace_size",
         "trt_timing_cache_enable",
         "trt_int8_enable",
+        "trt_fp16_enable",
     },
 }
 opened = []

@@ -125,6 +125,8 @@ def test_quantized_recipes_go_where_their_numbers_are_taken(
     assert there == {"static", "half"}
     assert runtime_notes(found) == ["dynamic: built for onnxruntime alone, because quantization makes ONNX files"]
     assert (targets()["onnxruntime-cuda"].quantized, targets()["openvino"].quantized) == ({"fp16"}, set())
+    assert targets()["onnxruntime-tensorrt"].quantized == {"int8-static", "fp16"}
+    assert (targets()["torch_tensorrt"].quantized, targets()["torch_tensorrt"].format) == ({"fp16"}, "aten")
 
 
 def test_a_runtime_alone_comes_with_its_own_original_and_control(

@@ -60,7 +60,9 @@ class Library:
         self.cudaDeviceGetAttribute = CFUNCTYPE(c_int, pointer, c_int, c_int)(
             lambda value, attribute, device: _set(value, {75: 8, 76: 7, 16: 8}[attribute])
         )
-        self.cudaRuntimeGetVersion = CFUNCTYPE(c_int, pointer)(lambda version: _set(version, 12060))
+        self.cudaRuntimeGetVersion = CFUNCTYPE(c_int, pointer)(
+            lambda version: _set(version, int(os.environ.get("CONSTRUCTED_CUDA", "12060")))
+        )
         self.cudaMemGetInfo = CFUNCTYPE(c_int, pointer, pointer)(_memory)
         self.cudaMalloc = self.cudaMallocHost = CFUNCTYPE(c_int, pointer, c_size_t)(_give)
         self.cudaFree = self.cudaFreeHost = CFUNCTYPE(c_int, pointer)(_take)

@@ -1,4 +1,4 @@
-"""Which operators an export archive may call. Needs only the standard library."""
+"""Which operators a graph that came from elsewhere may call. Needs only the standard library."""
 
 from __future__ import annotations
 
