@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -69,6 +70,11 @@ class Trained:
     data: Path
     train_arrays: Arrays
     validation_arrays: Arrays
+
+    @functools.cached_property
+    def onnx(self) -> bytes:
+        """`model` as ONNX: exporting takes longer than most tests."""
+        return export_onnx(load_pt2(self.model))
 
 
 @pytest.fixture(scope="session")

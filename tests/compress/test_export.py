@@ -127,8 +127,7 @@ def test_models_of_all_kinds_compute_the_same(
 
 def test_the_same_model_gives_the_same_bytes(one: Exporter, trained: Trained) -> None:
     model = load_pt2(trained.model)
-    onnx = export_onnx(model)
-    assert one.export(model, onnx) == one.export(model, onnx)
+    assert one.export(model, trained.onnx) == one.export(model, trained.onnx)
 
 
 class _Altered:
@@ -145,8 +144,7 @@ class _Altered:
 
 def test_a_build_that_differs_is_refused_by_the_runtimes_name(one: Exporter, trained: Trained) -> None:
     model = load_pt2(trained.model)
-    onnx = export_onnx(model)
-    session = one.session(one.export(model, onnx), ["image"], ["output"])
+    session = one.session(one.export(model, trained.onnx), ["image"], ["output"])
     assert prove_session(model, session, trained.validation_arrays, one.title) < 1e-4
     with pytest.raises(InvalidModel, match=f"{one.title} and PyTorch differ by .* use another runtime"):
         prove_session(model, _Altered(session, 0.02), trained.validation_arrays, one.title)
@@ -162,7 +160,7 @@ def test_what_ncnn_cannot_express_is_refused_with_its_name(tmp_path: Path) -> No
 def test_a_failure_of_ncnn_is_a_refusal(trained: Trained) -> None:
     one = _available(NcnnExporter())
     model = load_pt2(trained.model)
-    members = unpack(one.export(model, export_onnx(model)), MEMBERS)
+    members = unpack(one.export(model, trained.onnx), MEMBERS)
     members["model.bin"] = members["model.bin"][:-8]
     session = one.session(pack(members), ["image"], ["output"])
     with pytest.raises(InvalidModel, match="does not run in ncnn with a batch of 16"):

@@ -9,8 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fleetfit.compress.exporter import OnnxSession, export_onnx
-from fleetfit.compress.intake.pt2 import load_pt2
+from fleetfit.compress.exporter import OnnxSession
 from fleetfit.compress.passes.base import Arrays, PassContext
 from fleetfit.compress.passes.quantize import Quantize
 from fleetfit.compress.quantization import quantize_onnx
@@ -26,7 +25,7 @@ def _context(train: Arrays | None) -> PassContext:
 
 @pytest.fixture(scope="module")
 def exported(trained: Trained) -> bytes:
-    return export_onnx(load_pt2(trained.model))
+    return trained.onnx
 
 
 def _accuracy(content: bytes, data: Arrays) -> float:

@@ -11,8 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleetfit.compress.exporter import export_onnx
-from fleetfit.compress.intake.pt2 import load_pt2
 from fleetfit.compress.local import compress_local
 from fleetfit.compress.passes.base import Pass, PassContext
 from fleetfit.compress.reach import Loss, check_reach, least_bytes
@@ -70,7 +68,7 @@ def test_what_follows_bounds_the_size(later: Sequence[str], share: float) -> Non
 
 @pytest.mark.parametrize("step", [INT8, INT4, FP16])
 def test_no_real_build_is_smaller(trained: Trained, step: str) -> None:
-    content = export_onnx(load_pt2(trained.model))
+    content = trained.onnx
     context = PassContext(None, None, None, "", "", 0, lambda part, activity: None)
     (quantize,) = _steps(step)
     built = quantize.build(content, context)

@@ -17,8 +17,6 @@ from torch import nn
 import fleetfit
 from fleetfit.compress import tasks
 from fleetfit.compress.export.registry import declared
-from fleetfit.compress.exporter import export_onnx
-from fleetfit.compress.intake.pt2 import load_pt2
 from fleetfit.compress.recipe import Recipe
 from fleetfit.compress.tasks import Compress, IntakeModel, IntakeRecovered, Lower, Recovered, TaskProgress
 from fleetfit.core.children import EXIT_OUT_OF_MEMORY, Limits
@@ -96,7 +94,7 @@ def test_a_variant_is_lowered_to_another_runtime_by_a_confined_child(
     if not here.available:
         pytest.skip(here.reason)
     onnx = tmp_path / "exported.onnx"
-    onnx.write_bytes(export_onnx(load_pt2(trained.model)))
+    onnx.write_bytes(trained.onnx)
     files = {"model": trained.model, "build.onnx": onnx, "validation.npz": trained.validation}
     ended = run_task(Lower(runtime=name), files)
     assert ended.outcome.kind == "ok", ended.outcome.stderr_tail

@@ -10,14 +10,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fleetfit.client.export import export
 from fleetfit.compress.graph import LayeredModel
-from fleetfit.compress.intake.pt2 import load_pt2
 from fleetfit.compress.passes.base import Arrays, PassContext
 from fleetfit.compress.registry import passes
 from fleetfit.compress.structure.groups import analyse
 
-from ..structure.models import MODELS
+from ..structure.models import loaded
 
 LAYERS = {"classifier": "hidden", "residual": "inner", "joined": "mix"}
 """One layer of each model, behind which a ReLU stands."""
@@ -32,12 +30,8 @@ CRITERIA: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LayeredModel]:
-    folder = tmp_path_factory.mktemp("models")
-    made = {name: MODELS[name] for name in LAYERS}
-    return {
-        name: load_pt2(export(make().eval(), samples, folder / f"{name}.pt2")) for name, (make, samples) in made.items()
-    }
+def models() -> dict[str, LayeredModel]:
+    return {name: loaded(name) for name in LAYERS}
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)

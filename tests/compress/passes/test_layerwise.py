@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fleetfit.client.export import export
 from fleetfit.compress.graph import LayeredModel
-from fleetfit.compress.intake.pt2 import load_pt2
 from fleetfit.compress.passes.activation_pruning import ActivationPruning
 from fleetfit.compress.passes.base import Arrays, PassContext
 from fleetfit.compress.passes.redundancy_pruning import RedundancyPruning
 from fleetfit.compress.recipe import Recipe
 from fleetfit.core.errors import InvalidRecipe
 
-from ..structure.models import MODELS
+from ..structure.models import loaded
 
 
-def _residual(folder: Path) -> tuple[LayeredModel, PassContext]:
-    make, inputs = MODELS["residual"]
-    model = load_pt2(export(make().eval(), inputs, folder / "m.pt2"))
+def _residual() -> tuple[LayeredModel, PassContext]:
+    model = loaded("residual")
     pictures = np.random.default_rng(0).normal(size=(64, 3, 8, 8)).astype(np.float32)
     data = Arrays({model.inputs[0].name: pictures}, None)
     return model, PassContext(data, None, None, "", "", 0, lambda part, activity: None)
@@ -71,12 +67,12 @@ def test_what_no_layer_can_have_is_refused(parameters: str, words: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [ActivationPruning, RedundancyPruning])
-def test_layers_are_left_alone_or_cut_as_they_are_told(kind: Any, tmp_path: Path) -> None:
+def test_layers_are_left_alone_or_cut_as_they_are_told(kind: Any) -> None:
     """In the residual model `stem` and `back` are coupled: what is said of one holds for both."""
-    model, context = _residual(tmp_path)
+    model, context = _residual()
     notes = kind(ratio=0.5, skip=("stem",)).apply(model, context).notes
     assert notes[0].startswith("inner: 5 -> 3 channels") and model.module.get_submodule("back").weight.shape[0] == 8
-    model, context = _residual(tmp_path)
+    model, context = _residual()
     kind(ratio=0.5, overrides={"back": {"ratio": 0.25}, "in*": {"round_to": 4}}).apply(model, context)
     assert [model.module.get_submodule(name).weight.shape[0] for name in ("stem", "inner", "back")] == [6, 4, 6]
 
@@ -89,7 +85,7 @@ def test_layers_are_left_alone_or_cut_as_they_are_told(kind: Any, tmp_path: Path
         ({"skip": ["*"]}, "skips every layer"),
     ],
 )
-def test_patterns_that_name_no_layer_are_refused(parameters: Any, words: str, tmp_path: Path) -> None:
-    model, context = _residual(tmp_path)
+def test_patterns_that_name_no_layer_are_refused(parameters: Any, words: str) -> None:
+    model, context = _residual()
     with pytest.raises(InvalidRecipe, match=words.replace("*", r"\*")):
         ActivationPruning(ratio=0.5, **parameters).apply(model, context)

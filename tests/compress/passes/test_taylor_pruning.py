@@ -21,7 +21,7 @@ from fleetfit.compress.structure.groups import analyse
 from fleetfit.compress.structure.spaces import unit_elements
 from fleetfit.core.errors import InvalidData, InvalidRecipe
 
-from ..structure.models import MODELS
+from ..structure.models import loaded
 
 READ = (1.0, -5.0, 0.5, 3.0, 0.0, -2.0, 0.25, 4.0)
 """By how much each of eight neurons that are all alike counts in the output."""
@@ -49,14 +49,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LayeredModel]:
     made: dict[str, tuple[Any, tuple[torch.Tensor, ...]]] = {
         "value": (lambda: Alike(1), (torch.ones(2, 1),)),
         "classes": (lambda: Alike(2), (torch.ones(2, 1),)),
-        **{
-            name: MODELS[name]
-            for name in ("classifier", "residual", "depthwise", "joined", "squeeze_excite", "upscaler", "tokens")
-        },
     }
-    return {
+    own = {
         name: load_pt2(export(make().eval(), samples, folder / f"{name}.pt2")) for name, (make, samples) in made.items()
     }
+    names = ("classifier", "residual", "depthwise", "joined", "squeeze_excite", "upscaler", "tokens")
+    return own | {name: loaded(name) for name in names}
 
 
 def _context(model: LayeredModel, data: Arrays | None, task: str = "") -> PassContext:
@@ -130,11 +128,8 @@ def test_gates_have_the_slopes_of_scaling_what_reads_a_unit(models: dict[str, La
 
 
 @pytest.mark.parametrize("name", ["gated", "recurrent", "heads", "grouped", "shuffled", "halves", "normed", "scaled"])
-def test_units_that_are_read_in_other_ways_are_ranked_and_cut(name: str, tmp_path: Path) -> None:
-    make, samples = MODELS[name]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = load_pt2(export(make().eval(), samples, tmp_path / "m.pt2"))
+def test_units_that_are_read_in_other_ways_are_ranked_and_cut(name: str) -> None:
+    model = loaded(name)
     data = {
         key: np.random.default_rng(0).normal(size=(24, *value.shape[1:])).astype(np.float32)
         for key, value in model.sample_inputs.items()

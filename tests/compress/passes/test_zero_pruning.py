@@ -26,7 +26,7 @@ from fleetfit.compress.recipe import Recipe
 from fleetfit.compress.structure.groups import analyse
 from fleetfit.core.errors import InvalidRecipe
 
-from ..structure.models import MODELS
+from ..structure.models import loaded
 
 
 class Normed(nn.Module):
@@ -63,11 +63,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LayeredModel]:
     made: dict[str, tuple[Any, tuple[torch.Tensor, ...]]] = {
         "normed": (Normed, (torch.rand(2, 1, 3, 3),)),
         "tied": (Tied, (torch.rand(2, 8),)),
-        **{name: MODELS[name] for name in ("classifier", "residual", "depthwise", "upscaler", "tokens")},
     }
-    return {
+    own = {
         name: load_pt2(export(make().eval(), samples, folder / f"{name}.pt2")) for name, (make, samples) in made.items()
     }
+    return own | {name: loaded(name) for name in ("classifier", "residual", "depthwise", "upscaler", "tokens")}
 
 
 def _context(model: LayeredModel, count: int = 0) -> PassContext:

@@ -29,8 +29,8 @@ NAMES = [name for name in MODELS if name != "twice"]
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
-    return zoo(tmp_path_factory.mktemp("models"))
+def models() -> Zoo:
+    return zoo()
 
 
 def _context(model: LayeredModel, task: str = "") -> PassContext:

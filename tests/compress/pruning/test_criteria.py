@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from fleetfit.client.export import export
-from fleetfit.compress.intake.pt2 import load_pt2
 from fleetfit.compress.passes.activation_pruning import ActivationPruning
 from fleetfit.compress.passes.base import Arrays, Pass, PassContext
 from fleetfit.compress.passes.taylor_pruning import TaylorPruning
 from fleetfit.compress.passes.zero_pruning import ZeroPruning
 
-from ..structure.models import MODELS
+from ..structure.models import MODELS, loaded
 
 STEPS: list[Pass] = [
     ActivationPruning(ratio=0.5),
@@ -23,9 +19,8 @@ STEPS: list[Pass] = [
 
 
 @pytest.mark.parametrize("name", ["heads", "grouped", "shuffled", "halves", "gated", "recurrent"])
-def test_prunes_by_every_criterion(name: str, tmp_path: Path) -> None:
-    make, samples = MODELS[name]
-    whole = load_pt2(export(make().eval(), samples, tmp_path / "model.pt2"))
+def test_prunes_by_every_criterion(name: str) -> None:
+    whole, (_, samples) = loaded(name), MODELS[name]
     arrays = {
         tensor.name: value.repeat(4, *[1] * (value.dim() - 1))
         for tensor, value in zip(whole.inputs, samples, strict=True)

@@ -11,8 +11,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fleetfit.compress.exporter import OnnxSession, export_onnx, predict_onnx
-from fleetfit.compress.intake.pt2 import load_pt2
+from fleetfit.compress.exporter import OnnxSession, predict_onnx
 from fleetfit.compress.passes.base import Arrays, PassContext
 from fleetfit.compress.passes.quantize import Quantize
 from fleetfit.compress.quantization import quantize_onnx
@@ -31,7 +30,7 @@ def _context(train: Arrays | None, validation: Arrays | None = None) -> PassCont
 
 @pytest.fixture(scope="module")
 def exported(trained: Trained) -> bytes:
-    return export_onnx(load_pt2(trained.model))
+    return trained.onnx
 
 
 def _error(one: bytes, other: bytes, data: Arrays, batch: int | None = None) -> float:

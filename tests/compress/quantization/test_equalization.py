@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -59,16 +61,20 @@ def _images(count: int, seed: int) -> Arrays:
     return Arrays({"image": np.random.default_rng(seed).normal(size=(count, 2, 8, 8)).astype(np.float32)}, None)
 
 
-def _exported(folder: Path, act: nn.Module, spread: float) -> bytes:
-    with torch.random.fork_rng(devices=[]):
+@functools.cache
+def _exported(act: str, spread: float) -> bytes:
+    """Of the network with these activations, once: exporting takes longer than most of what follows."""
+    acts = {"relu": nn.ReLU(), "clip": nn.Hardtanh(0.0, 6.0), "sigmoid": nn.Sigmoid()}
+    with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(1)
-        module = Separable(act, spread).eval()
-    return export_onnx(load_pt2(export(module, (torch.from_numpy(_images(2, 0).inputs["image"]),), folder / "m.pt2")))
+        module = Separable(acts[act], spread).eval()
+        sample = torch.from_numpy(_images(2, 0).inputs["image"])
+        return export_onnx(load_pt2(export(module, (sample,), Path(folder) / "m.pt2")))
 
 
 @pytest.fixture(scope="module")
-def badly_scaled(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return _exported(tmp_path_factory.mktemp("scaled"), nn.ReLU(), 5.0)
+def badly_scaled() -> bytes:
+    return _exported("relu", 5.0)
 
 
 @pytest.fixture
@@ -114,8 +120,8 @@ def test_the_function_stays_and_ranges_become_alike(badly_scaled: bytes) -> None
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
-def test_channels_below_a_clip_are_scaled_and_those_that_reach_it_stay(tmp_path: Path, per_channel: bool) -> None:
-    content = _exported(tmp_path, nn.Hardtanh(0.0, 6.0), 1.5)
+def test_channels_below_a_clip_are_scaled_and_those_that_reach_it_stay(per_channel: bool) -> None:
+    content = _exported("clip", 1.5)
     model = onnx.load_model_from_string(content)
     clips = [node.output[0] for node in model.graph.node if node.op_type == "Clip"]
     assert len(clips) == 4
@@ -148,11 +154,11 @@ def _peaks(content: bytes, names: list[str], data: Arrays) -> dict[str, np.ndarr
     return {name: values[name].max((0, 2, 3)) for name in names}
 
 
-def test_what_was_equalized_is_noted(tmp_path: Path, context: PassContext) -> None:
-    content = _exported(tmp_path, nn.Hardtanh(0.0, 6.0), 1.5)
+def test_what_was_equalized_is_noted(context: PassContext) -> None:
+    content = _exported("clip", 1.5)
     notes = quantize_onnx(content, Quantize(equalize=True), context).notes
     assert any("3 pairs" in note and "reach a clip" in note for note in notes)
-    notes = quantize_onnx(_exported(tmp_path, nn.Sigmoid(), 0.0), Quantize(equalize=True), context).notes
+    notes = quantize_onnx(_exported("sigmoid", 0.0), Quantize(equalize=True), context).notes
     assert any("none was equalized" in note for note in notes)
 
 
@@ -162,8 +168,8 @@ def _shift(one: bytes, other: bytes, data: Arrays) -> float:
     return float(np.abs((b - a).mean(0) / a.std(0)).max())
 
 
-def test_corrected_biases_take_the_mean_shift_back(tmp_path: Path, context: PassContext) -> None:
-    content = _exported(tmp_path, nn.ReLU(), 1.5)
+def test_corrected_biases_take_the_mean_shift_back(context: PassContext) -> None:
+    content = _exported("relu", 1.5)
     plain = quantize_onnx(content, Quantize(per_channel=False), context)
     corrected = quantize_onnx(content, Quantize(per_channel=False, correct_bias=True), context)
     data = _images(400, 5)
@@ -177,8 +183,8 @@ def test_corrected_biases_take_the_mean_shift_back(tmp_path: Path, context: Pass
     assert quantize_onnx(content, mixed, context).integer_operators == 4
 
 
-def test_weights_rounded_for_their_outputs_lose_less(tmp_path: Path, context: PassContext) -> None:
-    content = _exported(tmp_path, nn.Hardtanh(0.0, 6.0), 1.5)
+def test_weights_rounded_for_their_outputs_lose_less(context: PassContext) -> None:
+    content = _exported("clip", 1.5)
     plain = quantize_onnx(content, Quantize(), context)
     rounded = quantize_onnx(content, Quantize(rounding="gptq"), context)
     assert _error(content, rounded.content) < 0.9 * _error(content, plain.content)

@@ -10,8 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from fleetfit.compress.exporter import OnnxSession, export_onnx, predict_onnx
-from fleetfit.compress.intake.pt2 import load_pt2
+from fleetfit.compress.exporter import OnnxSession, predict_onnx
 from fleetfit.compress.local import compress_local
 from fleetfit.compress.passes.base import Arrays, PassContext
 from fleetfit.compress.passes.quantize import Quantize
@@ -138,7 +137,7 @@ def test_what_has_no_quantized_product_is_refused() -> None:
     ],
 )
 def test_a_file_tells_its_numbers_as_its_pass_does(trained: Trained, wanted: Quantize, numbers: str) -> None:
-    exported = export_onnx(load_pt2(trained.model))
+    exported = trained.onnx
     assert numbers_of(exported) == ""
     data = Arrays({name: values[:64] for name, values in trained.train_arrays.inputs.items()}, None)
     assert numbers_of(quantize_onnx(exported, wanted, _context(data)).content) == wanted.numbers() == numbers

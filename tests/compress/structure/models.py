@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -318,10 +320,19 @@ class Zoo(dict[str, LayeredModel]):
         return "the models"
 
 
-def zoo(folder: Path) -> Zoo:
-    """All of them, exported to `folder` and loaded."""
-    torch.manual_seed(0)
-    return Zoo(
-        (name, load_pt2(export(make().eval(), samples, folder / f"{name}.pt2")))
-        for name, (make, samples) in MODELS.items()
-    )
+@functools.cache
+def _once(name: str) -> LayeredModel:
+    make, samples = MODELS[name]
+    with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(0)
+        return load_pt2(export(make().eval(), samples, Path(folder) / "m.pt2"))
+
+
+def loaded(name: str) -> LayeredModel:
+    """One of them, exported and loaded: a copy, because that takes longer than most tests."""
+    return _once(name).clone()
+
+
+def zoo() -> Zoo:
+    """All of them."""
+    return Zoo((name, loaded(name)) for name in MODELS)

@@ -40,8 +40,8 @@ EXPECTED = {
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
-    return zoo(tmp_path_factory.mktemp("models"))
+def models() -> Zoo:
+    return zoo()
 
 
 def _some(structure: Structure, seed: int) -> dict[str, torch.Tensor]:

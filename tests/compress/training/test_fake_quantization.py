@@ -57,7 +57,7 @@ def test_what_is_clipped_has_no_gradient_and_zero_stays_zero() -> None:
 def test_weights_are_rounded_as_the_build_rounds_them(trained: Trained, reduce_range: bool) -> None:
     model = load_pt2(trained.model)
     context = PassContext(trained.train_arrays, None, None, "", "", 0, lambda part, activity: None)
-    built = quantize_onnx(export_onnx(model), Quantize(reduce_range=reduce_range), context)
+    built = quantize_onnx(trained.onnx, Quantize(reduce_range=reduce_range), context)
     tensors = {t.name: numpy_helper.to_array(t) for t in onnx.load_model_from_string(built.content).graph.initializer}
     stored = tensors["head.1.weight_quantized"].astype(np.float32) * tensors["head.1.weight_scale"][:, None]
     weight = dict(model.module.named_parameters())["head.1.weight"].detach()
@@ -118,11 +118,12 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> LayeredModel:
 def test_a_build_of_the_trained_model_is_closer_to_the_original(deep: LayeredModel) -> None:
     model = deep.clone()
     context = PassContext(_images(512, 1), _images(128, 2), deep, "", "regression", 0, lambda part, activity: None)
-    plain = quantize_onnx(export_onnx(model), Quantize(), context)
+    original = export_onnx(model)
+    plain = quantize_onnx(original, Quantize(), context)
     done = QuantizeAwareTraining(epochs=6, batch=32, learning_rate=3e-3).apply(model, context)
     assert done.training_steps == 96 and "4 layers" in done.notes[0]
     trained = quantize_onnx(export_onnx(model), Quantize(), context)
-    data, original = _images(300, 4), export_onnx(deep)
+    data = _images(300, 4)
 
     def error(content: bytes) -> float:
         return max(output_errors(predict_onnx(original, data, None), predict_onnx(content, data, None)).values())
