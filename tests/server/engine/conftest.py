@@ -27,6 +27,8 @@ from fleetfit.server.storage.tables import (
     VariantRow,
 )
 
+from ..databases import open_database
+
 INPUT = Tensor(name="x", dtype="float32", shape=[-1, 4])
 OUTPUT = Tensor(name="output", dtype="float32", shape=[-1, 3])
 MODEL_FACTS = ModelFacts(
@@ -84,7 +86,7 @@ def planned_device() -> PlannedDevice:
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    opened = Database(tmp_path / "fleetfit.db")
+    opened = open_database(tmp_path / "fleetfit.db")
     yield opened
     opened.close()
 

@@ -54,8 +54,9 @@ from fleetfit.server.engine.executor import Finished
 from fleetfit.server.engine.ingestion import Ingestion
 from fleetfit.server.report.summary import Drops, Figure, Latency, MeasurementSummary, MetricSummary
 from fleetfit.server.storage.artifacts import ArtifactStore
-from fleetfit.server.storage.database import Database
 from fleetfit.server.storage.tables import MeasurementRow
+
+from ..databases import open_database
 
 INPUT = Tensor(name="x", dtype="float32", shape=[-1, 4])
 OUTPUT = Tensor(name="output", dtype="float32", shape=[-1, 3])
@@ -326,7 +327,7 @@ class House:
         folder.mkdir(exist_ok=True)
         self.folder = folder
         self.executor = executor or PaperExecutor(folder / "paper")
-        self.database = Database(folder / "fleetfit.db")
+        self.database = open_database(folder / "fleetfit.db")
         self.store = ArtifactStore(folder / "artifacts", floor_bytes=0)
         quick = settings or Settings(method="quick", tick_s=0.05)
         self.engine = Engine(self.database, self.store, self.executor, folder / "tmp", quick)

@@ -16,13 +16,15 @@ from fleetfit.server.security.people import People
 from fleetfit.server.security.secrets import LENGTH, is_whole, new_secret, stored_form
 from fleetfit.server.storage.database import Database
 
+from ..databases import open_database
+
 DIGEST = "a" * 64
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    opened = Database(tmp_path / "fleetfit.db")
+    opened = open_database(tmp_path / "fleetfit.db")
     yield opened
     opened.close()
 
