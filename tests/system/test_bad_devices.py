@@ -28,7 +28,7 @@ from fleetfit.proto.v1 import (
 from .conftest import Fleet, wait_for
 from .refusals import check_log, check_sentence, client_of, refused, refusing
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
 # Becomes the agent with no more than 220 MB of memory of its own, for itself and for what it measures in.
 SMALL = (
     "import os, resource, sys; resource.setrlimit(resource.RLIMIT_DATA, (220_000_000, 220_000_000));"
