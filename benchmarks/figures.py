@@ -431,10 +431,12 @@ def footprint() -> str:
         [
             f"An agent at rest (`python -m benchmarks.footprint`, watched for {figures['watched_s'] / 60:.0f} minutes after a "
             f"task, {_machine(result['machine'])}): {figures['resident_mib']:.1f} MiB resident ("
-            f"{figures['proportional_mib']:.1f} MiB proportional), {figures['share_of_a_core']:.3%} of a core. "
-            f"Installed without runtimes {figures['installed_mib']:.0f} MiB on the disk, of which "
-            f"{figures['installed_parts_mib']['compiled']:.0f} MiB are Python's compiled files; the largest parts, in "
-            f"MiB: {largest}. {_verdict(result)}",
+            f"{figures['proportional_mib']:.1f} MiB proportional; {figures['resident_just_installed_mib']:.1f} MiB where its files "
+            f"have just been written and lie in the page cache in large pieces), {figures['share_of_a_core']:.3%} of a core "
+            f"(the machine was {figures['machine_busy']:.0%} busy, mostly with other work). "
+            f"What the installer makes without runtimes takes {figures['installed_mib']:.1f} MiB on the disk, of which "
+            f"{figures['installed_parts_mib']['compiled']:.1f} MiB are Python's compiled files; the largest parts, in "
+            f"MiB: {largest}. With ONNX Runtime it is {figures['installed_with_onnxruntime_mib']:.0f} MiB. {_verdict(result)}",
             "",
         ]
     )

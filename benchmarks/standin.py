@@ -113,25 +113,25 @@ def _ready(folder: Path) -> StandIn:
     """Whatever is cheap is made anew each time, so that it follows this checkout."""
     root, device = folder / "root", folder / "device"
     for path, text in ({p: t for p, t in RASPBERRY_PI_4.items() if not p.startswith(_HOSTS_OWN)} | _MORE).items():
-        _write(root / path.lstrip("/"), text)
+        _write(root / path.lstrip("/"), text.encode())
     site = _site(folder)
-    for name, content in _own_metadata().items():
+    ours = _own_files()
+    for old in site.glob("fleetfit*/**/*"):
+        if old.is_file() and old.relative_to(site).as_posix() not in ours:
+            old.unlink()
+    for name, content in ours.items():
         _write(site / name, content)
-    package = site / "fleetfit"
-    # A checkout that was moved has taken its cache along.
-    if not package.is_symlink() or package.readlink() != _REPOSITORY / "fleetfit":
-        package.unlink(missing_ok=True)
-        package.symlink_to(_REPOSITORY / "fleetfit")
-    _write(device / "pyvenv.cfg", f"home = /usr/bin\ninclude-system-site-packages = false\nversion = {_dotted()}\n")
+    config = f"home = /usr/bin\ninclude-system-site-packages = false\nversion = {_dotted()}\n"
+    _write(device / "pyvenv.cfg", config.encode())
     python = device / "bin" / "python3"
     # Children are started by the name in argv[0]. What the guest compiles must not land where the emulating machine's own
     # Python keeps it: a file that is not below the root is written outside of it.
     words = [_EMULATOR, "-cpu", _PROCESSOR, "-L", str(root)]
-    _write(
-        python,
+    launcher = (
         f"#!/bin/sh\nexport PYTHONPYCACHEPREFIX={shlex.quote(str(folder / 'compiled'))}\n"
-        f'exec {shlex.join(words)} -0 "$0" {shlex.quote(f"{root}/usr/bin/python{_dotted()}")} "$@"\n',
+        f'exec {shlex.join(words)} -0 "$0" {shlex.quote(f"{root}/usr/bin/python{_dotted()}")} "$@"\n'
     )
+    _write(python, launcher.encode())
     python.chmod(0o755)
     return StandIn(python, root)
 
@@ -145,18 +145,16 @@ def _dotted() -> str:
 
 
 @cache
-def _own_metadata() -> dict[str, str]:
-    """By path below site-packages: what makes our entry points known there."""
+def _own_files() -> dict[str, bytes]:
+    """By path below site-packages: the wheel that a board gets."""
     with zipfile.ZipFile(io.BytesIO(own_wheel()[1])) as wheel:
-        return {
-            name: wheel.read(name).decode() for name in wheel.namelist() if name.split("/")[0].endswith(".dist-info")
-        }
+        return {name: wheel.read(name) for name in wheel.namelist()}
 
 
 def _requirements() -> list[str]:
     """What an agent with these runtimes installs."""
-    text = next(text for name, text in _own_metadata().items() if name.endswith("/METADATA"))
-    found = [Requirement(line) for line in Parser().parsestr(text).get_all("Requires-Dist", [])]
+    content = next(content for name, content in _own_files().items() if name.endswith("/METADATA"))
+    found = [Requirement(line) for line in Parser().parsestr(content.decode()).get_all("Requires-Dist", [])]
     asked = ("", *RUNTIMES)
     wanted = [one for one in found if one.marker is None or any(one.marker.evaluate({"extra": e}) for e in asked)]
     return sorted({f"{one.name}{one.specifier}" for one in wanted})
@@ -176,13 +174,13 @@ def _alone() -> Iterator[None]:
         yield
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, content: bytes) -> None:
     # Whole or not at all, and only where it changes: an agent may be running from here.
-    if path.exists() and path.read_text() == text:
+    if path.exists() and path.read_bytes() == content:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(text)
+    fresh.write_bytes(content)
     fresh.replace(path)
 
 

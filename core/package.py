@@ -1,4 +1,4 @@
-"""The files of this very fleetfit as it is installed, or lies in a checkout."""
+"""The files of this very fleetfit as it is installed, or lies in a checkout, and which of them a device needs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,25 @@ import fleetfit
 _SUFFIXES: Final = frozenset(
     {".py", ".pyi", ".proto", ".yaml", ".yml", ".json", ".html", ".css", ".js", ".mako", ".ini", ".typed"}
     | {".onnx", ".ncnn"}
+)
+# What only tools for developers read.
+_NOT_RUN: Final = frozenset({".pyi", ".proto", ".typed"})
+# What devices have whole, and what of the rest their commands import (a test follows every import).
+_ON_DEVICES: Final = frozenset({"agent", "core", "proto", "runtimes"})
+_MORE_ON_DEVICES: Final = frozenset(
+    {
+        "__init__.py",
+        "__main__.py",
+        "cli.py",
+        "client/__init__.py",
+        "client/commands/__init__.py",
+        "client/commands/options.py",
+        "client/commands/selfproof.py",
+        "client/output.py",
+        "client/progress.py",
+        "client/tables/__init__.py",
+        "client/tables/words.py",
+    }
 )
 
 
@@ -29,9 +48,21 @@ def package_files() -> dict[str, bytes]:
     return found
 
 
+def device_files() -> dict[str, bytes]:
+    """Those that a device needs: to work for a server, and to say what it is."""
+    return {name: content for name, content in package_files().items() if _is_for_devices(name)}
+
+
 def code_digest() -> str:
-    """The SHA-256 of all of them with their paths: the same in a checkout, in its wheel and where that is installed."""
+    """The SHA-256 of what devices need, with the paths: the same in a checkout, in a wheel and where either is installed."""
     digest = hashlib.sha256()
-    for name, content in sorted(package_files().items()):
+    for name, content in sorted(device_files().items()):
         digest.update(f"{name} {hashlib.sha256(content).hexdigest()}\n".encode())
     return digest.hexdigest()
+
+
+def _is_for_devices(name: str) -> bool:
+    inside = name.partition("/")[2]
+    if Path(name).suffix in _NOT_RUN:
+        return False
+    return inside in _MORE_ON_DEVICES or inside.partition("/")[0] in _ON_DEVICES

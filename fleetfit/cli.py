@@ -105,6 +105,11 @@ def _dispatch(arguments: list[str]) -> int:
         print(json.dumps({"version": __version__}) if "--json" in arguments else f"fleetfit {__version__}")
         return DONE
     entry = known.get(first)
+    if entry is None and first in _SUMMARIES:
+        raise UnsupportedHere(
+            f"the command '{first}' is not part of what a device is given; use it where the server is, or in an environment of "
+            "your own (`pip install fleetfit`)"
+        )
     if entry is None:
         near = difflib.get_close_matches(first, known, 1, cutoff=0.5)
         hint = f"did you mean 'fleetfit {near[0]}'?" if near else "`fleetfit --help` lists the commands"
@@ -188,6 +193,8 @@ def _help(known: dict[str, EntryPoint]) -> str:
         "credential that a server of this user on this machine has left.",
         "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.",
     ]
+    if not known.keys() >= _SUMMARIES.keys():
+        lines += ["", "This is what a device is given; all other commands are where the server is."]
     return "\n".join(lines)
 
 

@@ -55,7 +55,7 @@ class _Part(BaseModel):
 
 
 class Code(_Part):
-    """Which fleetfit it was. `files` is the digest of all its files, the same wherever the same code is installed."""
+    """Which fleetfit it was. `files` is the digest of those that devices need, the same wherever the same code is installed."""
 
     version: str
     files: str

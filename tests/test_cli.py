@@ -65,6 +65,21 @@ def test_an_unknown_command_gets_the_nearest(typed: str, meant: str, capsys: pyt
     assert captured.err == f"fleetfit: there is no command '{typed}'; did you mean 'fleetfit {meant}'?\n"
 
 
+def test_a_command_that_devices_are_not_given_is_said_to_be_elsewhere(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("agent", typer.Typer())
+    assert cli.run(["server", "--json"]) == 1
+    captured = capsys.readouterr()
+    error = json.loads(captured.out)["error"]
+    assert error["code"] == "UNSUPPORTED_HERE" and captured.err == f"fleetfit: {error['message']}\n"
+    assert error["message"].startswith("the command 'server' is not part of what a device is given; use it where")
+    assert cli.run(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.endswith("\nThis is what a device is given; all other commands are where the server is.\n")
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def test_an_unknown_command_far_from_all_points_to_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["qqqq"]) == 2
     assert "--help" in capsys.readouterr().err

@@ -42,7 +42,7 @@ def enroll(
         address, only_here = reachable_address(client)
     more = ["--server", address, "--token", made.token, *(["--name", name] if name else [])]
     line = shlex.join(["fleetfit", "agent", *more])
-    install = _install_line(made, address, more) if made.installer_sha256 else ""
+    install = install_line(made, address, more) if made.installer_sha256 else ""
     if as_json:
         facts = {"token": made.token, "command": line, "server": address, "expires_unix_ms": made.expires_unix_ms}
         output.json({**facts, "install": install or None, "install_for": list(made.installer_targets)})
@@ -74,7 +74,7 @@ _FETCH: Final = (
 )
 
 
-def _install_line(made: devices_pb2.CreateEnrolmentTokenResponse, server: str, more: list[str]) -> str:
+def install_line(made: devices_pb2.CreateEnrolmentTokenResponse, server: str, more: list[str]) -> str:
     """What to paste on a device that has nothing of ours yet."""
     host, port = made.installer_address.rpartition(":")[::2]
     host = host or server.rpartition(":")[0]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -17,6 +19,7 @@ from fleetfit.client.output import Output
 from fleetfit.client.progress import Follower
 from fleetfit.client.tables.words import size
 from fleetfit.core.errors import ChildFailed, InvalidInput, UsageError
+from fleetfit.proto.v1 import snapshot_pb2
 
 _INTEGRITY: Final = (
     "The signature shows that nothing was changed since the file was made. It does not show who made it, or that what it says "
@@ -66,12 +69,11 @@ def selfproof(
 def examine(file: Path) -> dict[str, Any]:
     """What a file shows, as JSON. Raises FleetfitError where it is no self-proof or was changed."""
     from fleetfit.core.package import code_digest
-    from fleetfit.device_profiles.matching import facts_of, match
     from fleetfit.proto.selfproof import differences, is_same, unproven, unseal
 
     content = file.read_bytes()
     proof = unseal(content)
-    matched = match(facts_of(proof.snapshot))
+    profile, because = _profile(proof.snapshot)
     statement = proof.statement
     differ, missing = differences(proof), unproven(proof)
     # One that was left out, or that no build is shipped for, breaks nothing.
@@ -82,8 +84,8 @@ def examine(file: Path) -> dict[str, Any]:
         "holds": bool(checked) and not differ and not any(checked),
         "key": proof.fingerprint,
         "made": statement.made.isoformat(),
-        "profile": matched.profile.name,
-        "because": matched.reason,
+        "profile": profile,
+        "because": because,
         "emulated": statement.emulated,
         "code": statement.code.model_dump() | {"is_this": statement.code.files == code_digest()},
         "board": statement.board,
@@ -108,6 +110,16 @@ def examine(file: Path) -> dict[str, Any]:
     }
 
 
+def _profile(snapshot: snapshot_pb2.DeviceSnapshot) -> tuple[str | None, str]:
+    """The name of the profile that the board matches, and why; no name on a device, which has no profiles."""
+    if find_spec("fleetfit.device_profiles") is None:
+        return None, "profiles are where the server is: look at the file there to see which one this board matches"
+    from fleetfit.device_profiles.matching import facts_of, match
+
+    matched = match(facts_of(snapshot))
+    return matched.profile.name, matched.reason
+
+
 def _make(out: Path | None, runtimes: list[str], threads: int, method: str, emulated: bool) -> Path:
     folder = (out.parent if out is not None else Path()).absolute()
     if not folder.is_dir():
@@ -121,7 +133,7 @@ def _make(out: Path | None, runtimes: list[str], threads: int, method: str, emul
         _run(command, told)
         if out is None:
             facts = examine(made)
-            out = Path(f"selfproof-{facts['profile']}-{facts['made'][:10]}.zip")
+            out = Path(f"selfproof-{facts['profile'] or _in_a_name(_called(facts))}-{facts['made'][:10]}.zip")
         made.replace(out)
     return out
 
@@ -144,10 +156,10 @@ def _run(command: list[str], told: Follower) -> None:
 
 
 def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
-    code, board = facts["code"], facts["board"]
+    code = facts["code"]
     emulated = " (emulated: its timings mean nothing)" if facts["emulated"] else ""
-    yield f"{board['model'] or board['processor'] or board['machine']}{emulated}"
-    yield f"profile {facts['profile']}: {facts['because']}"
+    yield f"{_called(facts)}{emulated}"
+    yield f"profile {facts['profile'] or 'not looked for'}: {facts['because']}"
     known = "the same code as here" if code["is_this"] else "other code than here"
     commit = f", commit {code['commit']}" if code["commit"] else ""
     yield f"made {facts['made']} by fleetfit {code['version']}{commit} ({known})"
@@ -163,6 +175,16 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
     if not facts["differences"]:
         yield "every figure comes out of the raw samples again"
     yield f"signed with key {facts['key'][:16]}. {_INTEGRITY}"
+
+
+def _called(facts: Mapping[str, Any]) -> str:
+    board = facts["board"]
+    return str(board["model"] or board["processor"] or board["machine"])
+
+
+def _in_a_name(text: str) -> str:
+    """As a part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def _measured(one: Mapping[str, Any]) -> str:

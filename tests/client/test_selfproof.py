@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from fleetfit import cli
+from fleetfit.client.commands import selfproof
 from fleetfit.proto.selfproof import CheckedRuntime
 from fleetfit.proto.v1 import snapshot_pb2
 
@@ -69,6 +70,21 @@ def test_what_does_not_hold_is_an_exit_code(tmp_path: Path, capsys: pytest.Captu
     file.write_bytes(proof(PI)[:-200])
     assert cli.run(["selfproof", "--verify", str(file), "--json"]) == 1
     assert "no self-proof" in json.loads(capsys.readouterr().out)["error"]["message"]
+
+
+def test_where_there_are_no_profiles_none_is_looked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a device, whose wheel leaves them out."""
+    monkeypatch.setattr(selfproof, "find_spec", lambda name: None)
+    content = proof(PI)
+    monkeypatch.setattr(selfproof, "_run", lambda command, told: Path(command[3]).write_bytes(content))
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["selfproof", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["profile"] is None and "where the server is" in found["because"]
+    assert found["file"] == "selfproof-raspberry-pi-4-model-b-rev-1-4-2026-11-20.zip"
+    assert (tmp_path / found["file"]).read_bytes() == content
 
 
 def test_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,6 +69,15 @@ def test_the_line_makes_an_agent_again_changes_nothing_and_uninstall_leaves_noth
     assert verdicts["identity"] == "ok" and verdicts["server"] == "ok" and verdicts["runtime"] == "missing"
     assert fleet.run("devices", "list", "--json").json["devices"][0]["state"] == "enrolled"
 
+    # Small boards have little room: a part of what a server has, and compiled what the agent imports, before and after its use.
+    (site,) = folder.glob("venv-*/lib/python3*/site-packages")
+    assert not (site / "fleetfit" / "server").exists() and not (site / "yaml").exists()
+    refused = subprocess.run([folder / "fleetfit", "jobs", "list", "--json"], capture_output=True, text=True)
+    assert "not part of what a device is given" in json.loads(refused.stdout)["error"]["message"]
+    compiled = sorted(site.rglob("*.pyc"))
+    modules = {path.name.partition(".")[0] for path in compiled}
+    assert {"session", "work_pb2", "_channel"} <= modules and not {"doctor", "console", "lexer"} & modules
+
     agent = subprocess.Popen(
         [folder / "fleetfit", "agent", "--json"],
         env={"PATH": os.environ["PATH"], "FLEETFIT_HOST_LOCK": fleet.environment["FLEETFIT_HOST_LOCK"]},
@@ -85,6 +94,7 @@ def test_the_line_makes_an_agent_again_changes_nothing_and_uninstall_leaves_noth
     finally:
         agent.terminate()
         agent.wait(20)
+    assert sorted(site.rglob("*.pyc")) == compiled
 
     before = (folder / "venv").readlink()
     code, found, said = paste(fleet, fleet.run("devices", "enroll", "--json").json["install"], folder)

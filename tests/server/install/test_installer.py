@@ -2,25 +2,34 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
+import json
 import os
+import re
 import shutil
+import subprocess
 import sys
 import zipfile
 from collections.abc import Awaitable, Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 
 import fleetfit
 from fleetfit.core.errors import InvalidInput, NotFound
+from fleetfit.core.package import device_files
+from fleetfit.proto.v1 import snapshot_pb2
 from fleetfit.server.install import fetching
 from fleetfit.server.install.installer import ON_DEVICE, PLACE, Installers, place_own_wheel, take_stock
 from fleetfit.server.install.own_wheel import own_wheel
 from fleetfit.server.install.serving import make_app
-from fleetfit.server.install.shelf import Shelf, Target, read_wheel
+from fleetfit.server.install.shelf import RUNTIMES, Shelf, Target, read_wheel
 
+from ...proto.proofs import proof
 from .invented import wheel
 from .repacked import repack
 
@@ -40,31 +49,107 @@ def shelf(stocked: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(stocked, tmp_path / "wheels", copy_function=os.link))
 
 
-def test_our_own_wheel_is_whole_and_the_same_every_time(tmp_path: Path) -> None:
+def test_our_own_wheel_is_for_devices_and_the_same_every_time(tmp_path: Path) -> None:
     name, content = own_wheel()
     assert own_wheel() == (name, content)
     path = tmp_path / name
     path.write_bytes(content)
     found = read_wheel(path)
-    assert (found.name, str(found.version)) == ("fleetfit", fleetfit.__version__)
+    # The same version for pip, and another name for people.
+    assert (found.name, found.version.public, found.version.local) == ("fleetfit", fleetfit.__version__, "device")
     assert any(requirement.name == "grpcio" for requirement in found.requires)
+    assert not {"torch", "sqlalchemy", "pyyaml", "pytest"} & {requirement.name for requirement in found.requires}
     with zipfile.ZipFile(path) as archive:
         files = set(archive.namelist())
-        record = {line.split(",")[0] for line in archive.read(f"{name[:-17]}.dist-info/RECORD").decode().splitlines()}
-        entries = archive.read(f"{name[:-17]}.dist-info/entry_points.txt").decode()
-    assert record == files
-    package = Path(fleetfit.__file__).parent
-    for part in (
-        "agent/__main__.py",
-        "proto/v1/work_pb2.py",
-        "core/errors.py",
-        "runtimes/base.py",
-        "cli.py",
-        "py.typed",
-    ):
-        assert f"fleetfit/{part}" in files and (package / part).exists()
+        info = f"{name.removesuffix('-py3-none-any.whl')}.dist-info"
+        record = {line.split(",")[0] for line in archive.read(f"{info}/RECORD").decode().splitlines()}
+        entries = archive.read(f"{info}/entry_points.txt").decode()
+        metadata = archive.read(f"{info}/METADATA").decode()
+    assert record == files and f"{info}/licenses/LICENSE" in files
+    assert {one for one in files if not one.startswith(info)} == device_files().keys()
     assert not any("__pycache__" in file or file.endswith(".pyc") for file in files)
-    assert "fleetfit.agent.command:app" in entries
+    groups = dict(re.findall(r"^\[(.+)\]\n((?:[^\[\n].*\n)*)", entries, re.M))
+    assert groups.keys() == {"console_scripts", "fleetfit.commands", "fleetfit.meters", "fleetfit.runtimes"}
+    commands = groups["fleetfit.commands"].splitlines()
+    assert [line.partition(" = ")[0] for line in commands] == ["agent", "selfproof"]
+    assert len(groups["fleetfit.runtimes"].splitlines()) == len(entry_points(group="fleetfit.runtimes"))
+    assert set(re.findall(r"^Provides-Extra: (.+)$", metadata, re.M)) == set(RUNTIMES)
+    assert f"\nVersion: {found.version}\n" in metadata and "Description" not in metadata
+
+
+@pytest.fixture(scope="module")
+def device(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs Python with the wheel, unpacked, as all that there is of ours."""
+    site = tmp_path_factory.mktemp("site")
+    with zipfile.ZipFile(io.BytesIO(own_wheel()[1])) as archive:
+        archive.extractall(site)
+    others = Path(grpc.__file__).parent.parent
+
+    def run(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"PYTHONPATH": f"{site}:{others}", "PYTHONDONTWRITEBYTECODE": "1"} | more
+        # -S: a checkout that is installed as such finds its modules in spite of any path.
+        command = [sys.executable, "-S", *arguments]
+        done = subprocess.run(
+            command,
+            env=environment,
+            cwd=site.parent,
+            capture_output=True,
+            timeout=100,
+            encoding="utf-8",
+            errors="replace",
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    return run
+
+
+def test_every_module_of_it_can_be_imported(device: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    files = [name.removesuffix(".py") for name in device_files() if name.endswith(".py")]
+    wanted = sorted(name.removesuffix("/__init__").replace("/", ".") for name in files)
+    code = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)\nprint(*sys.modules)"
+    there = {name for name in device("-c", code, *wanted).stdout.split() if name.partition(".")[0] == "fleetfit"}
+    assert there == set(wanted)
+
+
+def test_a_device_has_its_own_commands_and_says_where_the_others_are(
+    device: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    text = device("-m", "fleetfit", "--help").stdout
+    assert re.findall(r"^  (\w+)  ", text, re.M) == ["agent", "selfproof"] and "where the server is" in text
+    refused = device("-m", "fleetfit", "server", "--json")
+    assert refused.returncode == 1
+    assert json.loads(refused.stdout)["error"]["message"].startswith(
+        "the command 'server' is not part of what a device"
+    )
+    asked = ["-m", "fleetfit", "agent", "--state", str(tmp_path), "doctor", "--json"]
+    verdicts = {(one["what"], one["verdict"]) for one in json.loads(device(*asked).stdout)["findings"]}
+    assert {("identity", "missing"), ("runtime", "ok")} <= verdicts
+    (tmp_path / "sent.zip").write_bytes(proof(snapshot_pb2.DeviceSnapshot(machine="aarch64")))
+    looked = device("-m", "fleetfit", "selfproof", "--verify", str(tmp_path / "sent.zip"))
+    assert looked.stdout.startswith("aarch64\nprofile not looked for: ") and looked.returncode == 0
+
+
+def test_what_runs_on_a_device_is_compiled_and_nothing_else(
+    device: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    more = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)}
+
+    def compiled() -> set[str]:
+        return {str(path).rpartition("/fleetfit/")[2].partition(".")[0] for path in tmp_path.rglob("fleetfit/**/*.pyc")}
+
+    assert device("-m", "fleetfit.agent.precompile", **more).returncode == 0
+    before, all_before = compiled(), set(tmp_path.rglob("*.pyc"))
+    assert {"agent/__main__", "agent/session", "agent/probe/snapshot", "agent/measuring/trials"} <= before
+    assert {"runtimes/onnxruntime", "proto/v1/measurement_pb2", "core/statistics"} <= before
+    assert not {"agent/doctor", "agent/selfproof/making", "proto/v1/jobs_pb2"} & before
+    assert any("/onnxruntime/" in str(path) for path in all_before)
+    # What it was made for compiles nothing more.
+    code = (
+        "import fleetfit.agent.__main__, fleetfit.agent.measuring.__main__, fleetfit.agent.probe.snapshot, numpy.random"
+    )
+    device("-c", code, **more)
+    assert set(tmp_path.rglob("*.pyc")) == all_before
 
 
 def test_an_empty_shelf_has_no_installer_and_is_left_empty(tmp_path: Path) -> None:

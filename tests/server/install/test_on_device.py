@@ -167,6 +167,27 @@ def test_too_little_room_is_found_before_anything_is_fetched(tmp_path: Path, mon
         on_device.check_room(str(tmp_path), ["a.whl"])
 
 
+def test_what_cannot_be_compiled_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$@" > "$0.asked"; echo said; echo said >&2; exit 139\n')
+    python.chmod(0o755)
+    on_device.compile_used(str(python), dict(os.environ))
+    assert (tmp_path / "python.asked").read_text() == "-m fleetfit.agent.precompile\n"
+    assert capfd.readouterr() == ("", "")
+    python.write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(on_device, "COMPILE_S", 0.2)
+    on_device.compile_used(str(python), dict(os.environ))
+    assert "took too long" in capfd.readouterr().err
+
+
+def test_nothing_is_compiled_by_the_way() -> None:
+    """What was left out when it was installed would come with the first use."""
+    assert b" PYTHONDONTWRITEBYTECODE=1 " in on_device.launcher("/srv/agent")
+    assert " PYTHONDONTWRITEBYTECODE=1 " in on_device.UNIT
+
+
 def planted(folder: Path) -> Path:
     """A folder as an installation leaves it, without what is large."""
     prepare(str(folder))
