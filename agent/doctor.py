@@ -45,12 +45,11 @@ class Finding:
 def examine(state: Path) -> list[Finding]:
     """Look at everything that measuring needs. Never raises for what it finds."""
     findings = [*_connection(state), *_clock()]
-    own = os.access(state, os.W_OK)
+    # Where the agent itself writes, or will: there may be no other place.
+    own = _nearest(state)
     try:
-        if own:
-            give_temporary_folder(state / "tmp")
-        # Where the agent itself writes: there may be no other place.
-        with tempfile.TemporaryDirectory(dir=state if own else None) as folder:
+        with tempfile.TemporaryDirectory(dir=own if os.access(own, os.W_OK) else None) as folder:
+            give_temporary_folder(Path(folder) / "tmp")
             snapshot = asyncio.run(probe_device(Path(folder), threads=0, emulated=False))
     except FleetfitError as error:
         return [
@@ -169,10 +168,15 @@ def _runtimes(snapshot: snapshot_pb2.DeviceSnapshot) -> list[Finding]:
     return findings
 
 
-def _disk(state: Path) -> Finding:
-    folder = state
+def _nearest(folder: Path) -> Path:
+    """The folder, or what is there of the way to it."""
     while not folder.exists():
         folder = folder.parent
+    return folder
+
+
+def _disk(state: Path) -> Finding:
+    folder = _nearest(state)
     if not os.access(folder, os.W_OK):
         return Finding("disk", "missing", f"{folder} cannot be written", "Name another folder with --state.")
     free = shutil.disk_usage(folder).free

@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from fleetfit import cli
-from fleetfit.agent import doctor
+from fleetfit.agent import disk, doctor
 from fleetfit.agent.doctor import Finding, clock_is_synchronised, examine, show
 from fleetfit.agent.identity import Identity, save_identity
 from fleetfit.core.errors import UnsupportedHere
@@ -57,6 +58,26 @@ def test_an_emulated_device_is_told_so(tmp_path: Path, device: snapshot_pb2.Devi
     device.emulated, device.emulated_because = True, "QEMU_CPU is set"
     finding = found(tmp_path, "emulated")
     assert (finding.verdict, finding.found) == ("note", "QEMU_CPU is set") and "--accept-emulated" in finding.advice
+
+
+@pytest.mark.usefixtures("device")
+def test_the_device_is_looked_at_where_the_agent_will_write_if_there_is_no_other_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", {k: v for k, v in os.environ.items() if k not in disk._TOLD})
+    monkeypatch.setattr(tempfile, "tempdir", tempfile.gettempdir())
+    monkeypatch.setattr(disk, "_USUAL", ())
+    seen: list[Path] = []
+
+    async def probe(state: Path, *, threads: int, emulated: bool) -> snapshot_pb2.DeviceSnapshot:
+        assert Path(os.environ["TMPDIR"]).is_dir()
+        seen.extend((state, Path(os.environ["TMPDIR"])))
+        return snapshot_pb2.DeviceSnapshot(runtimes=[RUNTIME])
+
+    monkeypatch.setattr(doctor, "probe_device", probe)
+    examine(tmp_path / "agent" / "state")
+    assert len(seen) == 2 and all(tmp_path in path.parents for path in seen)
+    assert not any(tmp_path.iterdir())
 
 
 def enrolled(folder: Path, change: Callable[[Identity], Identity] = lambda identity: identity, *, up: bool) -> Any:
