@@ -49,14 +49,15 @@ class Harmful(OnnxRuntime):
         globals()[Path(os.environ["HARM"]).read_text()]()
         return super().load(build, threads=threads)
 """
-_IMPATIENT: Final = """
+_OTHER_METHOD: Final = """
 from fleetfit.proto import methods
 
 ours = methods.named_method
 
 def named_method(name):
     method = ours(name)
-    method.child_limit_ns = {seconds} * 10**9
+    for field, value in {changed}.items():
+        setattr(method, field, value)
     return method
 
 methods.named_method = named_method
@@ -86,11 +87,16 @@ def harmful_runtime(folder: Path) -> Path:
     return folder
 
 
+def other_method(folder: Path, **changed: int) -> Path:
+    """A site with which a server has its devices measure by a method that differs in these fields."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(_OTHER_METHOD.format(changed=changed))
+    return folder
+
+
 def impatient_server(folder: Path, seconds: int) -> Path:
     """A site with which a server gives a trial so many seconds between two signs of life, not minutes."""
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(_IMPATIENT.format(seconds=seconds))
-    return folder
+    return other_method(folder, child_limit_ns=seconds * 10**9)
 
 
 class Clock:

@@ -13,7 +13,7 @@ import io
 import json
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from fleetfit.core.errors import Unavailable, UnsupportedHere
 
 from . import workload
 from .conftest import Fleet, wait_for
+from .sites import other_method
 from .windows import query
 
 # Starting a process takes ten times as long there, and more where other tests are at work.
@@ -60,11 +61,22 @@ def board() -> StandIn:
 
 
 @pytest.fixture(scope="module")
-def measured(board: StandIn, module_fleet: Callable[..., Fleet], tmp_path_factory: pytest.TempPathFactory) -> Measured:
+def measured(board: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Measured]:
     """One job in both runtimes. Nothing says to the agent that it is emulated."""
+    root = tmp_path_factory.mktemp("fleet")
+    fleet = Fleet(root, ("--method", "quick"))
+    # Starting processes is what takes long there; that either build is loaded first in turn is tried in tests/agent.
+    fleet.surroundings = {"server": {"PYTHONPATH": str(other_method(root / "brief", pair_processes=1))}}
+    try:
+        fleet.start_server()
+        yield _measure(fleet, board, tmp_path_factory)
+    finally:
+        fleet.close()
+
+
+def _measure(fleet: Fleet, board: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Measured:
     goods = tmp_path_factory.mktemp("goods")
     workload.make_goods(goods, [MODEL])
-    fleet = module_fleet("--method", "quick")
     fleet.start_agent(NAME, python=board.python, ready_s=SLOW_S)
     fleet.run("models", "push", f"{MODEL}.pt2", cwd=goods)
     fleet.run("data", "push", f"{MODEL}.npz", "--model", MODEL, cwd=goods)
