@@ -87,7 +87,7 @@ def _one(seed: int, epochs: tuple[int, ...]) -> dict[str, Any]:
     cut = original.clone()
     ActivationPruning(ratio=RATIO).apply(cut, context)
     norms = cut.clone()
-    ReestimateNorms().apply(norms, context)
+    ReestimateNorms(statistics="measured").apply(norms, context)
     ways: dict[str, dict[str, float]] = {}
     for way, parameters in WAYS.items():
         given = {**parameters}

@@ -38,6 +38,8 @@ class LayeredModel:
     sparse: set[str] = field(default_factory=set)
     """Names of parameters whose zeros are to stay when the model is trained (`KeptZeros`). A pass that fills such a parameter
     takes its name out; a name whose parameter is gone means nothing."""
+    kept: dict[str, torch.Tensor] = field(default_factory=dict)
+    """For batch norms that lost channels: which of those they came with are left, int64. Not stored with the model."""
 
     def call(self, arrays: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The outputs by name for inputs by name; gradients and training mode are the caller's choice."""
@@ -87,6 +89,7 @@ class LayeredModel:
             self.dynamic_batch,
             list(self.notes),
             set(self.sparse),
+            dict(self.kept),
         )
 
     def facts(self) -> ModelFacts:

@@ -41,8 +41,11 @@ def remove_units(model: LayeredModel, structure: Structure, kept: Mapping[str, t
     expected = _unread(model, structure, masks)
     for cut in structure.cuts:
         if any(space.root() in masks for space in spaces_of(resolved(cut.layout))):
-            leaf = model.module.get_submodule(cut.module)
-            _select(leaf, cut.tensor, cut.axis, kept_elements(cut.layout, masks))
+            leaf, elements = model.module.get_submodule(cut.module), kept_elements(cut.layout, masks)
+            _select(leaf, cut.tensor, cut.axis, elements)
+            if cut.tensor == "running_mean":
+                earlier = model.kept.get(cut.module)
+                model.kept[cut.module] = elements if earlier is None else earlier[elements]
     for count in structure.counts:
         leaf = model.module.get_submodule(count.module)
         setattr(leaf, count.attribute, len(kept_elements(count.layout, masks)))

@@ -256,6 +256,11 @@ class TestReestimateNorms(PassContract):
     parameters: ClassVar[dict[str, Any]] = {"samples": 64}
 
 
+class TestReestimateNormsMeasured(PassContract):
+    name = "reestimate_norms"
+    parameters: ClassVar[dict[str, Any]] = {"statistics": "measured", "samples": 64}
+
+
 class TestZeroPruning(PassContract):
     name = "zero_pruning"
     parameters: ClassVar[dict[str, Any]] = {"ratio": 0.5}

@@ -126,6 +126,21 @@ def test_a_cut_model_trains_and_goes_out_and_in_again(models: Zoo, name: str, tm
     assert {g.name: g.size for g in analyse(again).groups} == {g.name: g.size for g in analyse(model).groups}
 
 
+@pytest.mark.parametrize("name", ["classifier", "residual", "depthwise"])
+def test_the_channels_of_norms_that_are_left_are_known_after_several_cuts(models: Zoo, name: str) -> None:
+    model = models[name].clone()
+    norm = model.module.get_submodule("norm")
+    mean = norm.get_buffer("running_mean")
+    mean.copy_(torch.arange(len(mean)))
+    for seed in (1, 2):
+        before = model.clone()
+        structure = analyse(model)
+        remove_units(model, structure, _some(structure, seed))
+        assert torch.equal(model.kept["norm"].float(), norm.get_buffer("running_mean"))
+        assert seed == 1 or torch.equal(before.kept["norm"].float(), before.module.get_submodule("norm").running_mean)
+    assert len(model.kept["norm"]) < len(mean)
+
+
 @pytest.mark.parametrize("name", _RECURRENT)
 def test_hidden_units_that_stay_at_zero_can_go(models: Zoo, name: str) -> None:
     """A unit whose gates are all made by zeros never leaves zero, in an LSTM as in a GRU."""
