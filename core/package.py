@@ -11,7 +11,7 @@ import fleetfit
 
 _SUFFIXES: Final = frozenset(
     {".py", ".pyi", ".proto", ".yaml", ".yml", ".json", ".html", ".css", ".js", ".mako", ".ini", ".typed"}
-    | {".onnx", ".ncnn"}
+    | {".onnx", ".ncnn", ".aten"}
 )
 # What only tools for developers read.
 _NOT_RUN: Final = frozenset({".pyi", ".proto", ".typed"})
