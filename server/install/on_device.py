@@ -60,7 +60,7 @@ RestartSec=30
 KillMode=mixed
 # A measurement that the kernel kills for its memory is a result; the agent lives on.
 OOMPolicy=continue
-Environment=PYTHONNOUSERSITE=1 PYTHONDONTWRITEBYTECODE=1 HOME={folder}/state
+Environment=PYTHONNOUSERSITE=1 PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1 HOME={folder}/state
 UMask=0077
 LimitCORE=0
 # What it may see and do: read the machine, write its own folder, speak to its server. MemoryDenyWriteExecute is left out:
@@ -314,8 +314,9 @@ def write(path: str, content: bytes, mode: int) -> None:
 def launcher(folder: str) -> bytes:
     """The command line for this agent."""
     return (
-        "#!/bin/sh\n# Runtimes leave files in HOME.\n"
-        "export PYTHONNOUSERSITE=1 PYTHONDONTWRITEBYTECODE=1 HOME={0}/state FLEETFIT_AGENT_STATE={0}/state\n"
+        "#!/bin/sh\n# Runtimes leave files in HOME. What lies in the folder from where it is called is not for Python to import.\n"
+        "export PYTHONNOUSERSITE=1 PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1\n"
+        "export HOME={0}/state FLEETFIT_AGENT_STATE={0}/state\n"
         '[ -w "${{TMPDIR:-/tmp}}" ] || export TMPDIR={0}/state\n'
         'exec {0}/venv/bin/python -m fleetfit "$@"\n'.format(folder).encode()
     )

@@ -56,6 +56,8 @@ def test_a_runtime_that_crashes_or_hangs_is_one_that_cannot_be_used_here(
 ) -> None:
     site = install(tmp_path / "site", "harmful", _HARMFUL, {"fleetfit.runtimes": HARMFUL})
     monkeypatch.setenv("PYTHONPATH", str(site))
+    # A checkout says which runtimes are ours, and children look where they are started first.
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(resident, "_TOGETHER_S", 3.0)
     # Long enough for one of ours on a busy machine.
     monkeypatch.setattr(resident, "_EACH_S", 12.0)
