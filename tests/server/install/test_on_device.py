@@ -184,8 +184,13 @@ def test_what_cannot_be_compiled_stops_nothing(
 
 def test_nothing_is_compiled_by_the_way() -> None:
     """What was left out when it was installed would come with the first use."""
-    assert b" PYTHONDONTWRITEBYTECODE=1 " in on_device.launcher("/srv/agent")
-    assert " PYTHONDONTWRITEBYTECODE=1 " in on_device.UNIT
+    assert "PYTHONDONTWRITEBYTECODE=1" in on_device.launcher("/srv/agent").decode().split()
+    assert "PYTHONDONTWRITEBYTECODE=1" in on_device.UNIT.split()
+
+
+def test_nothing_is_imported_from_where_it_is_called() -> None:
+    assert "PYTHONSAFEPATH=1" in on_device.launcher("/srv/agent").decode().split()
+    assert "PYTHONSAFEPATH=1" in on_device.UNIT.split()
 
 
 def planted(folder: Path) -> Path:
