@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fleetfit.compress.graph import LayeredModel
+from fleetfit.compress.graph.modes import evaluating
 from fleetfit.compress.passes.base import Arrays
 from fleetfit.core.errors import InvalidData
 
@@ -47,15 +48,10 @@ def in_order(model: LayeredModel, arrays: Arrays, wanted: int) -> Iterator[tuple
 def outputs_over(model: LayeredModel, arrays: Arrays, wanted: int = 512) -> dict[str, torch.Tensor]:
     """All outputs for all samples, on the processor, in evaluation mode, without gradients."""
     parts: dict[str, list[torch.Tensor]] = {tensor.name: [] for tensor in model.outputs}
-    training = model.module.training
-    model.module.eval()
-    try:
-        with torch.no_grad():
-            for inputs, real in in_order(model, arrays, wanted):
-                for name, value in model.call(inputs).items():
-                    parts[name].append(value.cpu()[:real])
-    finally:
-        model.module.train(training)
+    with evaluating(model), torch.no_grad():
+        for inputs, real in in_order(model, arrays, wanted):
+            for name, value in model.call(inputs).items():
+                parts[name].append(value.cpu()[:real])
     return {name: torch.cat(values) for name, values in parts.items()}
 
 

@@ -12,6 +12,8 @@ from torch import fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from fleetfit.compress.graph.modes import evaluating
+
 if TYPE_CHECKING:
     from fleetfit.compress.graph.layered import LayeredModel
 
@@ -61,19 +63,15 @@ def count_macs(model: LayeredModel) -> int:
 
     Convolutions, matrix products and attention count, whether in a recognised layer or not; element-wise work does not.
     """
-    was_training = model.module.training
-    model.module.eval()
-    try:
-        # Fused attention and fused recurrent layers are opaque to the counter; their plain forms are products it sees.
-        with (
-            # Switching oneDNN off and on again warns about GPUs that are not there.
-            _silence(),
-            torch.no_grad(),
-            sdpa_kernel(SDPBackend.MATH),
-            torch.backends.mkldnn.flags(enabled=False),
-            FlopCounterMode(display=False) as counter,
-        ):
-            model.call(model.sample_inputs)
-    finally:
-        model.module.train(was_training)
+    # Fused attention and fused recurrent layers are opaque to the counter; their plain forms are products it sees.
+    with (
+        evaluating(model),
+        # Switching oneDNN off and on again warns about GPUs that are not there.
+        _silence(),
+        torch.no_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+        torch.backends.mkldnn.flags(enabled=False),
+        FlopCounterMode(display=False) as counter,
+    ):
+        model.call(model.sample_inputs)
     return int(counter.get_total_flops()) // 2 // max(model.sample_batch(), 1)

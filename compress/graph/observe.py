@@ -10,6 +10,7 @@ from torch import fx
 
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.graph.batches import in_order
+from fleetfit.compress.graph.modes import evaluating
 from fleetfit.compress.passes.base import Arrays
 
 Look = Callable[[str, torch.Tensor, int], None]
@@ -40,15 +41,10 @@ def observe(
         report: Called with the fraction done.
     """
     observer = _Observer(model.module, names, look)
-    training = model.module.training
-    model.module.eval()
     seen = 0
-    try:
-        with torch.no_grad():
-            for inputs, real in in_order(model, arrays, 256):
-                observer.real = real
-                observer.run(*(inputs[tensor.name] for tensor in model.inputs))
-                seen += real
-                report(seen / len(arrays))
-    finally:
-        model.module.train(training)
+    with evaluating(model), torch.no_grad():
+        for inputs, real in in_order(model, arrays, 256):
+            observer.real = real
+            observer.run(*(inputs[tensor.name] for tensor in model.inputs))
+            seen += real
+            report(seen / len(arrays))

@@ -19,6 +19,7 @@ from torch import fx, nn
 
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.graph.batches import in_order, spread_rows
+from fleetfit.compress.graph.modes import evaluating
 from fleetfit.compress.passes.base import Arrays, PassContext, PassReport
 from fleetfit.compress.pruning.cutting import cut_the_least
 from fleetfit.compress.structure.groups import Group, Structure, analyse
@@ -75,24 +76,19 @@ def loss_changes(
     aims = _Aims(context.teacher, data, context)
     gated = _Gated(model, structure, groups)
     squares = torch.zeros(gated.units, dtype=torch.float64)
-    training = model.module.training
-    model.module.eval()
     seen = 0
-    try:
-        with torch.enable_grad():
-            for inputs, real in in_order(model, data, _BATCH):
-                outputs, gates = gated.run_with(inputs)
-                loss = aims.loss({name: value[:real] for name, value in outputs.items()}, seen)
-                if not loss.requires_grad:
-                    raise InvalidRecipe("taylor_pruning finds no output that has a gradient; use activation_pruning")
-                (slopes,) = torch.autograd.grad(loss, gates, allow_unused=True)
-                if slopes is not None:
-                    # The loss is a mean over the batch.
-                    squares += (slopes.double() * real).square().sum(0)[: gated.units]
-                seen += real
-                context.report(0.9 * seen / len(data), "looking at what the loss would miss")
-    finally:
-        model.module.train(training)
+    with evaluating(model), torch.enable_grad():
+        for inputs, real in in_order(model, data, _BATCH):
+            outputs, gates = gated.run_with(inputs)
+            loss = aims.loss({name: value[:real] for name, value in outputs.items()}, seen)
+            if not loss.requires_grad:
+                raise InvalidRecipe("taylor_pruning finds no output that has a gradient; use activation_pruning")
+            (slopes,) = torch.autograd.grad(loss, gates, allow_unused=True)
+            if slopes is not None:
+                # The loss is a mean over the batch.
+                squares += (slopes.double() * real).square().sum(0)[: gated.units]
+            seen += real
+            context.report(0.9 * seen / len(data), "looking at what the loss would miss")
     if not bool(torch.isfinite(squares).all()):
         raise InvalidData("gradients are not finite on the training data; look for NaN or huge values")
     parts = torch.split((squares / len(data)).sqrt(), [group.size for group in groups])

@@ -9,6 +9,7 @@ from torch import nn
 
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.graph.kinds import BATCH_NORMS, CONVOLUTIONS, TRANSPOSED
+from fleetfit.compress.graph.modes import evaluating
 from fleetfit.compress.structure.groups import Group, Structure
 from fleetfit.compress.structure.spaces import Space, kept_elements, resolved, spaces_of
 from fleetfit.core.errors import InternalError, InvalidRecipe
@@ -105,13 +106,8 @@ def _refit(leaf: nn.Module) -> None:
 
 def outputs_of(model: LayeredModel) -> dict[str, torch.Tensor]:
     """The outputs for the sample inputs, in evaluation mode, without gradients."""
-    training = model.module.training
-    model.module.eval()
-    try:
-        with torch.no_grad():
-            return model.call(model.sample_inputs)
-    finally:
-        model.module.train(training)
+    with evaluating(model), torch.no_grad():
+        return model.call(model.sample_inputs)
 
 
 def _unread(model: LayeredModel, structure: Structure, masks: Mapping[Space, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from fleetfit.compress.graph import LayeredModel
+from fleetfit.compress.graph.modes import evaluating
 from fleetfit.compress.structure.spaces import Axes, Layout, Space, lock_axes
 
 
@@ -116,13 +117,8 @@ def shapes_of(model: LayeredModel) -> dict[fx.Node, Any]:
             found[n] = value.shape if isinstance(value, torch.Tensor) else None
             return value
 
-    training = model.module.training
-    model.module.eval()
-    try:
-        with torch.no_grad():
-            Shapes(model.module).run(*(model.sample_inputs[tensor.name] for tensor in model.inputs))
-    finally:
-        model.module.train(training)
+    with evaluating(model), torch.no_grad():
+        Shapes(model.module).run(*(model.sample_inputs[tensor.name] for tensor in model.inputs))
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from torch import fx, nn
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.graph.batches import batch_size, spread_rows, take
 from fleetfit.compress.graph.kinds import BATCH_NORMS
+from fleetfit.compress.graph.modes import evaluating
 from fleetfit.compress.passes.base import Arrays, PassContext, PassReport
 from fleetfit.core.errors import InvalidData, InvalidRecipe
 
@@ -75,7 +75,7 @@ def reestimate_norms(model: LayeredModel, settings: ReestimateNorms, context: Pa
             return
         moved.append(_store(norm, *_moved(origin, kept, known[name].at(kept), moments)))
 
-    with _evaluating(models), torch.no_grad():
+    with evaluating(*models), torch.no_grad():
         chunks, count = _fitting(models, data, context.seed)
         visits = [measure] if original is None else [remember, move]
         for at, (one, visit) in enumerate(zip(models, visits, strict=True)):
@@ -110,19 +110,6 @@ def _norm_at(model: LayeredModel, name: str) -> _Norm | None:
 
 def _mean_of(norm: _Norm) -> torch.Tensor:
     return norm.get_buffer("running_mean")
-
-
-@contextmanager
-def _evaluating(models: Sequence[LayeredModel]) -> Iterator[None]:
-    """Inside, the models are in evaluation mode."""
-    training = [model.module.training for model in models]
-    for model in models:
-        model.module.eval()
-    try:
-        yield
-    finally:
-        for model, before in zip(models, training, strict=True):
-            model.module.train(before)
 
 
 def _fitting(models: Sequence[LayeredModel], data: Arrays, seed: int) -> tuple[_Chunks, int]:
