@@ -26,21 +26,23 @@ def private_bytes(pid: int) -> int:
 
     Pages that a fork still shares with its parent are in the parent's figures. Source: proc(5), smaps_rollup.
     """
-    return memory_part(pid, "Private_Clean") + memory_part(pid, "Private_Dirty")
+    return held_bytes(pid)[0]
 
 
 def proportional_bytes(pid: int) -> int:
     """Memory of a process with what it shares counted in part (PSS); 0 where it is gone or cannot be looked into."""
-    return memory_part(pid, "Pss")
+    return held_bytes(pid)[1]
 
 
-def memory_part(pid: int, key: str) -> int:
-    """A line of /proc/pid/smaps_rollup, in bytes; 0 where there is none."""
-    with contextlib.suppress(OSError, ValueError):
+def held_bytes(pid: int) -> tuple[int, int]:
+    """Both by one look, which has the kernel walk all of the process's pages: `private_bytes` and `proportional_bytes`."""
+    found: dict[str, int] = {}
+    with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith(key + ":"):
-                return int(line.split()[1]) * 1024
-    return 0
+            name, _, rest = line.partition(":")
+            if name in ("Private_Clean", "Private_Dirty", "Pss"):
+                found[name] = int(rest.split()[0]) * 1024
+    return found.get("Private_Clean", 0) + found.get("Private_Dirty", 0), found.get("Pss", 0)
 
 
 @cache

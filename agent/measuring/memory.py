@@ -7,15 +7,16 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from fleetfit.core.forks import forks, private_bytes, proportional_bytes
+from fleetfit.core.forks import forks, held_bytes, proportional_bytes
 from fleetfit.core.stragglers import MARK_VARIABLE, marked
 
 
 def memory_bytes(key: str) -> int:
     """`VmRSS` (resident now), `VmHWM` (its peak) or `Pss` (shared pages in part), in bytes; 0 where the kernel does not tell."""
-    source = "/proc/self/smaps_rollup" if key == "Pss" else "/proc/self/status"
+    if key == "Pss":
+        return proportional_bytes(os.getpid())
     with contextlib.suppress(OSError):
-        for line in Path(source).read_text().splitlines():
+        for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith(key + ":"):
                 return int(line.split()[1]) * 1024
     return 0
@@ -44,7 +45,6 @@ def forks_now() -> frozenset[int]:
 
 def look_at_forks(but: frozenset[int] = frozenset()) -> Forked:
     """What this process keeps in others now, without those that are not meant."""
-    held = {pid: private_bytes(pid) for pid in forks_now() - but}
     # One that has ended and was not waited for holds nothing.
-    living = [pid for pid, count in held.items() if count]
-    return Forked(len(living), sum(held.values()), sum(map(proportional_bytes, living)))
+    living = [held for held in map(held_bytes, forks_now() - but) if held[0]]
+    return Forked(len(living), sum(private for private, _ in living), sum(proportional for _, proportional in living))
