@@ -67,6 +67,25 @@ def build_apart(
         yield folder
 
 
+def engine_apart(
+    module: str,
+    build: bytes,
+    shapes: Shapes,
+    *,
+    title: str,
+    limit_s: float,
+    memory_bytes: int | None,
+    progress: Tell,
+) -> bytes:
+    """The engine that `module` leaves as `engine`, for inputs of exactly `shapes`. Raises as `build_apart`."""
+    request = {"shapes": {port: list(shape) for port, shape in shapes.items()}, "memory_bytes": memory_bytes}
+    made = build_apart(
+        module, build, request, title=title, limit_s=limit_s, memory_bytes=memory_bytes, progress=progress
+    )
+    with made as folder:
+        return (folder / "engine").read_bytes()
+
+
 def serve(folder: Path, work: Callable[[Path, Mapping[str, Any], Tell], None]) -> int:
     """The other side: do `work` with the folder, the request and a way to tell how far it is; what to exit with."""
 

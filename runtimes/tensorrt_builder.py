@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from fleetfit.core.children import limit_self
 from fleetfit.core.errors import InvalidModel
-from fleetfit.runtimes.building import Shapes, Tell, build_apart, serve, workspace_bytes
+from fleetfit.runtimes.building import Shapes, Tell, engine_apart, serve, workspace_bytes
 from fleetfit.runtimes.cuda import find_cuda
 from fleetfit.runtimes.refusal import lines, raise_memory
 from fleetfit.runtimes.tensorrt_library import allowed_formats, creation_flags, import_tensorrt
@@ -24,18 +24,10 @@ _OUTSIDE: Final = ("/dev/null", "external weights")
 
 def build_engine(build: bytes, shapes: Shapes, *, limit_s: float, memory_bytes: int | None, progress: Tell) -> bytes:
     """An engine for an ONNX build with inputs of exactly `shapes`; without shapes, of one sample. Raises as `build_apart`."""
-    request = {"shapes": {port: list(shape) for port, shape in shapes.items()}, "memory_bytes": memory_bytes}
-    made = build_apart(
-        "fleetfit.runtimes.tensorrt_builder",
-        build,
-        request,
-        title="TensorRT",
-        limit_s=limit_s,
-        memory_bytes=memory_bytes,
-        progress=progress,
+    module = "fleetfit.runtimes.tensorrt_builder"
+    return engine_apart(
+        module, build, shapes, title="TensorRT", limit_s=limit_s, memory_bytes=memory_bytes, progress=progress
     )
-    with made as folder:
-        return (folder / "engine").read_bytes()
 
 
 @dataclass

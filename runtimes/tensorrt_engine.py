@@ -77,23 +77,11 @@ class Here(ABC):
         found = self.engines.last(self._build_key(build))
         return found.read_bytes() if found else None
 
-    def open(self, build: bytes, batched: bool | None = None) -> LoadedModel:
+    def open(self, build: bytes, batched: bool | None = None) -> _Model:
         """The engine that was used last for this build, else one for a single sample.
 
         `batched`: whether every input and output of the build has a row for each sample; None where its engines say that.
         """
-        return self._opened(build, batched)
-
-    def profile(self, build: bytes, feeds: Arrays, progress: Tell, batched: bool | None = None) -> Profile | NoProfile:
-        """Layer by layer, of the engine for these inputs, as TensorRT tells it."""
-        model = self._opened(build, batched)
-        try:
-            call = model.bind(feeds)
-            return profile_context(self.trt, model.context_for(feeds), call, progress)
-        finally:
-            model.close()
-
-    def _opened(self, build: bytes, batched: bool | None) -> _Model:
         model = _Model(self, build, batched)
         try:
             model.open(self.last_engine(build) or self.engine(build, {}, ignore_progress))
@@ -101,6 +89,15 @@ class Here(ABC):
             model.close()
             raise
         return model
+
+    def profile(self, build: bytes, feeds: Arrays, progress: Tell, batched: bool | None = None) -> Profile | NoProfile:
+        """Layer by layer, of the engine for these inputs, as TensorRT tells it."""
+        model = self.open(build, batched)
+        try:
+            call = model.bind(feeds)
+            return profile_context(self.trt, model.context_for(feeds), call, progress)
+        finally:
+            model.close()
 
     def _build_key(self, build: bytes) -> list[str]:
         # An engine runs where it was built: with that version, on that kind of GPU.

@@ -15,7 +15,7 @@ from fleetfit.core.errors import FleetfitError, InvalidModel
 from fleetfit.runtimes import torch_tensorrt_library as library
 from fleetfit.runtimes.aten import Network, placeholder, read
 from fleetfit.runtimes.aten_module import rebuild
-from fleetfit.runtimes.building import Shapes, Tell, build_apart, serve, workspace_bytes
+from fleetfit.runtimes.building import Shapes, Tell, engine_apart, serve, workspace_bytes
 from fleetfit.runtimes.cuda import find_cuda
 from fleetfit.runtimes.refusal import lines, raise_memory
 from fleetfit.runtimes.tensorrt_builder import fixed_shape
@@ -26,18 +26,10 @@ _LOADED: Final = 0.1
 
 def build_engine(build: bytes, shapes: Shapes, *, limit_s: float, memory_bytes: int | None, progress: Tell) -> bytes:
     """An engine for inputs of exactly `shapes`, by `placeholder`; without, of one sample. Raises as `build_apart`."""
-    request = {"shapes": {port: list(shape) for port, shape in shapes.items()}, "memory_bytes": memory_bytes}
-    made = build_apart(
-        "fleetfit.runtimes.torch_tensorrt_builder",
-        build,
-        request,
-        title="torch_tensorrt",
-        limit_s=limit_s,
-        memory_bytes=memory_bytes,
-        progress=progress,
+    module = "fleetfit.runtimes.torch_tensorrt_builder"
+    return engine_apart(
+        module, build, shapes, title="torch_tensorrt", limit_s=limit_s, memory_bytes=memory_bytes, progress=progress
     )
-    with made as folder:
-        return (folder / "engine").read_bytes()
 
 
 def options_of(convert: Callable[..., Any]) -> Mapping[str, Any]:
