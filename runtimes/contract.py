@@ -26,6 +26,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from fleetfit.core.children import keep_stdout
 from fleetfit.core.errors import FleetfitError, InvalidModel
 from fleetfit.runtimes.base import Runtime
 from fleetfit.runtimes.operators import NoProfile
@@ -296,9 +297,7 @@ def main(name: str) -> int:
     if samples is None:
         print(f"fleetfit ships no builds of {' or '.join(adapter.formats)} to check {name} with", file=sys.stderr)
         return 1
-    # Libraries print; what they say must not be taken for an answer.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    answers = keep_stdout()
     for title, check in CHECKS.items():
         broken = ""
         try:
@@ -307,7 +306,7 @@ def main(name: str) -> int:
             broken = str(error)
         except Exception as error:  # noqa: BLE001 - whatever an adapter raises is an answer
             broken = f"it raised {type(error).__name__}: {error}"
-        answers.write(json.dumps([title, broken]) + "\n")
+        answers.write(json.dumps([title, broken]).encode() + b"\n")
         answers.flush()
     return 0
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from fleetfit.core.children import EXIT_OUT_OF_MEMORY, Limits, child_environment, limit_self
+from fleetfit.core.children import EXIT_OUT_OF_MEMORY, Limits, child_environment, keep_stdout, limit_self
 
 if __name__ == "__main__":
     limit_self()
@@ -216,12 +215,10 @@ def feeds_of(task: measurement_pb2.MeasureTask, taskdir: Path) -> dict[str, NDAr
 def main(arguments: list[str]) -> int:
     """Serve one seat until nobody asks any more."""
     taskdir, side, attempt = Path(arguments[0]), arguments[1], int(arguments[2])
-    # Libraries print; what they say must not be taken for an answer.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    answers = keep_stdout()
 
     def say(**message: object) -> None:
-        answers.write(json.dumps(message) + "\n")
+        answers.write(json.dumps(message).encode() + b"\n")
         answers.flush()
 
     task = measurement_pb2.MeasureTask.FromString((taskdir / "task.pb").read_bytes())
