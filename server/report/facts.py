@@ -120,6 +120,14 @@ class DeviceFacts:
     profiles: bool = True
     """Whether its agent can time their operators."""
 
+    def why_not_last(self, failed_because: str, *, able: bool) -> str:
+        """Why what is measured last was not; `able` says whether its agent can, `failed_because` why it came to nothing."""
+        if self.emulated:
+            return "the device is emulated"
+        if failed_because:
+            return failed_because
+        return "the job's time was over before" if able else "its agent is too old to do it; update fleetfit there"
+
 
 @dataclass(frozen=True)
 class JobFacts:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Final, Literal, cast
 
-from fleetfit.proto.profile import OperatorFigures, profile_figures
+from fleetfit.proto.profile import profile_figures
 from fleetfit.proto.v1 import measurement_pb2
 from fleetfit.server.report.facts import CandidateFacts, DeviceFacts, JobFacts
 from fleetfit.server.report.model import OperatorReport, ProfileReport
@@ -23,24 +24,12 @@ def summarize_profile(raw: measurement_pb2.MeasurementResult) -> ProfileSummary 
     if found is None:
         return ProfileSummary(because=raw.profile.not_offered_because or _EMPTY)
     return ProfileSummary(
-        operators=[_operator(one) for one in found.operators[:_MOST]],
+        operators=[Operator(**asdict(one)) for one in found.operators[:_MOST]],
         count=len(found.operators),
         operators_ms=found.operators_ms,
         call_ms=found.call_ms,
         calls=found.calls,
         notes=list(raw.profile.notes),
-    )
-
-
-def _operator(one: OperatorFigures) -> Operator:
-    return Operator(
-        name=one.name,
-        operator=one.operator,
-        placed=one.placed,
-        number_format=one.number_format,
-        runs=one.runs,
-        ms=one.ms,
-        share=one.share,
     )
 
 
@@ -68,12 +57,4 @@ def profile_notes(job: JobFacts, device: DeviceFacts, c: CandidateFacts, *, fina
     if c.profile is not None:
         because = c.profile.profile.because if c.profile.profile is not None else _EMPTY
         return [f"its operators were not timed: {because}"] if because else []
-    if device.emulated:
-        why = "the device is emulated"
-    elif c.no_profile_because:
-        why = c.no_profile_because
-    elif not device.profiles:
-        why = "its agent is too old to do it; update fleetfit there"
-    else:
-        why = "the job's time was over before"
-    return [f"its operators were not timed: {why}"]
+    return [f"its operators were not timed: {device.why_not_last(c.no_profile_because, able=device.profiles)}"]

@@ -28,15 +28,7 @@ def scaling_notes(job: JobFacts, device: DeviceFacts, c: CandidateFacts, *, fina
     """Why curves that were asked for are missing."""
     if not job.scaling or not finalist or c.scaling is not None:
         return []
-    if device.emulated:
-        why = "the device is emulated"
-    elif c.no_scaling_because:
-        why = c.no_scaling_because
-    elif not device.scales:
-        why = "its agent is too old to do it; update fleetfit there"
-    else:
-        why = "the job's time was over before"
-    return [f"how it scales was not measured: {why}"]
+    return [f"how it scales was not measured: {device.why_not_last(c.no_scaling_because, able=device.scales)}"]
 
 
 def _curve(curve: ScalingCurve) -> ScalingCurveReport:
