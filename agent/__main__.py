@@ -105,7 +105,7 @@ async def probe_device(state: Path, *, threads: int, emulated: bool) -> snapshot
         arguments.append("--emulated")
     try:
         outcome = await run_child(arguments, Limits(wall_s=_TOGETHER_S, expendable=True), stdout=out)
-        if outcome.kind != "ok" and "No space left on device" not in outcome.stderr_tail:
+        if outcome.kind != "ok" and not outcome.met_full_disk:
             log.warning(
                 "looking at this device ended as %s; each runtime is now asked in a process of its own", outcome.kind
             )
@@ -126,7 +126,7 @@ async def probe_device(state: Path, *, threads: int, emulated: bool) -> snapshot
 
 
 def _unknown_device(state: Path, outcome: ChildOutcome) -> FleetfitError:
-    if "No space left on device" in outcome.stderr_tail:
+    if outcome.met_full_disk:
         return disk_full(state)
     last = (outcome.stderr_tail.strip().splitlines() or ["it said nothing"])[-1]
     kinds: dict[str, type[FleetfitError]] = {"timed_out": TimedOut, "out_of_memory": ExhaustedResource}

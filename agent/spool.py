@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,6 +22,13 @@ WAITING: Final = "waiting for this device to be free"
 """What it says while it waits for the host's lock, for which there is no limit."""
 PARTIAL_VARIABLE: Final = "FLEETFIT_PARTIAL"
 """Names the folder in which measuring children keep what is to outlive them: the scores of metrics that are not whole yet."""
+
+
+def tell_progress(taskdir: Path, said: Mapping[str, object]) -> None:
+    """Write `PROGRESS` of a task's folder: whole or not at all, since others read it at any time."""
+    fresh = taskdir / "progress.new"
+    fresh.write_text(json.dumps(said))
+    fresh.replace(taskdir / PROGRESS)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class Worker:
                 outcome = await self._measure(taskdir, silence_limit_s(lease.measure.method))
                 result = taskdir / "result.pb.gz"
                 if not result.exists():
-                    if "No space left on device" in outcome.stderr_tail:
+                    if outcome.met_full_disk:
                         raise OSError(errno.ENOSPC, "the measuring process could not write its result")
                     last = outcome.stderr_tail.strip().splitlines()[-1:] or ["it said nothing"]
                     message = f"the measuring process ended as {outcome.kind} without a result: {last[0]}"

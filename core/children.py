@@ -64,6 +64,11 @@ class ChildOutcome:
     exit_code: int
     stderr_tail: str = field(repr=False, default="")
 
+    @property
+    def met_full_disk(self) -> bool:
+        """Whether it said that the disk is full."""
+        return "No space left on device" in self.stderr_tail
+
 
 def limit_self() -> None:
     """Apply the limits that the parent asked for. To be called by a child before it imports anything heavy."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import gzip
-import json
 import os
 import shutil
 import sys
@@ -21,7 +20,7 @@ import fleetfit
 from fleetfit.agent.measuring.endings import DISK_FULL, Status
 from fleetfit.agent.measuring.measurer import Measurer
 from fleetfit.agent.probe.files import Tree
-from fleetfit.agent.spool import PROGRESS, WAITING
+from fleetfit.agent.spool import WAITING, tell_progress
 from fleetfit.core.children import limit_self
 from fleetfit.core.hostlock import host_lock
 from fleetfit.proto.v1 import measurement_pb2
@@ -41,9 +40,7 @@ def measure(taskdir: Path) -> measurement_pb2.MeasurementResult:
 
 
 def _tell(taskdir: Path, activity: str) -> None:
-    fresh = taskdir / "progress.new"
-    fresh.write_text(json.dumps({"activity": activity, "fraction": 0}))
-    fresh.replace(taskdir / PROGRESS)
+    tell_progress(taskdir, {"activity": activity, "fraction": 0})
 
 
 def main(taskdir: Path) -> int:

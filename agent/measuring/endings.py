@@ -75,7 +75,7 @@ def explain(out: Path, outcome: ChildOutcome) -> TrialFailed:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         error = json.loads(out.with_suffix(".error").read_text())
         return TrialFailed(Status.MEASUREMENT_STATUS_NOT_LOADABLE, str(error["message"]))
-    if "No space left on device" in outcome.stderr_tail:
+    if outcome.met_full_disk:
         return TrialFailed(Status.MEASUREMENT_STATUS_DISK_FULL, DISK_FULL)
     kind = outcome.kind
     if kind in ("failed", "crashed") and any(words in outcome.stderr_tail for words in _OUT_OF_MEMORY_WORDS):

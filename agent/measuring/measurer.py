@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import platform
 import time
@@ -30,7 +29,7 @@ from fleetfit.agent.probe.readings import (
     host_digest,
     power_mode,
 )
-from fleetfit.agent.spool import PROGRESS
+from fleetfit.agent.spool import tell_progress
 from fleetfit.core.children import ChildOutcome, Limits, run_child
 from fleetfit.core.statistics_latency import half_width
 from fleetfit.proto.figures import pair_ratio, pair_spread_within_engines
@@ -330,6 +329,4 @@ class Measurer:
         said: dict[str, object] = {"activity": activity, "fraction": round(done, 3)}
         if done > 0:
             said["remaining_ms"] = int((time.monotonic() - self._began) * 1000 * (1 - done) / done)
-        fresh = self._taskdir / "progress.new"
-        fresh.write_text(json.dumps(said))
-        fresh.replace(self._taskdir / PROGRESS)
+        tell_progress(self._taskdir, said)
