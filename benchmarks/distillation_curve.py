@@ -11,15 +11,11 @@ import sys
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.harness import Outcome, Parts, run_in_parts
-from benchmarks.training import accuracy, convolutional, pictures, trained
-from fleetfit.client.demo.images import load_images
-from fleetfit.compress.graph import LayeredModel
+from benchmarks.training import start_on_fashion
 from fleetfit.compress.passes.activation_pruning import ActivationPruning
-from fleetfit.compress.passes.base import Arrays, PassContext
 from fleetfit.compress.passes.distill import Distill
 from fleetfit.compress.passes.reestimate_norms import ReestimateNorms
 
@@ -62,27 +58,8 @@ def distillation_curve(quick: bool, parts: Parts) -> Outcome:
 
 
 def _one(seed: int, epochs: tuple[int, ...]) -> dict[str, Any]:
-    images = load_images(lambda text: print(text, file=sys.stderr))
-    order = np.random.default_rng(seed).permutation(len(images.images))
-    rows, held_out = order[:TRAINED_ON], order[-HELD_OUT:]
-    known, test = pictures(images.images), pictures(images.test_images)
-    torch.manual_seed(seed)
-    original = trained(
-        convolutional(), known[rows], images.targets[rows], epochs=EPOCHS, batch=BATCH, learning_rate=4e-3
-    )
-    name, output = original.inputs[0].name, original.outputs[0].name
-    context = PassContext(
-        Arrays({name: known[rows]}, images.targets[rows]),
-        Arrays({name: known[held_out]}, images.targets[held_out]),
-        original.clone(),
-        "accuracy",
-        "classification",
-        seed,
-        lambda part, activity: None,
-    )
-
-    def on_test(model: LayeredModel) -> float:
-        return accuracy(model, test, images.test_targets)
+    original, context, on_test = start_on_fashion(seed, count=TRAINED_ON, held_out=HELD_OUT, epochs=EPOCHS, batch=BATCH)
+    output = original.outputs[0].name
 
     cut = original.clone()
     ActivationPruning(ratio=RATIO).apply(cut, context)

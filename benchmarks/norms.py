@@ -17,10 +17,9 @@ import numpy as np
 import torch
 
 from benchmarks.harness import Outcome, Parts, run_in_parts
-from benchmarks.training import accuracy, convolutional, pictures, trained
-from fleetfit.client.demo.images import load_images
+from benchmarks.training import start_on_fashion
 from fleetfit.compress.passes.activation_pruning import ActivationPruning
-from fleetfit.compress.passes.base import Arrays, PassContext
+from fleetfit.compress.passes.base import Arrays
 from fleetfit.compress.passes.distill import Distill
 from fleetfit.compress.passes.reestimate_norms import ReestimateNorms
 
@@ -60,44 +59,35 @@ def norms(quick: bool, parts: Parts) -> Outcome:
 
 
 def _one(seed: int, epochs: int) -> dict[str, Any]:
-    images = load_images(lambda text: print(text, file=sys.stderr))
-    order = np.random.default_rng(seed).permutation(len(images.images))
-    rows, held_out = order[:TRAINED_ON], order[-HELD_OUT:]
-    known, test = pictures(images.images), pictures(images.test_images)
-    torch.manual_seed(seed)
-    original = trained(
-        convolutional(), known[rows], images.targets[rows], epochs=epochs, batch=BATCH, learning_rate=4e-3
+    original, labelled, on_test = start_on_fashion(
+        seed, count=TRAINED_ON, held_out=HELD_OUT, epochs=epochs, batch=BATCH
     )
-    name = original.inputs[0].name
-    like = PassContext(
-        Arrays({name: known[rows]}, None),
-        Arrays({name: known[held_out]}, images.targets[held_out]),
-        original.clone(),
-        "accuracy",
-        "classification",
-        seed,
-        lambda part, activity: None,
-    )
-    two = rows[np.isin(images.targets[rows], TWO_CLASSES)]
-    contexts = {"like": like, "unlike": replace(like, train=Arrays({name: known[two]}, None))}
+    given = labelled.training_data("norms")
+    shown = given.inputs
+    like = replace(labelled, train=Arrays(shown, None))
+    two = np.isin(given.targets, TWO_CLASSES)
+    contexts = {
+        "like": like,
+        "unlike": replace(like, train=Arrays({name: values[two] for name, values in shown.items()}, None)),
+    }
     cuts = {}
     for ratio in RATIOS:
         cut = original.clone()
         if ratio:
             # Which channels go is the same for all, so that only the statistics differ.
             ActivationPruning(ratio=ratio, samples=SAMPLES).apply(cut, like)
-        found = {"left": accuracy(cut, test, images.test_targets)}
+        found = {"left": on_test(cut)}
         for data, context in contexts.items():
             for way in WAYS:
                 model = cut.clone()
                 ReestimateNorms(statistics=way, samples=SAMPLES).apply(model, context)
-                found[f"{way}, {data}"] = accuracy(model, test, images.test_targets)
+                found[f"{way}, {data}"] = on_test(model)
                 if (ratio, data, way) == (DISTILLED_AT, "like", "moved"):
                     Distill(epochs=1).apply(model, like)
-                    found["moved, distilled"] = accuracy(model, test, images.test_targets)
+                    found["moved, distilled"] = on_test(model)
         if ratio == DISTILLED_AT:
             Distill(epochs=1).apply(cut, like)
-            found["distilled"] = accuracy(cut, test, images.test_targets)
+            found["distilled"] = on_test(cut)
         cuts[f"{ratio}"] = found
     return {"cuts": cuts}
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,12 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
+from fleetfit.client.demo.images import load_images
 from fleetfit.client.export import export
 from fleetfit.compress.graph import LayeredModel
 from fleetfit.compress.graph.batches import outputs_over
 from fleetfit.compress.intake.pt2 import load_pt2
-from fleetfit.compress.passes.base import Arrays
+from fleetfit.compress.passes.base import Arrays, PassContext
 
 
 def convolutional() -> nn.Module:
@@ -72,3 +75,28 @@ def accuracy(model: LayeredModel, images: NDArray[Any], targets: NDArray[Any]) -
     """Top-1 accuracy in points, with PyTorch."""
     (logits,) = outputs_over(model, Arrays({model.inputs[0].name: images}, None)).values()
     return 100 * float((logits.argmax(1).numpy() == targets).mean())
+
+
+def start_on_fashion(
+    seed: int, *, count: int, held_out: int, epochs: int, batch: int
+) -> tuple[LayeredModel, PassContext, Callable[[LayeredModel], float]]:
+    """A `convolutional` trained on `count` pictures of Fashion-MNIST, what passes get of them, and accuracy on the test split."""
+    images = load_images(lambda text: print(text, file=sys.stderr))
+    order = np.random.default_rng(seed).permutation(len(images.images))
+    rows, others = order[:count], order[-held_out:]
+    known, test = pictures(images.images), pictures(images.test_images)
+    torch.manual_seed(seed)
+    original = trained(
+        convolutional(), known[rows], images.targets[rows], epochs=epochs, batch=batch, learning_rate=4e-3
+    )
+    name = original.inputs[0].name
+    context = PassContext(
+        Arrays({name: known[rows]}, images.targets[rows]),
+        Arrays({name: known[others]}, images.targets[others]),
+        original.clone(),
+        "accuracy",
+        "classification",
+        seed,
+        lambda part, activity: None,
+    )
+    return original, context, lambda model: accuracy(model, test, images.test_targets)
