@@ -25,6 +25,8 @@ OnProgress = Callable[[int, int], None]
 
 _ATTEMPTS: Final = 8
 _TRY_AGAIN: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
+# What grpc.aio says in the server's place where the server ended a call while a chunk was being written (grpc/grpc#36066).
+_ANSWER_LOST: Final = (grpc.StatusCode.INTERNAL, "Internal error from Core")
 
 
 def _ignore(done: int, total: int) -> None: ...
@@ -41,6 +43,8 @@ async def upload_file(
     digest = await asyncio.to_thread(sha256_file, path)
     artifact = common_pb2.ArtifactRef(sha256=digest, size_bytes=path.stat().st_size)
     failures, reached = 0, -1
+    # A refusal of the first message is lost only where a chunk follows at once, so after one was lost the chunks wait.
+    wait_s = 0.0
     while True:
         try:
             state = await stub.Stat(artifacts_pb2.StatArtifactRequest(sha256=digest), metadata=metadata)
@@ -49,16 +53,19 @@ async def upload_file(
                 return artifact
             if state.received_bytes > reached:
                 failures, reached = 0, state.received_bytes
-            await stub.Upload(_chunks(path, artifact, state.received_bytes, on_progress), metadata=metadata)
+            chunks = _chunks(path, artifact, state.received_bytes, wait_s, on_progress)
+            await stub.Upload(chunks, metadata=metadata)
             return artifact
         except grpc.RpcError as error:
+            wait_s = min(0.5 * 2**failures, 5.0) if _lost_answer(error) else 0.0
             failures = await _again(error, failures, f"sending {path.name}")
 
 
 async def _chunks(
-    path: Path, artifact: common_pb2.ArtifactRef, offset: int, on_progress: OnProgress
+    path: Path, artifact: common_pb2.ArtifactRef, offset: int, wait_s: float, on_progress: OnProgress
 ) -> AsyncIterator[artifacts_pb2.UploadArtifactRequest]:
     yield artifacts_pb2.UploadArtifactRequest(artifact=artifact, offset_bytes=offset)
+    await asyncio.sleep(wait_s)
     done = offset
     with path.open("rb") as file:
         file.seek(offset)
@@ -128,9 +135,14 @@ async def _again(error: grpc.RpcError, failures: int, activity: str) -> int:
     """Wait before another attempt, or raise. The wait grows; an advance in between starts the count anew."""
     translated = from_rpc_error(error)
     code = error.code() if hasattr(error, "code") else None
-    if code not in _TRY_AGAIN:
+    if code not in _TRY_AGAIN and not _lost_answer(error):
         raise translated from error
     if failures + 1 >= _ATTEMPTS:
         raise Unavailable(f"{activity} failed {_ATTEMPTS} times in a row: {translated.message}") from error
     await asyncio.sleep(min(0.2 * 2**failures, 5.0))
     return failures + 1
+
+
+def _lost_answer(error: grpc.RpcError) -> bool:
+    """Whether gRPC put words of its own in the place of the server's answer."""
+    return isinstance(error, grpc.aio.AioRpcError) and (error.code(), error.details()) == _ANSWER_LOST
