@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import ssl
 import sys
 import tempfile
 from pathlib import Path
@@ -14,8 +15,8 @@ import platformdirs
 import typer
 
 from fleetfit.agent.caps import parse_cores
-from fleetfit.agent.identity import Identity, load_identity
-from fleetfit.core.errors import UsageError
+from fleetfit.agent.identity import FOLDER, Identity, damaged, load_identity
+from fleetfit.core.errors import Conflict, UsageError
 
 app = typer.Typer(help="Work for a server on this device, or see what it lacks.", no_args_is_help=False)
 
@@ -74,6 +75,12 @@ def _enrol_if_needed(folder: Path, server: str, token: str, name: str) -> tuple[
     """The identity, and what was done."""
     identity = load_identity(folder)
     if identity is not None:
+        if token and not _is_of(token, identity, folder):
+            raise Conflict(
+                f"this device works for another server, the one at {identity.server}, and goes on with that: the token is "
+                f"another server's; to move the device here, remove {folder / FOLDER} and paste the line again",
+                field="token",
+            )
         unused = " (the token was not used)" if token else ""
         return identity, f"already enrolled as {identity.name} at {identity.server}{unused}"
     if not server or not token:
@@ -86,6 +93,17 @@ def _enrol_if_needed(folder: Path, server: str, token: str, name: str) -> tuple[
 
     identity = enrol(server, token, folder, name=name)
     return identity, f"enrolled as {identity.name} at {identity.server}"
+
+
+def _is_of(token: str, identity: Identity, folder: Path) -> bool:
+    """Whether the token was made by the server that this device is enrolled with."""
+    from fleetfit.proto.trust import parse_token, public_key_digest
+
+    wanted = parse_token(token).ca_digest
+    try:
+        return public_key_digest(ssl.PEM_cert_to_DER_cert(identity.ca_pem.decode())) == wanted
+    except ValueError as error:
+        raise damaged(folder, error) from error
 
 
 def _tell(identity: Identity, said: str, as_json: bool) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from fleetfit.core.errors import Conflict, FleetfitError, NotFound
 
-_FOLDER = "identity"
+FOLDER = "identity"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Identity:
 
 def load_identity(state: Path) -> Identity | None:
     """The identity in `state`, or None where this device is not enrolled. Raises Conflict where it is damaged."""
-    folder = state / _FOLDER
+    folder = state / FOLDER
     if not folder.exists():
         return None
     try:
@@ -54,9 +54,14 @@ def load_identity(state: Path) -> Identity | None:
             ca_pem=(folder / "ca.pem").read_bytes(),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Conflict(
-            f"the identity in {folder} is damaged ({error}); remove that folder and enrol again with a new token"
-        ) from error
+        raise damaged(state, error) from error
+
+
+def damaged(state: Path, error: Exception) -> Conflict:
+    """What is said of an identity that cannot be read."""
+    return Conflict(
+        f"the identity in {state / FOLDER} is damaged ({error}); remove that folder and enrol again with a new token"
+    )
 
 
 def require_identity(state: Path) -> Identity:
@@ -72,8 +77,8 @@ def require_identity(state: Path) -> Identity:
 
 def save_identity(state: Path, identity: Identity) -> None:
     """Write all of an identity or nothing of it. Raises FleetfitError where the folder cannot be written."""
-    folder = state / _FOLDER
-    fresh = state / f"{_FOLDER}.new"
+    folder = state / FOLDER
+    fresh = state / f"{FOLDER}.new"
     facts = {name: value for name, value in asdict(identity).items() if not name.endswith("_pem")}
     try:
         shutil.rmtree(fresh, ignore_errors=True)

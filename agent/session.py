@@ -21,7 +21,7 @@ import grpc.aio
 import fleetfit
 from fleetfit.agent.cache import Cache
 from fleetfit.agent.disk import disk_trouble
-from fleetfit.agent.identity import Identity
+from fleetfit.agent.identity import FOLDER, Identity
 from fleetfit.agent.memory import give_back_memory
 from fleetfit.agent.spool import Spool, Spooled
 from fleetfit.agent.work import Worker, is_passing
@@ -100,7 +100,8 @@ class Agent:
                     if "CERTIFICATE_VERIFY_FAILED" in error.private:
                         raise PermissionDenied(
                             f"the server at {self._identity.agent_address} is not the one this device enrolled with "
-                            "(its CA is another); enrol again with a token of that server, in a new --state folder"
+                            f"(its CA is another); to work for that one, remove {self._state / FOLDER} and enrol again with "
+                            "a token of that server"
                         ) from error
                     # A full disk or a bug lets sessions begin: they must not follow each other as fast as after a lost
                     # connection.

@@ -65,6 +65,9 @@ def roots(quick: bool) -> Outcome:
     cache = cache_folder("roots", {"systems": [system.suite for system in SYSTEMS]})
     for system in systems:
         _make(system, cache)
+        # What a run that was cut left behind is enrolled with that run's server.
+        for left in (cache / system.suite / _WRITABLE.strip("/")).iterdir():
+            shutil.rmtree(left)
     state = cache / "state"
     _fetch(systems, state)
     with tempfile.TemporaryDirectory(prefix="tried-", dir=cache) as name:
@@ -160,7 +163,7 @@ def _tried(system: System, root: Path, work: Path) -> dict[str, Any]:
         _in(root, f"{_FOLDER}/fleetfit agent"), stdout=subprocess.DEVNULL, stderr=(work / f"{name}.log").open("wb")
     )
     try:
-        _wait_for(name)
+        _wait_for(name, work / f"{name}.log")
         _said("bench", "product", "--on", name, "--wait")
         report = _said("report", "last")
     finally:
@@ -188,13 +191,13 @@ def _tried(system: System, root: Path, work: Path) -> dict[str, Any]:
     return found
 
 
-def _wait_for(device: str) -> None:
+def _wait_for(device: str, log: Path) -> None:
     for _ in range(120):
         devices = _said("devices", "list")["devices"]
         if any(one["name"] == device and one["state"] == "online" for one in devices):
             return
         time.sleep(1)
-    raise SystemExit(f"{device} never came online")
+    raise SystemExit(f"{device} never came online; its agent said:\n{log.read_text()}")
 
 
 def _in(root: Path, line: str) -> list[str]:

@@ -4,7 +4,9 @@ import asyncio
 import json
 import logging
 import os
+import re
 import signal
+import ssl
 import sys
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from fleetfit import cli
 from fleetfit.agent import __main__ as resident
 from fleetfit.agent.command import default_state
 from fleetfit.agent.identity import load_identity, save_identity
+from fleetfit.proto.trust import public_key_digest
 
 from ..server.services.site import Site, visit
 from .desk import Desk
@@ -39,6 +42,13 @@ def state(tmp_path: Path) -> Path:
     """The state of a device that is enrolled."""
     save_identity(tmp_path / "state", Desk(tmp_path / "desk").enrol())
     return tmp_path / "state"
+
+
+def own_digest(state: Path) -> str:
+    """What tokens of the device's own server end in."""
+    identity = load_identity(state)
+    assert identity is not None
+    return public_key_digest(ssl.PEM_cert_to_DER_cert(identity.ca_pem.decode()))
 
 
 @pytest.mark.parametrize(
@@ -93,7 +103,8 @@ def test_a_device_that_is_enrolled_becomes_the_resident_agent(
 def test_options_reach_the_resident_agent_and_a_token_is_not_needed_twice(
     state: Path, capsys: pytest.CaptureFixture[str], becomes: list[list[str]]
 ) -> None:
-    options = ["--threads", "2", "--cache-mb", "64", "--emulated", "--once", "--json", "--token", TOKEN]
+    token = TOKEN[:33] + own_digest(state)
+    options = ["--threads", "2", "--cache-mb", "64", "--emulated", "--once", "--json", "--token", token]
     assert cli.run(["agent", "--state", str(state), *options]) == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["device"], said["device_id"]) == ("bench", "dev1")
@@ -101,6 +112,30 @@ def test_options_reach_the_resident_agent_and_a_token_is_not_needed_twice(
     assert becomes[0][2:] == [
         "--state", str(state), "--cache-mb", "64", "--threads", "2", "--emulated", "--once", "--json",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("token", ["half a token", TOKEN])
+def test_a_token_of_another_server_is_not_passed_over(
+    state: Path, capsys: pytest.CaptureFixture[str], becomes: list[list[str]], token: str
+) -> None:
+    assert cli.run(["agent", "--state", str(state), "--token", token]) == 1
+    says = (
+        "is not whole"
+        if token != TOKEN
+        else f"works for another server, the one at 127.0.0.1:1, .* remove {state}/identity"
+    )
+    assert re.search(says, capsys.readouterr().err)
+    assert not becomes and load_identity(state) is not None
+
+
+def test_a_damaged_ca_is_said_where_a_token_is_compared_with_it(
+    state: Path, capsys: pytest.CaptureFixture[str], becomes: list[list[str]]
+) -> None:
+    token = TOKEN[:33] + own_digest(state)
+    (state / "identity" / "ca.pem").write_text("no certificate")
+    assert cli.run(["agent", "--state", str(state), "--token", token]) == 1
+    assert f"the identity in {state}/identity is damaged" in capsys.readouterr().err
+    assert not becomes
 
 
 def test_caps_reach_the_resident_agent_and_nonsense_does_not(

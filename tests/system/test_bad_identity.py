@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -170,9 +171,24 @@ def test_an_agent_that_meets_another_fleets_server_ends_and_says_so(standing: Fl
     (line,) = said.err.strip().splitlines()
     message = json.loads(line)["message"]
     check_sentence(message)
-    assert (
-        "is not the one this device enrolled with" in message and "enrol again with a token of that server" in message
-    )
+    assert "is not the one this device enrolled with" in message
+    assert f"remove {file.parent} and enrol again with a token of that server" in message
+    check_log(foreign)
+
+
+def test_a_line_of_another_server_moves_no_device_but_says_how(standing: Fleet, foreign: Fleet, tmp_path: Path) -> None:
+    token = foreign.run("devices", "enroll", "--name", "moved", "--json").json["token"]
+    state = tmp_path / "state"
+    shutil.copytree(standing.root / "agents" / "spent", state)
+    line = ("agent", "--state", str(state), "enroll", "--server", foreign.address, "--token", token)
+    says = f"works for another server, the one at {standing.address}, .* goes on with that: .* remove {state}/identity"
+    refused(foreign, *line, error="CONFLICT", says=says)
+    identity = load_identity(state)
+    assert identity is not None and identity.server == standing.address
+    shutil.rmtree(state / "identity")
+    foreign.run(*line)
+    identity = load_identity(state)
+    assert identity is not None and identity.server == foreign.address
     check_log(foreign)
 
 
