@@ -45,6 +45,9 @@ COMPILE_S = 300
 # gRPC's wheel and the runtimes' ask for it, and the smallest images come without.
 CPP_LIBRARY = "libstdc++.so.6"
 
+# How the agent's Python runs: with nothing of the user's and nothing from where it is called, and compiling nothing by the way.
+SETTINGS = "PYTHONNOUSERSITE=1 PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1"
+
 UNIT = """\
 [Unit]
 Description=fleetfit agent
@@ -60,7 +63,7 @@ RestartSec=30
 KillMode=mixed
 # A measurement that the kernel kills for its memory is a result; the agent lives on.
 OOMPolicy=continue
-Environment=PYTHONNOUSERSITE=1 PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1 HOME={folder}/state
+Environment={settings} HOME={folder}/state
 UMask=0077
 LimitCORE=0
 # What it may see and do: read the machine, write its own folder, speak to its server. MemoryDenyWriteExecute is left out:
@@ -315,10 +318,10 @@ def launcher(folder: str) -> bytes:
     """The command line for this agent."""
     return (
         "#!/bin/sh\n# Runtimes leave files in HOME. What lies in the folder from where it is called is not for Python to import.\n"
-        "export PYTHONNOUSERSITE=1 PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1\n"
+        "export {1}\n"
         "export HOME={0}/state FLEETFIT_AGENT_STATE={0}/state\n"
         '[ -w "${{TMPDIR:-/tmp}}" ] || export TMPDIR={0}/state\n'
-        'exec {0}/venv/bin/python -m fleetfit "$@"\n'.format(folder).encode()
+        'exec {0}/venv/bin/python -m fleetfit "$@"\n'.format(folder, SETTINGS).encode()
     )
 
 
@@ -369,10 +372,8 @@ def check_room(folder: str, names: List[str]) -> None:
 def build_environment(folder: str, path: str, names: List[str]) -> None:
     """Make the environment with the pip that was fetched: the system's may be missing, and Debian's refuses."""
     wheels = os.path.join(folder, "wheels")
-    # Not the user's settings: they may name other indexes, or other places.
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "PYTHON", "VIRTUAL_ENV"))}
     scratch = os.path.join(folder, "tmp")
-    clean.update(PIP_CONFIG_FILE=os.devnull, PYTHONNOUSERSITE="1", TMPDIR=scratch, HOME=scratch)
+    clean = dict(clean_environment(), PIP_CONFIG_FILE=os.devnull, TMPDIR=scratch, HOME=scratch)
     run([sys.executable, "-m", "venv", "--without-pip", path], clean, "the environment cannot be made")
     python = os.path.join(path, "bin", "python")
     pip = next(name for name in names if name.startswith("pip-"))
@@ -393,13 +394,21 @@ def build_environment(folder: str, path: str, names: List[str]) -> None:
     compile_used(python, clean)
 
 
+def clean_environment() -> Dict[str, str]:
+    """Ours without the user's settings of Python and pip: they may name other indexes, or other places."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "PYTHON", "VIRTUAL_ENV"))}
+    clean.update(setting.split("=") for setting in SETTINGS.split())
+    return clean
+
+
 def compile_used(python: str, environment: Dict[str, str]) -> None:
     """Let Python compile what the agent imports, and no more: all that was installed would take up a third more room."""
+    writing = {name: value for name, value in environment.items() if name != "PYTHONDONTWRITEBYTECODE"}
     # Whatever fails here only costs time later: a runtime that cannot be imported is the doctor's to report.
     try:
         subprocess.run(
             [python, "-m", "fleetfit.agent.precompile"],
-            env=environment,
+            env=writing,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             timeout=COMPILE_S,
@@ -566,8 +575,8 @@ def own_state(folder: str, user: str) -> None:
 
 def as_user(folder: str, user: str, arguments: List[str]) -> "subprocess.CompletedProcess[bytes]":
     """Run our command line as the service's user."""
-    environment = dict(os.environ, PYTHONNOUSERSITE="1", PYTHONDONTWRITEBYTECODE="1", HOME=folder + "/state")
-    environment["FLEETFIT_AGENT_STATE"] = folder + "/state"
+    state = folder + "/state"
+    environment = dict(clean_environment(), HOME=state, FLEETFIT_AGENT_STATE=state)
     more = {}  # type: Dict[str, Any]
     if user:
         entry = pwd.getpwnam(user)
@@ -610,9 +619,14 @@ def start_service(folder: str, user: str, record: Dict[str, Any]) -> None:
     record["unit"] = path
     write_record(folder, record)
     home = "read-only" if folder.startswith(("/home/", "/root/", "/run/user/")) else "yes"
-    write(path, UNIT.format(folder=folder, user=user, home=home).encode(), 0o644)
+    write(path, unit(folder, user, home), 0o644)
     for arguments in (["daemon-reload"], ["enable", "--quiet", SERVICE], ["restart", SERVICE]):
         run(["systemctl", *arguments], dict(os.environ), "the service cannot be started")
+
+
+def unit(folder: str, user: str, home: str) -> bytes:
+    """What systemd is told."""
+    return UNIT.format(folder=folder, user=user, home=home, settings=SETTINGS).encode()
 
 
 def uninstall(folder: str) -> Dict[str, Any]:

@@ -171,10 +171,12 @@ def test_what_cannot_be_compiled_stops_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     python = tmp_path / "python"
-    python.write_text('#!/bin/sh\necho "$@" > "$0.asked"; echo said; echo said >&2; exit 139\n')
+    python.write_text(
+        '#!/bin/sh\necho "$@" "[$PYTHONDONTWRITEBYTECODE]" > "$0.asked"; echo said; echo said >&2; exit 139\n'
+    )
     python.chmod(0o755)
-    on_device.compile_used(str(python), dict(os.environ))
-    assert (tmp_path / "python.asked").read_text() == "-m fleetfit.agent.precompile\n"
+    on_device.compile_used(str(python), on_device.clean_environment())
+    assert (tmp_path / "python.asked").read_text() == "-m fleetfit.agent.precompile []\n"
     assert capfd.readouterr() == ("", "")
     python.write_text("#!/bin/sh\nexec sleep 60\n")
     monkeypatch.setattr(on_device, "COMPILE_S", 0.2)
@@ -182,15 +184,27 @@ def test_what_cannot_be_compiled_stops_nothing(
     assert "took too long" in capfd.readouterr().err
 
 
-def test_nothing_is_compiled_by_the_way() -> None:
-    """What was left out when it was installed would come with the first use."""
-    assert "PYTHONDONTWRITEBYTECODE=1" in on_device.launcher("/srv/agent").decode().split()
-    assert "PYTHONDONTWRITEBYTECODE=1" in on_device.UNIT.split()
-
-
-def test_nothing_is_imported_from_where_it_is_called() -> None:
-    assert "PYTHONSAFEPATH=1" in on_device.launcher("/srv/agent").decode().split()
-    assert "PYTHONSAFEPATH=1" in on_device.UNIT.split()
+@pytest.mark.parametrize(
+    "setting",
+    [
+        # What was left out when it was installed would come with the first use.
+        "PYTHONDONTWRITEBYTECODE=1",
+        # A checkout, or a folder of that name, in the folder from where it is called.
+        "PYTHONSAFEPATH=1",
+        "PYTHONNOUSERSITE=1",
+    ],
+)
+def test_the_agents_python_runs_with_the_same_settings_whoever_starts_it(
+    monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    name, _, value = setting.partition("=")
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    monkeypatch.setenv(name, "")
+    assert setting in on_device.launcher("/srv/agent").decode().split()
+    assert f"Environment={on_device.SETTINGS}" in on_device.unit("/srv/agent", "daemon", "yes").decode()
+    assert setting in on_device.SETTINGS.split()
+    environment = on_device.clean_environment()
+    assert environment[name] == value and "PYTHONPATH" not in environment and environment["PATH"] == os.environ["PATH"]
 
 
 def planted(folder: Path) -> Path:
@@ -262,7 +276,7 @@ def test_systemd_understands_the_unit_and_calls_it_confined(tmp_path: Path, home
     python.parent.mkdir(parents=True)
     python.symlink_to("/bin/true")
     unit = tmp_path / "fleetfit-agent.service"
-    unit.write_text(on_device.UNIT.format(folder=tmp_path, user="daemon", home=home))
+    unit.write_bytes(on_device.unit(str(tmp_path), "daemon", home))
     verified = subprocess.run(["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True)
     assert not [line for line in verified.stderr.splitlines() if str(unit) in line or "fleetfit" in line], (
         verified.stderr
