@@ -20,6 +20,7 @@ from fleetfit.client.progress import Follower
 from fleetfit.core.errors import UsageError
 
 _FORMATS: Final = ("table", "json", "html", "csv", "md")
+_TABLES: Final = ("candidates", "scaling", "operators")
 
 
 def report(
@@ -28,6 +29,13 @@ def report(
     ],
     device: Annotated[str, typer.Option(help="Only this device.")] = "",
     form: Annotated[str, typer.Option("--format", help=f"One of {', '.join(_FORMATS)}.")] = "",
+    table: Annotated[
+        str,
+        typer.Option(
+            help=f"With csv, what has a line: {', '.join(_TABLES)} (those where --scaling or --profile measured).",
+            show_default="candidates",
+        ),
+    ] = "",
     file: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to a file.", show_default=False)
     ] = None,
@@ -40,15 +48,19 @@ def report(
 ) -> None:
     """Show what was measured for a job, what was chosen for each device, and why."""
     if verify:
-        if form or file is not None:
-            raise UsageError("--verify prints what it finds; leave --format and -o out", field="verify")
+        if form or table or file is not None:
+            raise UsageError("--verify prints what it finds; leave --format, --table and -o out", field="verify")
         _verify(job, device, server, as_json)
         return
     form = chosen_format(form, file, as_json)
+    if table and table not in _TABLES:
+        raise UsageError(f"there is no table '{table}'; choose one of {', '.join(_TABLES)}", field="table")
+    if table and form != "csv":
+        raise UsageError("--table goes with --format csv; the other formats show all of them", field="table")
     if form == "html" and file is None and sys.stdout.isatty():
         raise UsageError("a page is not for the terminal; give -o FILE.html", field="output")
     with connect(server) as client:
-        content = client.report_html(job, device) if form == "html" else _text(client, job, device, form)
+        content = client.report_html(job, device) if form == "html" else _text(client, job, device, form, table)
     if file is not None:
         write_whole(file, content)
         output = Output(as_json)
@@ -94,7 +106,7 @@ def chosen_format(form: str, file: Path | None, as_json: bool) -> str:
     return "json" if as_json else "table"
 
 
-def _text(client: Client, job: str, device: str, form: str) -> bytes:
+def _text(client: Client, job: str, device: str, form: str, table: str) -> bytes:
     found = client.report(job, device)
     if form == "json":
         return (json.dumps(found) + "\n").encode()
@@ -102,7 +114,7 @@ def _text(client: Client, job: str, device: str, form: str) -> bytes:
         return table_text(found).encode()
     from fleetfit.client.tables.report_text import report_csv, report_markdown
 
-    return (report_csv(found) if form == "csv" else report_markdown(found)).encode()
+    return (report_csv(found, table or "candidates") if form == "csv" else report_markdown(found)).encode()
 
 
 def table_text(found: Mapping[str, Any]) -> str:

@@ -1,10 +1,13 @@
-"""A report's candidates as flat rows: what its table, its CSV and its Markdown are made from."""
+"""A report's candidates, scaling points and operators as flat rows: what its table, its CSV and its Markdown are made from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
+
+# A scaling report's curves, and what there is more of from point to point.
+CURVES: Final = (("threads", "threads"), ("batch", "batch"), ("instances", "processes"))
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,103 @@ class Row:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class ScalingRow:
+    """One point of one curve of a candidate. `more` says of what: threads, batch or processes."""
+
+    device: str
+    emulated: bool
+    variant: str
+    recipe: str
+    runtime: str
+    more: str
+    processes: int
+    threads: int
+    batch: int
+    status: str
+    samples_per_second: Span | None
+    times_the_first: Span | None
+    p50_ms: Span | None
+    p95_ms: Span | None
+    memory_bytes_each: Span | None
+    rounds: int
+    calls: int
+    message: str
+    trust: str
+
+
+@dataclass(frozen=True)
+class OperatorRow:
+    """One operator of a candidate, as the runtime's profiler timed it: `share` is that of all operators' time."""
+
+    device: str
+    emulated: bool
+    variant: str
+    recipe: str
+    runtime: str
+    name: str
+    operator: str
+    placed: str
+    number_format: str
+    runs_per_call: float
+    ms: float
+    share: float
+    calls: int
+    trust: str
+
+
+def scaling_rows(device: Mapping[str, Any]) -> Iterator[ScalingRow]:
+    """Every point of every candidate whose scaling was measured, curve by curve."""
+    for c in device.get("candidates") or []:
+        scaling = c.get("scaling") or {}
+        for key, more in CURVES:
+            for point in (scaling.get(key) or {}).get("points") or []:
+                yield ScalingRow(
+                    **_whose(device, c),
+                    more=more,
+                    processes=int(point.get("instances") or 0),
+                    threads=int(point.get("threads") or 0),
+                    batch=int(point.get("batch") or 0),
+                    status=str(point.get("status", "")),
+                    samples_per_second=_span(point.get("throughput")),
+                    times_the_first=_span(point.get("gain")),
+                    p50_ms=_span(point.get("p50_ms")),
+                    p95_ms=_span(point.get("p95_ms")),
+                    memory_bytes_each=_span(point.get("memory_bytes")),
+                    rounds=int(point.get("rounds") or 0),
+                    calls=int(point.get("calls") or 0),
+                    message=str(point.get("message") or ""),
+                    trust=str(scaling.get("trust") or ""),
+                )
+
+
+def operator_rows(device: Mapping[str, Any]) -> Iterator[OperatorRow]:
+    """Every operator of every candidate that was profiled, the largest of each first."""
+    for c in device.get("candidates") or []:
+        profile = c.get("profile") or {}
+        for one in profile.get("operators") or []:
+            yield OperatorRow(
+                **_whose(device, c),
+                name=str(one.get("name") or ""),
+                operator=str(one.get("operator") or ""),
+                placed=str(one.get("placed") or ""),
+                number_format=str(one.get("number_format") or ""),
+                runs_per_call=one.get("runs") or 0.0,
+                ms=one.get("ms") or 0.0,
+                share=one.get("share") or 0.0,
+                calls=int(profile.get("calls") or 0),
+                trust=str(profile.get("trust") or ""),
+            )
+
+
+def _whose(device: Mapping[str, Any], c: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "device": str(device.get("device", "")),
+        "emulated": bool(device.get("emulated")),
+        **{key: str(c.get(key, "")) for key in ("variant", "recipe", "runtime")},
+    }
+
+
 def rows_of(report: Mapping[str, Any], device: Mapping[str, Any]) -> list[Row]:
     """The rows of one device of a report, in the report's order."""
     higher_is_better = bool((report.get("metric") or {}).get("higher_is_better", True))
@@ -76,11 +176,7 @@ def _row(device: Mapping[str, Any], c: Mapping[str, Any], reference: Span | None
         drop = Span(worse, None, None)
     selected = device.get("selected")
     return Row(
-        device=str(device.get("device", "")),
-        emulated=bool(device.get("emulated")),
-        variant=str(c.get("variant", "")),
-        recipe=str(c.get("recipe", "")),
-        runtime=str(c.get("runtime", "")),
+        **_whose(device, c),
         threads=condition.get("threads"),
         batch=condition.get("batch"),
         status=str(c.get("status", "")),

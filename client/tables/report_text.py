@@ -5,26 +5,37 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from itertools import groupby, islice
+from operator import attrgetter
+from typing import Any, Final
 
 from fleetfit.client.tables.report import interval, limits_sentence
-from fleetfit.client.tables.report_rows import Row, Span, rows_of
+from fleetfit.client.tables.report_rows import OperatorRow, Row, ScalingRow, Span, operator_rows, rows_of, scaling_rows
 from fleetfit.client.tables.words import significant, size
 
 _FORMULA = ("=", "+", "-", "@")
+_OPERATORS_SHOWN: Final = 10
+
+TABLES: Final[Mapping[str, tuple[type, Callable[[Mapping[str, Any], Mapping[str, Any]], Iterable[Any]]]]] = {
+    "candidates": (Row, rows_of),
+    "scaling": (ScalingRow, lambda report, device: scaling_rows(device)),
+    "operators": (OperatorRow, lambda report, device: operator_rows(device)),
+}
+"""What a CSV may have a line for, as `report --table` calls it."""
 
 
-def report_csv(report: Mapping[str, Any]) -> str:
-    """One line for each candidate on each device; an interval becomes two columns, `_low` and `_high`."""
-    names = [field.name for field in dataclasses.fields(Row)]
-    spans = {field.name for field in dataclasses.fields(Row) if "Span" in str(field.type)}
+def report_csv(report: Mapping[str, Any], table: str = "candidates") -> str:
+    """One line for each of what `TABLES` names; an interval becomes two columns, `_low` and `_high`."""
+    kind, rows = TABLES[table]
+    names = [field.name for field in dataclasses.fields(kind)]
+    spans = {field.name for field in dataclasses.fields(kind) if "Span" in str(field.type)}
     header = [part for name in names for part in ((name, f"{name}_low", f"{name}_high") if name in spans else (name,))]
     target = io.StringIO()
     writer = csv.writer(target, lineterminator="\n")
     writer.writerow(["job", *header])
     for device in report.get("devices") or []:
-        for row in rows_of(report, device):
+        for row in rows(report, device):
             cells: list[Any] = [report.get("job", "")]
             for name in names:
                 cells += _cells(getattr(row, name), name in spans)
@@ -69,6 +80,7 @@ def report_markdown(report: Mapping[str, Any]) -> str:
         for warning in device.get("warnings") or []:
             lines += [f"**Warning: {_plain(str(warning))}**", ""]
         lines += [f"A/A control: {_plain(str(control['words']))}." for control in device.get("controls") or []] + [""]
+        lines += _scaling(device) + _operators(device)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -76,7 +88,7 @@ def _table(rows: list[Row]) -> list[str]:
     whole = ["end to end ms", "end to end x original"] if any(row.end_to_end_ms for row in rows) else []
     head = ["", "recipe", "variant", "threads", "batch", "p50 ms", "x original", "x best uncompressed", *whole]
     head += ["drop", "size", "memory", "not chosen because"]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    lines = _head(head)
     several = len({row.runtime for row in rows}) > 1
     for row in rows:
         cells = [
@@ -94,6 +106,54 @@ def _table(rows: list[Row]) -> list[str]:
         ]
         lines.append("| " + " | ".join(cell if cell == "**chosen**" else _plain(cell) for cell in cells) + " |")
     return [*lines, ""]
+
+
+_NAME = attrgetter("variant", "recipe", "runtime")
+
+
+def _scaling(device: Mapping[str, Any]) -> list[str]:
+    lines = []
+    head = ["more", "processes", "threads", "batch", "samples/s", "x first", "p50 ms", "p95 ms", "memory of each"]
+    for (_, recipe, runtime), rows in groupby(scaling_rows(device), key=_NAME):
+        lines += [f"### How {_plain(recipe)} scales in {_plain(runtime)}", "", *_head(head)]
+        for row in rows:
+            figures = row.samples_per_second, row.times_the_first, row.p50_ms, row.p95_ms
+            memory = row.memory_bytes_each
+            lines += _line(
+                *(row.more, str(row.processes), str(row.threads), str(row.batch)),
+                *(
+                    (_span(figure) for figure in figures)
+                    if row.status == "measured"
+                    else (row.message or row.status, *"---")
+                ),
+                size(memory.value) if memory else "-",
+            )
+        lines.append("")
+    return lines
+
+
+def _operators(device: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for (_, recipe, runtime), rows in groupby(operator_rows(device), key=_NAME):
+        lines += [f"### The largest operators of {_plain(recipe)} in {_plain(runtime)}", ""]
+        lines += _head(["operator", "name", "format", "placed", "ms in a call", "share"])
+        for row in islice(rows, _OPERATORS_SHOWN):
+            share = f"{100 * row.share:.1f} %"
+            lines += _line(row.operator, row.name, row.number_format, row.placed, significant(row.ms), share)
+        lines += [
+            "",
+            "By the runtime's own profiler, which slows what it looks at: these times do not add up to the latency.",
+            "",
+        ]
+    return lines
+
+
+def _head(names: list[str]) -> list[str]:
+    return ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
+
+
+def _line(*cells: str) -> list[str]:
+    return ["| " + " | ".join(map(_plain, cells)) + " |"]
 
 
 def _span(span: Span | None) -> str:

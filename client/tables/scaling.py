@@ -9,13 +9,13 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from fleetfit.client.tables.report_rows import CURVES
 from fleetfit.client.tables.words import significant, size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _WIDTH: Final = 11
-_CURVES: Final = (("threads", "threads"), ("batch", "batch"), ("instances", "processes"))
 
 
 def scaling_parts(device: Mapping[str, Any]) -> Iterator[RenderableType]:
@@ -36,7 +36,7 @@ def _table(scaling: Mapping[str, Any]) -> Table:
     made.add_column(Text("MORE"))
     for heading in ("PROC.", "THR.", "BATCH", "SAMPLES/S", "x FIRST", "P50 MS", "P95 MS", "EACH HOLDS"):
         made.add_column(Text(heading), justify="right", overflow="fold")
-    for key, name in _CURVES:
+    for key, name in CURVES:
         for at, point in enumerate((scaling.get(key) or {}).get("points") or []):
             where = [str(point.get(part, "")) for part in ("instances", "threads", "batch")]
             memory = point.get("memory_bytes")
@@ -63,7 +63,7 @@ def _cell(figure: Mapping[str, Any] | None) -> Text:
 
 
 def _endings(scaling: Mapping[str, Any]) -> Iterator[str]:
-    for key, name in _CURVES:
+    for key, name in CURVES:
         curve = scaling.get(key) or {}
         if curve.get("ended"):
             yield f"{name}: {curve['ended']}"

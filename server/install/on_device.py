@@ -397,7 +397,9 @@ def build_environment(folder: str, path: str, names: List[str]) -> None:
 def clean_environment() -> Dict[str, str]:
     """Ours without the user's settings of Python and pip: they may name other indexes, or other places."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "PYTHON", "VIRTUAL_ENV"))}
-    clean.update(setting.split("=") for setting in SETTINGS.split())
+    for setting in SETTINGS.split():
+        name, _, value = setting.partition("=")
+        clean[name] = value
     return clean
 
 

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import csv
 import io
 import json
+import re
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from fleetfit.client.tables.profile import profile_parts
+from fleetfit.client.tables.report_text import report_csv, report_markdown
 from fleetfit.server.report.build import build_report
 
 from ..server.report.profiled import none_result
@@ -76,3 +79,25 @@ def test_an_operator_without_a_type_goes_by_its_name(device: dict[str, Any]) -> 
 def test_nothing_is_said_where_nobody_asked(device: dict[str, Any]) -> None:
     assert shown({"candidates": [{"recipe": "original"}]}) == ""
     assert shown({}) == ""
+
+
+def test_csv_has_a_line_for_each_operator(device: dict[str, Any]) -> None:
+    rows = list(csv.DictReader(io.StringIO(report_csv({"job": "j1", "devices": [device]}, "operators"))))
+    wanted = [
+        (c["recipe"], one["name"], one["ms"], one["share"])
+        for c in device["candidates"]
+        for one in (c["profile"] or {"operators": []})["operators"]
+    ]
+    assert [(row["recipe"], row["name"], float(row["ms"]), float(row["share"])) for row in rows] == wanted
+    assert len(wanted) > 20 and {row["number_format"] for row in rows} == {"float32"}
+
+
+def test_markdown_shows_the_ten_largest_of_each_build(device: dict[str, Any]) -> None:
+    text = report_markdown({"job": "j1", "devices": [device]})
+    for recipe in ("original", "pruned-int8"):
+        lines = text[text.index(f"### The largest operators of {recipe} in") :].splitlines()
+        table = [line for line in lines[: lines.index("", 2)] if line.startswith("|")]
+        assert len(table) == 2 + 10
+        assert table[2].startswith("| Conv |") and table[2].endswith("| 40.0 % |")
+        assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {7}
+    assert text.count("do not add up to the latency") == 2

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import dataclasses
 import io
 import json
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from fleetfit.client.tables.report_text import report_csv, report_markdown
 from fleetfit.client.tables.scaling import scaling_parts
 from fleetfit.server.report.analyse import summarize
 from fleetfit.server.report.build import build_report
@@ -77,3 +79,35 @@ def test_one_round_is_shown_without_an_interval() -> None:
     candidate = {"recipe": "a", "scaling": {"threads": {"points": [point], "ended": ""}, "trust": "noisy"}}
     text = shown({"candidates": [candidate]})
     assert "812" in text and "None" not in text and "measured on a noisy device" in text
+
+
+def test_csv_has_a_line_for_each_point(device: dict[str, Any]) -> None:
+    rows = list(csv.DictReader(io.StringIO(report_csv({"job": "j1", "devices": [device]}, "scaling"))))
+    assert len(rows) == 2 * 9, "a point that could not be measured has a line, too"
+    assert {row["job"] for row in rows} == {"j1"} and {row["recipe"] for row in rows} == {
+        "original",
+        "original-retrained",
+    }
+    assert [row["more"] for row in rows[:9]] == ["threads"] * 3 + ["batch"] * 3 + ["processes"] * 3
+    point = device["candidates"][0]["scaling"]["threads"]["points"][1]
+    assert float(rows[1]["samples_per_second"]) == point["throughput"]["value"]
+    assert float(rows[1]["samples_per_second_low"]) == point["throughput"]["ci95"][0]
+    assert (rows[1]["processes"], rows[1]["threads"], rows[1]["batch"]) == ("1", "2", "1")
+    failed = next(row for row in rows if row["status"] != "measured")
+    assert failed["samples_per_second"] == "" and "needs more memory" in failed["message"]
+
+
+def test_csv_and_markdown_of_what_was_not_measured() -> None:
+    report = {"job": "j1", "devices": [{"device": "pi", "candidates": [{"recipe": "original"}]}]}
+    assert len(report_csv(report, "scaling").splitlines()) == 1
+    assert "scales" not in report_markdown(report) and "operators" not in report_markdown(report)
+
+
+def test_markdown_shows_the_same_points(device: dict[str, Any]) -> None:
+    text = report_markdown({"job": "j1", "devices": [device]})
+    lines = text[text.index("### How original scales in") :].splitlines()
+    table = [line for line in lines[: lines.index("", 2)] if line.startswith("|")]
+    assert len(table) == 2 + 9
+    assert {line.count("|") for line in table} == {10}
+    assert any("needs more memory" in line for line in table)
+    assert "### How original-retrained scales in" in text
