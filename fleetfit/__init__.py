@@ -31,7 +31,17 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'fleetfit' has no attribute {name!r}")
-    value = getattr(import_module(home), name)
+    try:
+        value = getattr(import_module(home), name)
+    except ModuleNotFoundError as missing:
+        if not home.startswith(missing.name or home):
+            raise
+        from fleetfit.core.errors import UnsupportedHere
+
+        raise UnsupportedHere(
+            f"fleetfit.{name} is not part of what a device is given; use it where the server is, or in an environment of your own "
+            "(`pip install fleetfit`)"
+        ) from missing
     globals()[name] = value
     return value
 
