@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from fleetfit.compress.tasks import Build, CompressFacts, DataFacts, ModelFacts, SplitFile, Tensor
 from fleetfit.proto.v1 import jobs_pb2, snapshot_pb2
+from fleetfit.server.engine.ingestion import Ingestion
 from fleetfit.server.engine.planning import PlannedData, PlannedDevice, PlannedModel
 from fleetfit.server.storage.artifacts import ArtifactStore
 from fleetfit.server.storage.database import Database
@@ -28,6 +29,7 @@ from fleetfit.server.storage.tables import (
 )
 
 from ..databases import open_database
+from .harness import paper_child
 
 INPUT = Tensor(name="x", dtype="float32", shape=[-1, 4])
 OUTPUT = Tensor(name="output", dtype="float32", shape=[-1, 3])
@@ -219,3 +221,9 @@ def world(database: Database) -> World:
 
     database.write_now(write)
     return found
+
+
+@pytest.fixture
+def paper_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are looked at in this process, which saves a child for each."""
+    monkeypatch.setattr(Ingestion, "_child", paper_child)

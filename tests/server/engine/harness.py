@@ -68,6 +68,7 @@ PRUNED = "{name: pruned, steps: [activation_pruning: {ratio: 0.5}]}"
 TRAINED = "{name: trained, steps: [activation_pruning: {ratio: 0.5}, distill: {epochs: 1}]}"
 CUDA = CudaDevice(name="GPU", capability="9.0", cuda="12.8", cudnn="91002", driver="570.86.15", memory_bytes=1)
 UNCOMPRESSED_BYTES = 4000
+DONE, FAILED, CANCELLED = jobs_pb2.JOB_STATE_DONE, jobs_pb2.JOB_STATE_FAILED, jobs_pb2.JOB_STATE_CANCELLED
 ALL_RECIPES = ("original", "original-retrained", "pruned", "trained")
 
 
@@ -421,3 +422,8 @@ def outcome(job: jobs_pb2.Job, report: Any) -> Any:
         [(c.device, c.recipe, c.state, c.detail) for c in job.candidates],
         [(d["device"], d["selected"], d["why"], [c["variant"] for c in d["candidates"]]) for d in report["devices"]],
     )
+
+
+def states(job: jobs_pb2.Job) -> dict[str, str]:
+    """The state of each candidate, by its device and recipe."""
+    return {f"{c.device} {c.recipe}": c.state for c in job.candidates}

@@ -20,13 +20,10 @@ from fleetfit.server.storage.tables import DeviceRow, HealthCheckRow
 
 from .harness import House, PaperAgent, measured, paper_child, request
 
+pytestmark = pytest.mark.usefixtures("paper_reports")
+
 CONDITION = {"power_mode": "15W", "governor": "schedutil", "kernel": "5.15", "threads": "1", "boot_id": "1"}
 SETTINGS = Settings(method="quick", tick_s=0.05, health_every_s=3600.0)
-
-
-@pytest.fixture(autouse=True)
-def paper(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Ingestion, "_child", paper_child)
 
 
 class Ward:

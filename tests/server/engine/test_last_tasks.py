@@ -13,7 +13,6 @@ from sqlalchemy.orm import Session
 from fleetfit.proto.methods import named_method
 from fleetfit.proto.v1 import jobs_pb2, snapshot_pb2, work_pb2
 from fleetfit.proto.versions import AGENT_CAPABILITIES, PROFILES
-from fleetfit.server.engine.ingestion import Ingestion
 from fleetfit.server.engine.leases import Leases
 from fleetfit.server.engine.scoring import rescore
 from fleetfit.server.engine.states import PROFILE, SCALING
@@ -32,15 +31,12 @@ from fleetfit.server.storage.tables import (
 
 from ..report.profiled import profile_result
 from ..report.scaled import scaling_result
-from .harness import PRUNED, House, measured, paper_child, request
+from .harness import PRUNED, House, measured, request
 from .test_flow import compared, step
 from .test_flow import measured as put_measurement
 from .test_scaling import left_ms, tasks
 
-
-@pytest.fixture(autouse=True)
-def paper_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Ingestion, "_child", paper_child)
+pytestmark = pytest.mark.usefixtures("paper_reports")
 
 
 @pytest.fixture

@@ -12,17 +12,13 @@ import pytest
 from fleetfit.core.errors import InvalidInput, NotFound
 from fleetfit.proto.v1 import jobs_pb2, models_pb2, work_pb2
 from fleetfit.proto.versions import CHAINS
-from fleetfit.server.engine.ingestion import Ingestion
 from fleetfit.server.engine.parts import check_end_to_end, parts_notes
 from fleetfit.server.engine.planning import PlannedDevice, PlannedModel
 from fleetfit.server.report.summary import Chain, Figure, MeasurementSummary
 
-from .harness import PARTS, PRUNED, House, measured, paper_child, request
+from .harness import PARTS, PRUNED, House, measured, request
 
-
-@pytest.fixture(autouse=True)
-def paper_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Ingestion, "_child", paper_child)
+pytestmark = pytest.mark.usefixtures("paper_reports")
 
 
 async def push(house: House, **contents: bytes) -> models_pb2.Model:

@@ -12,16 +12,12 @@ import pytest
 from fleetfit.compress.tasks import Compress, TaskError
 from fleetfit.core.errors import FleetfitError, InvalidInput, NotFound
 from fleetfit.proto.v1 import jobs_pb2, models_pb2
-from fleetfit.server.engine.ingestion import Ingestion
 
-from .harness import PRUNED, TRAINED, House, paper_child, request
+from .harness import PRUNED, TRAINED, House, request
+
+pytestmark = pytest.mark.usefixtures("paper_reports")
 
 QUANTIZED = "{name: small, steps: [activation_pruning: {ratio: 0.5}, quantize: {mode: static}]}"
-
-
-@pytest.fixture(autouse=True)
-def paper_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Ingestion, "_child", paper_child)
 
 
 def play(folder: Path, scenario: Callable[[House], Awaitable[None]]) -> None:

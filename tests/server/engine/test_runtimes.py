@@ -15,7 +15,6 @@ from fleetfit.compress.tasks import Lower, Task, TaskError
 from fleetfit.core.errors import InvalidInput, InvalidRecipe
 from fleetfit.proto.v1 import jobs_pb2, measurement_pb2, snapshot_pb2, work_pb2
 from fleetfit.proto.versions import PAIRS_RUNTIMES
-from fleetfit.server.engine.ingestion import Ingestion
 from fleetfit.server.engine.planning import (
     PlannedCandidate,
     PlannedData,
@@ -27,7 +26,9 @@ from fleetfit.server.engine.planning import (
 from fleetfit.server.engine.targets import Target, targets
 from fleetfit.server.report.summary import MeasurementSummary
 
-from .harness import PRUNED, House, measured, paper_child, request
+from .harness import PRUNED, House, measured, request
+
+pytestmark = pytest.mark.usefixtures("paper_reports")
 
 MakeSnapshot = Callable[..., snapshot_pb2.DeviceSnapshot]
 ORT, VINO = "onnxruntime", "openvino"
@@ -48,11 +49,6 @@ def makeable(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     for module in ("planning", "lowering"):
         monkeypatch.setattr(f"fleetfit.server.engine.{module}.targets", lambda: known)
-
-
-@pytest.fixture(autouse=True)
-def paper_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Ingestion, "_child", paper_child)
 
 
 @pytest.fixture

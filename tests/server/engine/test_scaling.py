@@ -14,7 +14,6 @@ from fleetfit.proto.methods import named_method
 from fleetfit.proto.v1 import jobs_pb2, snapshot_pb2, work_pb2
 from fleetfit.proto.versions import AGENT_CAPABILITIES, SCALES
 from fleetfit.server.engine.facts import read_facts
-from fleetfit.server.engine.ingestion import Ingestion
 from fleetfit.server.engine.leases import Leases, fail_task
 from fleetfit.server.engine.progress import Pace, job_progress
 from fleetfit.server.engine.scoring import rescore
@@ -34,16 +33,13 @@ from fleetfit.server.storage.tables import (
 )
 
 from ..report.scaled import scaling_result
-from .harness import PRUNED, House, measured, paper_child, request
+from .harness import PRUNED, House, measured, request
 from .test_flow import compared, step
 from .test_flow import measured as put_measurement
 
+pytestmark = pytest.mark.usefixtures("paper_reports")
+
 DONE = jobs_pb2.JOB_STATE_DONE
-
-
-@pytest.fixture(autouse=True)
-def paper_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Ingestion, "_child", paper_child)
 
 
 @pytest.fixture

@@ -13,12 +13,9 @@ from fleetfit.server.engine.ingestion import Ingestion
 from fleetfit.server.report.summary import MeasurementSummary
 from fleetfit.server.storage.tables import DatasetRow, SubsetRow
 
-from .harness import House, measured, paper_child, request
+from .harness import House, measured, request
 
-
-@pytest.fixture(autouse=True)
-def paper_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Ingestion, "_child", paper_child)
+pytestmark = pytest.mark.usefixtures("paper_reports")
 
 
 def test_every_device_gets_the_same_part_of_each_split_and_the_report_says_of_how_many(tmp_path: Path) -> None:
