@@ -8,7 +8,7 @@ import hashlib
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import grpc
 import grpc.aio
@@ -45,34 +45,33 @@ async def upload_file(
     failures, reached = 0, -1
     # A refusal of the first message is lost only where a chunk follows at once, so after one was lost the chunks wait.
     wait_s = 0.0
-    while True:
-        try:
-            state = await stub.Stat(artifacts_pb2.StatArtifactRequest(sha256=digest), metadata=metadata)
-            if state.complete:
-                on_progress(artifact.size_bytes, artifact.size_bytes)
+    # Opened here: gRPC neither finishes nor closes an iterator of requests when the server ends the call.
+    with path.open("rb") as file:
+        while True:
+            try:
+                state = await stub.Stat(artifacts_pb2.StatArtifactRequest(sha256=digest), metadata=metadata)
+                if state.complete:
+                    on_progress(artifact.size_bytes, artifact.size_bytes)
+                    return artifact
+                if state.received_bytes > reached:
+                    failures, reached = 0, state.received_bytes
+                chunks = _chunks(file, artifact, state.received_bytes, wait_s, on_progress)
+                await stub.Upload(chunks, metadata=metadata)
                 return artifact
-            if state.received_bytes > reached:
-                failures, reached = 0, state.received_bytes
-            chunks = _chunks(path, artifact, state.received_bytes, wait_s, on_progress)
-            await stub.Upload(chunks, metadata=metadata)
-            return artifact
-        except grpc.RpcError as error:
-            wait_s = min(0.5 * 2**failures, 5.0) if _lost_answer(error) else 0.0
-            failures = await _again(error, failures, f"sending {path.name}")
+            except grpc.RpcError as error:
+                wait_s = min(0.5 * 2**failures, 5.0) if _lost_answer(error) else 0.0
+                failures = await _again(error, failures, f"sending {path.name}")
 
 
 async def _chunks(
-    path: Path, artifact: common_pb2.ArtifactRef, offset: int, wait_s: float, on_progress: OnProgress
+    file: BinaryIO, artifact: common_pb2.ArtifactRef, offset: int, wait_s: float, on_progress: OnProgress
 ) -> AsyncIterator[artifacts_pb2.UploadArtifactRequest]:
     yield artifacts_pb2.UploadArtifactRequest(artifact=artifact, offset_bytes=offset)
     await asyncio.sleep(wait_s)
-    done = offset
-    with path.open("rb") as file:
-        file.seek(offset)
-        while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
-            yield artifacts_pb2.UploadArtifactRequest(data=chunk)
-            done += len(chunk)
-            on_progress(done, artifact.size_bytes)
+    while chunk := await asyncio.to_thread(os.pread, file.fileno(), CHUNK_BYTES, offset):
+        yield artifacts_pb2.UploadArtifactRequest(data=chunk)
+        offset += len(chunk)
+        on_progress(offset, artifact.size_bytes)
 
 
 async def download_file(

@@ -128,6 +128,19 @@ def test_a_refusal_that_grpc_loses_is_asked_for_again(file: Path, lost: int) -> 
     assert not store.received
 
 
+def test_a_refused_upload_leaves_no_file_open(file: Path) -> None:
+    store = Store()
+    store.refusal = ExhaustedResource("the server's disk is full; make room in its state folder")
+
+    async def refused(channel: grpc.aio.Channel) -> list[str]:
+        for _ in range(20):
+            with pytest.raises(ExhaustedResource):
+                await upload_file(channel, file)
+        return [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+
+    assert str(file) not in _serve(store, refused)
+
+
 def test_many_refusals_beside_a_running_write_are_all_told(file: Path) -> None:
     store = Store()
     store.refusal = ExhaustedResource("the server's disk is full; make room in its state folder")
