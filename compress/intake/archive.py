@@ -5,8 +5,9 @@ name. So the archive is read here first, with every part that could do more than
 what was checked into a new archive: PyTorch's reader never meets the uploaded zip itself, on whose structure two readers
 could disagree.
 
-Two layouts exist: that of torch 2.8 and newer (`models/model.json`, raw weights), and that of 2.6 and 2.7
-(`serialized_exported_program.json`, weights in a pickle that is read with `weights_only`).
+Three layouts exist: that of torch 2.9 and newer (`models/model.json`, raw weights), that of 2.8 (the same, with weights and
+constants in a pickle each), and that of 2.6 and 2.7 (`serialized_exported_program.json`, three pickles). Pickles are read with
+`weights_only`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import json
 import keyword
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -39,9 +40,12 @@ _SMALL_LIMIT = 1 << 20
 _MOST_SPARSE = 10_000
 _LEGACY_PROGRAM = "serialized_exported_program.json"
 _LEGACY_PICKLES = ("serialized_state_dict.pt", "serialized_constants.pt", "serialized_example_inputs.pt")
+_SAMPLES = "data/sample_inputs/model.pt"
+_PICKLED_WEIGHTS = ("data/weights/model.pt", "data/constants/model.pt")
+_WEIGHTS, _CONSTANTS = "data/weights/model_weights_config.json", "data/constants/model_constants_config.json"
 _MODERN = re.compile(
     r"^(models/model\.json|archive_format|archive_version|byteorder|\.data/(version|serialization_id)|version"
-    r"|\.format_version|\.storage_alignment|data/sample_inputs/model\.pt"
+    r"|\.format_version|\.storage_alignment|data/(sample_inputs|weights|constants)/model\.pt"
     r"|data/weights/(weight_\d+|model_weights_config\.json)"
     r"|data/constants/(tensor_\d+|model_constants_config\.json)|extra/[A-Za-z0-9_.-]+)$"
 )
@@ -56,11 +60,14 @@ class CheckedArchive:
     legacy: bool
     torch_version: str
     program: dict[str, Any] = field(repr=False)
-    weights: dict[str, Any] = field(repr=False)
-    constants: dict[str, Any] = field(repr=False)
     facts: dict[str, Any]
     """What fleetfit noted: names of inputs, outputs and weights whose zeros stay, the torch version; empty for others'."""
+    pickles: tuple[str, ...]
+    """Entries that `torch.save` wrote."""
     payloads: tuple[str, ...] = ()
+    """Entries of plain numbers."""
+    lists: Mapping[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+    """What lies in the payloads, by the entries that say so."""
 
     def read(self, name: str) -> bytes:
         """The content of one entry."""
@@ -71,7 +78,7 @@ class CheckedArchive:
         """A new archive with only what was checked.
 
         Args:
-            resave: Takes a `torch.save` file from the archive (sample inputs; in the old layout weights too), reads it with
+            resave: Takes a `torch.save` file from the archive (sample inputs; in the older layouts weights too), reads it with
                 `weights_only`, and returns it written anew.
         """
         buffer = io.BytesIO()
@@ -84,24 +91,23 @@ class CheckedArchive:
                 return read_entry(source, self.root + name, limit=4 << 30, what=WHAT, error=InvalidModel)
 
             program = json.dumps(self.program)
+            root = "" if self.legacy else "m/"
             if self.legacy:
                 target.writestr("version", original("version"))
                 target.writestr(_LEGACY_PROGRAM, program)
-                for name in _LEGACY_PICKLES:
-                    target.writestr(name, resave(original(name)))
             else:
                 target.writestr("m/archive_format", "pt2")
                 target.writestr("m/archive_version", _ARCHIVE_VERSION)
                 target.writestr("m/models/model.json", program)
-                target.writestr("m/data/weights/model_weights_config.json", json.dumps(self.weights))
-                target.writestr("m/data/constants/model_constants_config.json", json.dumps(self.constants))
-                samples = "data/sample_inputs/model.pt"
-                target.writestr("m/" + samples, resave(original(samples)))
-                for name in self.payloads:
-                    target.writestr("m/" + name, original(name))
                 # PyTorch's reader asks for its own format's version.
                 target.writestr("m/version", "3\n")
                 target.writestr("m/byteorder", "little")
+            for name, content in self.lists.items():
+                target.writestr(root + name, json.dumps(content))
+            for name in self.pickles:
+                target.writestr(root + name, resave(original(name)))
+            for name in self.payloads:
+                target.writestr(root + name, original(name))
         buffer.seek(0)
         return buffer
 
@@ -157,19 +163,29 @@ def _check_modern(path: Path, archive: zipfile.ZipFile) -> CheckedArchive:
         _refuse(f"has the archive version {version[:20]!r}, which this fleetfit cannot read")
     if "byteorder" in inner and text("byteorder") != "little":
         _refuse("was written on a big-endian machine")
-    if "data/sample_inputs/model.pt" not in inner:
+    if _SAMPLES not in inner:
         _refuse("carries no sample inputs, without which nothing can be proven about it")
     program = _load_json(text("models/model.json", _JSON_LIMIT), "models/model.json")
     torch_version = check_versions(program)
     check_program(program)
-    sizes = {name.removeprefix(root): info.file_size for name, info in zip(names, archive.infolist(), strict=True)}
-    weights = _load_json(text("data/weights/model_weights_config.json", _JSON_LIMIT), "the list of weights")
-    constants = _load_json(text("data/constants/model_constants_config.json", _JSON_LIMIT), "the list of constants")
-    check_payloads(weights, "data/weights/", sizes)
-    check_payloads(constants, "data/constants/", sizes)
+    pickles: tuple[str, ...] = (_SAMPLES,)
+    lists: dict[str, dict[str, Any]] = {}
+    if any(name in inner for name in _PICKLED_WEIGHTS):
+        # PyTorch would take these and pass over the lists, so nothing else may stand beside them.
+        if {name for name in inner if re.match(r"^data/(weights|constants)/", name)} != set(_PICKLED_WEIGHTS):
+            _refuse("keeps weights and constants partly in a pickle and partly as numbers")
+        pickles += _PICKLED_WEIGHTS
+    else:
+        sizes = {name.removeprefix(root): info.file_size for name, info in zip(names, archive.infolist(), strict=True)}
+        lists = {
+            _WEIGHTS: _load_json(text(_WEIGHTS, _JSON_LIMIT), "the list of weights"),
+            _CONSTANTS: _load_json(text(_CONSTANTS, _JSON_LIMIT), "the list of constants"),
+        }
+        for name, content in lists.items():
+            check_payloads(content, f"{name.rpartition('/')[0]}/", sizes)
     facts = _facts(text(f"extra/{FACTS_FILE}")) if f"extra/{FACTS_FILE}" in inner else {}
     payloads = tuple(name for name in inner if re.match(r"^data/(weights/weight|constants/tensor)_\d+$", name))
-    return CheckedArchive(path, root, False, torch_version, program, weights, constants, facts, payloads)
+    return CheckedArchive(path, root, False, torch_version, program, facts, pickles, payloads, lists)
 
 
 def _check_legacy(path: Path, archive: zipfile.ZipFile) -> CheckedArchive:
@@ -193,7 +209,7 @@ def _check_legacy(path: Path, archive: zipfile.ZipFile) -> CheckedArchive:
     if extra in names:
         content = read_entry(archive, extra, limit=_SMALL_LIMIT, what=WHAT, error=InvalidModel)
         facts = _facts(content.decode(errors="replace"))
-    return CheckedArchive(path, "", True, torch_version, program, {}, {}, facts)
+    return CheckedArchive(path, "", True, torch_version, program, facts, _LEGACY_PICKLES)
 
 
 def check_versions(program: dict[str, Any]) -> str:

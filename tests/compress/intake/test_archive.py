@@ -130,7 +130,7 @@ def test_two_entries_of_one_name_that_readers_would_not_tell_apart(entries: Entr
     [
         "data/constants/custom_obj_0",
         "data/constants/opaque_obj_0",
-        "data/weights/model.pt",
+        "data/weights/other.pt",
         "data/aotinductor/m/x.so",
         "data.pkl",
     ],
@@ -355,6 +355,30 @@ def test_the_layout_of_torch_2_6_is_not_unpickled(tmp_path: Path) -> None:
     with pytest.raises(InvalidModel, match="not plain tensors"):
         load_pt2(legacy(tmp_path / "m.pt2", ((Evil(tmp_path / "ran"),), {})))
     assert not (tmp_path / "ran").exists()
+
+
+OF_2_8 = Path(__file__).parent / "archives" / "torch-2.8.0.pt2"
+
+
+@pytest.mark.parametrize("name", ["data/weights/model.pt", "data/constants/model.pt"])
+def test_the_layout_of_torch_2_8_is_not_unpickled(name: str, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save({"a": Evil(tmp_path / "ran")}, buffer)
+    with pytest.raises(InvalidModel, match="not plain tensors"):
+        load_pt2(packed(tmp_path / "m.pt2", {**unpacked(OF_2_8), name: buffer.getvalue()}))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["data/weights/model.pt", "data/constants/model.pt"])
+def test_weights_in_a_pickle_do_not_stand_beside_those_that_were_checked(
+    name: str, entries: Entries, tmp_path: Path
+) -> None:
+    """PyTorch would take the pickle and pass over the rest."""
+    evil = pickle.dumps(Evil(tmp_path / "ran"))
+    refused(packed(tmp_path / "m.pt2", {**entries, name: evil}), "partly in a pickle and partly as numbers")
+    whole = unpacked(OF_2_8)
+    del whole[name]
+    refused(packed(tmp_path / "m.pt2", whole), "partly in a pickle and partly as numbers")
 
 
 @pytest.fixture(scope="session")
