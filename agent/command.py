@@ -77,8 +77,8 @@ def _enrol_if_needed(folder: Path, server: str, token: str, name: str) -> tuple[
     if identity is not None:
         if token and not _is_of(token, identity, folder):
             raise Conflict(
-                f"this device works for another server, the one at {identity.server}, and goes on with that: the token is "
-                f"another server's; to move the device here, remove {folder / FOLDER} and paste the line again",
+                f"this device works for another server, at {identity.server} with another CA, and goes on with that: the "
+                f"token is not of that one; to move the device here, remove {folder / FOLDER} and paste the line again",
                 field="token",
             )
         unused = " (the token was not used)" if token else ""

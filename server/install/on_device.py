@@ -575,36 +575,56 @@ def own_state(folder: str, user: str) -> None:
                 os.lchown(os.path.join(below, name), entry.pw_uid, entry.pw_gid)
 
 
-def as_user(folder: str, user: str, arguments: List[str]) -> "subprocess.CompletedProcess[bytes]":
-    """Run our command line as the service's user."""
+def as_user(folder: str, user: str, arguments: List[str]) -> Dict[str, Any]:
+    """What our command line answers, run as the service's user. Raises Failed with its sentence, or its last words."""
     state = folder + "/state"
     environment = dict(clean_environment(), HOME=state, FLEETFIT_AGENT_STATE=state)
     more = {}  # type: Dict[str, Any]
     if user:
         entry = pwd.getpwnam(user)
         more = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": os.getgrouplist(user, entry.pw_gid)}
-    command = [os.path.join(folder, "venv", "bin", "python"), "-m", "fleetfit", *arguments]
-    return subprocess.run(command, stdout=subprocess.PIPE, env=environment, cwd=folder, check=False, **more)
+    command = [
+        os.path.join(folder, "venv", "bin", "python"),
+        "-m",
+        "fleetfit",
+        "agent",
+        "--state",
+        state,
+        *arguments,
+        "--json",
+    ]
+    done = subprocess.run(command, capture_output=True, env=environment, cwd=folder, check=False, **more)
+    last = (done.stderr.decode(errors="replace").strip().splitlines() or ["exit code {}".format(done.returncode)])[-1]
+    try:
+        answer = dict(json.loads(done.stdout.decode().strip().splitlines()[-1]))
+    except (IndexError, ValueError):
+        raise Failed("`fleetfit agent {}` gave no answer ({})".format(arguments[0], last)) from None
+    if "error" in answer:
+        raise Failed(answer["error"]["message"])
+    return answer
 
 
 def enrol(folder: str, user: str, options: Any) -> Dict[str, Any]:
     """Turn the token into an identity, once."""
-    arguments = ["agent", "--state", folder + "/state", "enroll", "--json"]
+    arguments = ["enroll"]
     for option, value in (("--server", options.server), ("--token", options.token), ("--name", options.name)):
         arguments += [option, value] if value else []
-    done = as_user(folder, user, arguments)
-    lines = done.stdout.decode().strip().splitlines() or ["{}"]
-    said = dict(json.loads(lines[-1]))
-    if done.returncode:
-        raise Failed("it is installed, but " + said.get("error", {}).get("message", "it could not enrol"))
+    try:
+        said = as_user(folder, user, arguments)
+    except Failed as error:
+        raise Failed("it is installed, but {}".format(error)) from None
     say(said["message"])
     return {"device": said["device"], "device_id": said["device_id"]}
 
 
 def doctor(folder: str, user: str) -> List[Any]:
     """What the device has and lacks, shown to people as well."""
-    done = as_user(folder, user, ["agent", "--state", folder + "/state", "doctor", "--json"])
-    findings = list(json.loads(done.stdout.decode().strip().splitlines()[-1])["findings"])
+    try:
+        findings = list(as_user(folder, user, ["doctor"])["findings"])
+    except Failed as error:
+        # All else is done, and the agent says the same when it starts.
+        advice = "Run {}/fleetfit agent doctor when that is mended.".format(folder)
+        findings = [{"what": "doctor", "verdict": "missing", "found": str(error), "advice": advice}]
     for one in findings:
         advice = "\n         " + one["advice"] if one["advice"] else ""
         say("{:8} {}: {}{}".format(one["verdict"], one["what"], one["found"], advice))

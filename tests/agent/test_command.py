@@ -122,7 +122,7 @@ def test_a_token_of_another_server_is_not_passed_over(
     says = (
         "is not whole"
         if token != TOKEN
-        else f"works for another server, the one at 127.0.0.1:1, .* remove {state}/identity"
+        else f"works for another server, at 127.0.0.1:1 with another CA, .* remove {state}/identity"
     )
     assert re.search(says, capsys.readouterr().err)
     assert not becomes and load_identity(state) is not None

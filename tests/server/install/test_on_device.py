@@ -207,6 +207,39 @@ def test_the_agents_python_runs_with_the_same_settings_whoever_starts_it(
     assert environment[name] == value and "PYTHONPATH" not in environment and environment["PATH"] == os.environ["PATH"]
 
 
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (
+            """echo '{"error": {"message": "the token is spent"}}'; echo 'fleetfit: the token is spent' >&2; exit 1""",
+            "the token is spent",
+        ),
+        (
+            "echo first >&2; echo 'no such library' >&2; exit 1",
+            "`fleetfit agent enroll` gave no answer (no such library)",
+        ),
+        ("kill -SEGV $$", "`fleetfit agent enroll` gave no answer (exit code -11)"),
+        ("echo hello; exit 0", "`fleetfit agent enroll` gave no answer (exit code 0)"),
+    ],
+)
+def test_what_the_new_agent_says_is_told_once_and_is_a_sentence(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], script: str, words: str
+) -> None:
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    options = on_device.parse(["url", "digest", "--server", "a:1", "--token", "t", "--dir", str(tmp_path)])
+    with pytest.raises(Failed) as caught:
+        on_device.enrol(str(tmp_path), "", options)
+    assert str(caught.value) == f"it is installed, but {words}"
+    assert capfd.readouterr() == ("", "")
+    # What comes after the enrolment is done all the same.
+    (finding,) = on_device.doctor(str(tmp_path), "")
+    assert finding["verdict"] == "missing" and finding["found"] == words.replace("enroll", "doctor")
+    assert f"{tmp_path}/fleetfit agent doctor" in capfd.readouterr().err
+
+
 def planted(folder: Path) -> Path:
     """A folder as an installation leaves it, without what is large."""
     prepare(str(folder))
