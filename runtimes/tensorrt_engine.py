@@ -86,6 +86,7 @@ class Here(ABC):
         try:
             model.open(self.last_engine(build) or self.engine(build, {}, ignore_progress))
         except BaseException:
+            # Whatever ends it, the GPU's memory goes back.
             model.close()
             raise
         return model

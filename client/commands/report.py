@@ -17,10 +17,10 @@ from fleetfit.client.client import Client, connect
 from fleetfit.client.commands.options import AsJson, Server
 from fleetfit.client.output import Output
 from fleetfit.client.progress import Follower
+from fleetfit.client.tables.report_rows import TABLES
 from fleetfit.core.errors import UsageError
 
 _FORMATS: Final = ("table", "json", "html", "csv", "md")
-_TABLES: Final = ("candidates", "scaling", "operators")
 
 
 def report(
@@ -32,7 +32,7 @@ def report(
     table: Annotated[
         str,
         typer.Option(
-            help=f"With csv, what has a line: {', '.join(_TABLES)} (those where --scaling or --profile measured).",
+            help=f"With csv, what has a line: {', '.join(TABLES)} (those where --scaling or --profile measured).",
             show_default="candidates",
         ),
     ] = "",
@@ -53,8 +53,8 @@ def report(
         _verify(job, device, server, as_json)
         return
     form = chosen_format(form, file, as_json)
-    if table and table not in _TABLES:
-        raise UsageError(f"there is no table '{table}'; choose one of {', '.join(_TABLES)}", field="table")
+    if table and table not in TABLES:
+        raise UsageError(f"there is no table '{table}'; choose one of {', '.join(TABLES)}", field="table")
     if table and form != "csv":
         raise UsageError("--table goes with --format csv; the other formats show all of them", field="table")
     if form == "html" and file is None and sys.stdout.isatty():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -237,3 +237,11 @@ def _meter(energy: Mapping[str, Any]) -> str:
 def _bounds(figure: Mapping[str, Any]) -> Sequence[float | None]:
     bounds = figure.get("ci95") or (None, None)
     return bounds[0], bounds[1]
+
+
+TABLES: Final[Mapping[str, tuple[type, Callable[[Mapping[str, Any], Mapping[str, Any]], Iterable[Any]]]]] = {
+    "candidates": (Row, rows_of),
+    "scaling": (ScalingRow, lambda report, device: scaling_rows(device)),
+    "operators": (OperatorRow, lambda report, device: operator_rows(device)),
+}
+"""What a CSV may have a line for, as `report --table` calls it, from a report and one of its devices."""

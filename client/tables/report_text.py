@@ -5,24 +5,17 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from itertools import groupby, islice
 from operator import attrgetter
 from typing import Any, Final
 
 from fleetfit.client.tables.report import interval, limits_sentence
-from fleetfit.client.tables.report_rows import OperatorRow, Row, ScalingRow, Span, operator_rows, rows_of, scaling_rows
+from fleetfit.client.tables.report_rows import TABLES, Row, Span, operator_rows, rows_of, scaling_rows
 from fleetfit.client.tables.words import significant, size
 
 _FORMULA = ("=", "+", "-", "@")
 _OPERATORS_SHOWN: Final = 10
-
-TABLES: Final[Mapping[str, tuple[type, Callable[[Mapping[str, Any], Mapping[str, Any]], Iterable[Any]]]]] = {
-    "candidates": (Row, rows_of),
-    "scaling": (ScalingRow, lambda report, device: scaling_rows(device)),
-    "operators": (OperatorRow, lambda report, device: operator_rows(device)),
-}
-"""What a CSV may have a line for, as `report --table` calls it."""
 
 
 def report_csv(report: Mapping[str, Any], table: str = "candidates") -> str:
@@ -119,15 +112,11 @@ def _scaling(device: Mapping[str, Any]) -> list[str]:
         for row in rows:
             figures = row.samples_per_second, row.times_the_first, row.p50_ms, row.p95_ms
             memory = row.memory_bytes_each
-            lines += _line(
-                *(row.more, str(row.processes), str(row.threads), str(row.batch)),
-                *(
-                    (_span(figure) for figure in figures)
-                    if row.status == "measured"
-                    else (row.message or row.status, *"---")
-                ),
-                size(memory.value) if memory else "-",
-            )
+            found = [_span(figure) for figure in figures]
+            if row.status != "measured":
+                found = [row.message or row.status, *"---"]
+            where = row.more, str(row.processes), str(row.threads), str(row.batch)
+            lines.append(_line(*where, *found, size(memory.value) if memory else "-"))
         lines.append("")
     return lines
 
@@ -139,7 +128,7 @@ def _operators(device: Mapping[str, Any]) -> list[str]:
         lines += _head(["operator", "name", "format", "placed", "ms in a call", "share"])
         for row in islice(rows, _OPERATORS_SHOWN):
             share = f"{100 * row.share:.1f} %"
-            lines += _line(row.operator, row.name, row.number_format, row.placed, significant(row.ms), share)
+            lines.append(_line(row.operator, row.name, row.number_format, row.placed, significant(row.ms), share))
         lines += [
             "",
             "By the runtime's own profiler, which slows what it looks at: these times do not add up to the latency.",
@@ -152,8 +141,8 @@ def _head(names: list[str]) -> list[str]:
     return ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
 
 
-def _line(*cells: str) -> list[str]:
-    return ["| " + " | ".join(map(_plain, cells)) + " |"]
+def _line(*cells: str) -> str:
+    return "| " + " | ".join(map(_plain, cells)) + " |"
 
 
 def _span(span: Span | None) -> str:

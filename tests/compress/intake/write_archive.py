@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+# Where it runs fleetfit is not installed, so the checkout's has to be found first.
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from fleetfit.client.export import export  # noqa: E402

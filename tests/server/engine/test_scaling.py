@@ -33,13 +33,11 @@ from fleetfit.server.storage.tables import (
 )
 
 from ..report.scaled import scaling_result
-from .harness import PRUNED, House, measured, request
+from .harness import DONE, PRUNED, House, measured, request
 from .test_flow import compared, step
 from .test_flow import measured as put_measurement
 
 pytestmark = pytest.mark.usefixtures("paper_reports")
-
-DONE = jobs_pb2.JOB_STATE_DONE
 
 
 @pytest.fixture
